@@ -1,0 +1,1 @@
+"""What a backend imports to register itself."""

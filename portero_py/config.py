@@ -1,0 +1,102 @@
+"""The validated, frozen configuration, in one small group per owner.
+
+Flag > environment > file > default; an unknown key in the file names the nearest known one.
+Times are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and a port to bind or to connect to; `host` is without brackets, "" means every address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """On idleness, never on total duration."""
+
+    handshake: float = 10
+    head: float = 15
+    body_idle: float = 60
+    keep_alive: float = 75
+    connect: float = 3
+    upstream_head: float = 60
+    upstream_idle: float = 60
+    drain: float = 30
+    shutdown: float = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    request_line: int = 8192
+    header_bytes: int = 32768
+    header_fields: int = 100
+    body_bytes: int = 0  # 0: no limit
+    h2_streams: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    cert_dir: str = "/etc/portero/certs"
+    min_version: str = "1.2"
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """What the data plane needs to know beyond times and limits."""
+
+    listen: tuple[Address, ...] = (Address("::", 443),)
+    trusted_proxies: tuple[Network, ...] = ()
+    default_service: str = ""
+    upstream_tls_verify: bool = False
+    upstream_ca_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    access: str = "json"  # json | text | off
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """The control plane's API. Secrets are kept out of every repr."""
+
+    listen: Address = Address("127.0.0.1", 18080)
+    secret: str = field(default="", repr=False)
+    hmac_keys: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # (kid or "", key)
+    audience: str = ""
+    issuer: str = ""
+    backend_cidrs: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlainHttp:
+    listen: Address | None = None
+    acme_upstream: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    proxy: Proxy = Proxy()
+    registration: Registration = Registration()
+    plain_http: PlainHttp = PlainHttp()
+    tls: Tls = Tls()
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    log: Log = Log()
+    workers: int = 1
+    state_dir: str = ""

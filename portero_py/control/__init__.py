@@ -1,0 +1,1 @@
+"""The control plane: registration, certificates, metrics. Plain aiohttp, off the hot path."""

@@ -1,0 +1,233 @@
+"""Every error that portero-py raises on purpose, with its HTTP meaning.
+
+Rules
+- `status` is what a client or a registering backend gets; `reason` is a stable snake_case word that
+  serves as log field, metric label and problem type. Nothing ever matches on an error's text.
+- The text (`str(error)`) is one line for a person: what is wrong and what to do. It never holds a secret.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PorteroError(Exception):
+    """Base of all: `status` is the HTTP answer, `reason` the log field and metric label."""
+
+    status: ClassVar[int] = 500
+    reason: ClassVar[str] = "internal_error"
+
+
+class ConfigError(PorteroError):
+    """A flag, variable, file or port that cannot be used: printed as one line, exit status 2."""
+
+    reason = "config"
+
+
+# Registration (DESIGN.md, section 6)
+
+
+class RegistrationError(PorteroError):
+    """A registration that is refused because of what it says."""
+
+    status = 400
+    reason = "bad_registration"
+
+
+class BadJson(RegistrationError):
+    reason = "bad_json"
+
+
+class BadField(RegistrationError):
+    """One field is missing, of the wrong type or out of range; `field` names it."""
+
+    reason = "bad_field"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class RegistrationTooLarge(RegistrationError):
+    status = 413
+    reason = "too_large"
+
+
+class NotJson(RegistrationError):
+    status = 415
+    reason = "not_json"
+
+
+class NoSuchLease(RegistrationError):
+    status = 404
+    reason = "no_such_lease"
+
+
+class AuthError(PorteroError):
+    """Who registers could not prove that he may."""
+
+    status = 401
+    reason = "unauthorized"
+
+
+class SecretMissing(AuthError):
+    reason = "secret_missing"
+
+
+class SecretWrong(AuthError):
+    status = 403
+    reason = "secret_wrong"
+
+
+class TokenMissing(AuthError):
+    reason = "token_missing"
+
+
+class TokenMalformed(AuthError):
+    reason = "token_malformed"
+
+
+class TokenExpired(AuthError):
+    reason = "token_expired"
+
+
+class TokenAlgorithm(AuthError):
+    """The token is signed with anything but HS256."""
+
+    status = 403
+    reason = "token_algorithm"
+
+
+class TokenMismatch(AuthError):
+    """The token is good, but for another service, audience or issuer."""
+
+    status = 403
+    reason = "token_mismatch"
+
+
+class BackendRefused(AuthError):
+    """The backend's address lies outside the networks that may register."""
+
+    status = 403
+    reason = "backend_refused"
+
+
+class RateLimited(AuthError):
+    """Too many failed authentications from one peer; `retry_after` is in seconds."""
+
+    status = 429
+    reason = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+# Bytes on a socket
+
+
+class WireError(PorteroError):
+    """Bytes that are no HTTP, or could be read in two ways. The connection cannot go on."""
+
+    status = 400
+    reason = "bad_request"
+
+
+class BadRequest(WireError):
+    """Malformed or ambiguous request."""
+
+
+class TargetTooLong(WireError):
+    status = 414
+    reason = "uri_too_long"
+
+
+class HeadTooLarge(WireError):
+    status = 431
+    reason = "headers_too_large"
+
+
+class BodyTooLarge(WireError):
+    status = 413
+    reason = "body_too_large"
+
+
+class HeadTimeout(WireError):
+    status = 408
+    reason = "head_timeout"
+
+
+class BodyTimeout(WireError):
+    """The client stopped in the middle of its body."""
+
+    status = 408
+    reason = "body_timeout"
+
+
+class BadResponse(WireError):
+    """A backend's bytes that are no HTTP response, or could be read in two ways."""
+
+    status = 502
+    reason = "bad_response"
+
+
+# Exchanges
+
+
+class ExchangeError(PorteroError):
+    """One request that could not be served."""
+
+    status = 502
+    reason = "upstream_failed"
+
+
+class NoSuchService(ExchangeError):
+    status = 404
+    reason = "no_such_service"
+
+
+class NoBackend(ExchangeError):
+    """The service is known, but no backend can take the request now."""
+
+    status = 503
+    reason = "no_backend"
+
+
+class Misdirected(ExchangeError):
+    """The Host is not covered by the certificate that this connection presented (RFC 9110, 15.5.20)."""
+
+    status = 421
+    reason = "misdirected"
+
+
+class MethodRefused(ExchangeError):
+    """CONNECT, and methods that portero does not pass."""
+
+    status = 405
+    reason = "method_refused"
+
+
+class ConnectFailed(ExchangeError):
+    reason = "connect_failed"
+
+
+class UpstreamTlsFailed(ExchangeError):
+    reason = "upstream_tls_failed"
+
+
+class UpstreamClosed(ExchangeError):
+    """The backend closed the connection before its response was complete."""
+
+    reason = "upstream_closed"
+
+
+class UpstreamTimeout(ExchangeError):
+    status = 504
+    reason = "upstream_timeout"
+
+
+class ClientGone(ExchangeError):
+    """In the log only: there is nobody to answer."""
+
+    status = 499
+    reason = "client_gone"

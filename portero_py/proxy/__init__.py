@@ -1,0 +1,1 @@
+"""The data plane: asyncio protocols that move HTTP between clients and backends."""

@@ -1,0 +1,113 @@
+"""One coarse timer wheel for all connections of a worker: setting a deadline is an attribute write.
+
+The rules
+- A watched item has `deadline`, a time of the loop's clock in seconds, or 0.0 for none. The owner moves it
+  at will: later costs nothing, the wheel looks again when the old one is due. Only a move to an
+  earlier time has to be told with `sooner(item)`.
+- When it has passed, `on_deadline(now)` is called once; the item stays watched.
+- `watch(item)` at birth, `forget(item)` at death. An item without a deadline is looked at once a round.
+- The resolution is one second: deadlines fire up to one second late, never early.
+
+A slot is a set; an item is in exactly one of them (`items` says which). 100,000 idle connections cost one
+look each per expiry, not a timer each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Final, Protocol
+
+TICK: Final = 1.0
+SLOTS: Final = 128
+
+
+class Watched(Protocol):
+    """Whatever has a deadline."""
+
+    @property
+    def deadline(self) -> float: ...
+
+    def on_deadline(self, now: float) -> None:
+        """The deadline has passed. Sets a new one, or ends what was waited for."""
+
+
+class DeadlineWheel:
+    """The pure part: items in slots, `advance(now)` fires what is due."""
+
+    def __init__(self, now: float) -> None:
+        self._slots: list[set[Watched]] = [set() for _ in range(SLOTS)]
+        self._slot_of: dict[Watched, int] = {}
+        self._tick = math.floor(now / TICK)
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def watch(self, item: Watched) -> None:
+        """Start to look after `item`."""
+        self._place(item, item.deadline)
+
+    def forget(self, item: Watched) -> None:
+        """Stop looking after `item`; harmless when it is not watched."""
+        slot = self._slot_of.pop(item, None)
+        if slot is not None:
+            self._slots[slot].discard(item)
+
+    def sooner(self, item: Watched) -> None:
+        """The deadline of `item` was moved to an earlier time."""
+        slot = self._slot_of.get(item)
+        if slot is not None:
+            self._slots[slot].discard(item)
+            self._place(item, item.deadline)
+
+    def advance(self, now: float) -> None:
+        """Fire all deadlines up to `now`. Call it about once a `TICK`."""
+        last = math.floor(now / TICK)
+        for tick in range(max(self._tick + 1, last - SLOTS + 1), last + 1):
+            self._tick = tick
+            slot = tick % SLOTS
+            due, self._slots[slot] = self._slots[slot], set()
+            for item in due:
+                if self._slot_of.get(item) != slot:
+                    continue  # forgotten or moved by an earlier item's callback
+                deadline = item.deadline
+                if 0.0 < deadline <= now:
+                    item.on_deadline(now)
+                    if self._slot_of.get(item) != slot or item in self._slots[slot]:
+                        continue
+                    deadline = item.deadline
+                self._place(item, deadline)
+        self._tick = max(self._tick, last)
+
+    # Private
+
+    def _place(self, item: Watched, deadline: float) -> None:
+        # Rounded up, and at least one tick ahead: never early, and never in the slot being emptied.
+        # Beyond one round the item waits a whole round and is placed again.
+        ahead = SLOTS - 1 if deadline == 0.0 else math.ceil(deadline / TICK) - self._tick
+        slot = (self._tick + min(max(ahead, 1), SLOTS - 1)) % SLOTS
+        self._slot_of[item] = slot
+        self._slots[slot].add(item)
+
+
+class Deadlines(DeadlineWheel):
+    """The wheel on a running event loop: one timer for everything."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop.time())
+        self._loop = loop
+        self.now: Callable[[], float] = loop.time
+        self._timer: asyncio.TimerHandle | None = loop.call_later(TICK, self._on_timer)
+
+    def close(self) -> None:
+        """Stop the timer; nothing fires any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Private
+
+    def _on_timer(self) -> None:
+        self._timer = self._loop.call_later(TICK, self._on_timer)
+        self.advance(self._loop.time())

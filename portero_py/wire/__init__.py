@@ -1,0 +1,1 @@
+"""Pure protocol code: bytes to messages and back. No sockets, no clocks."""
