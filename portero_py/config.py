@@ -1,13 +1,14 @@
 """The validated, frozen configuration, in one small group per owner.
 
-Flag > environment > file > default; an unknown key in the file names the nearest known one.
+Flag > environment > file > default (`config_sources.py` reads them, `config_values.py` checks each value).
+The sections and keys of the file carry the names of the groups and fields here.
 Times are in seconds, sizes in bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Network = IPv4Network | IPv6Network
 
@@ -22,6 +23,17 @@ class Address:
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it; a name other than `localhost` counts as outside."""
+        try:
+            ip = ip_address(self.host)
+        except ValueError:
+            return self.host.lower() == "localhost"
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+            return ip.ipv4_mapped.is_loopback
+        return ip.is_loopback
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -34,8 +46,8 @@ class Timeouts:
     connect: float = 3
     upstream_head: float = 60
     upstream_idle: float = 60
-    drain: float = 30
-    shutdown: float = 30
+    drain: float = 30  # how long the exchanges in flight may take to finish at shutdown
+    shutdown: float = 30  # how long everything else may take to close after that
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,7 @@ class Proxy:
 @dataclass(frozen=True, slots=True)
 class Log:
     access: str = "json"  # json | text | off
-    level: str = "info"
+    level: str = "info"  # error | warning | info | debug
 
 
 @dataclass(frozen=True, slots=True)

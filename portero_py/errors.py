@@ -63,6 +63,13 @@ class NoSuchLease(RegistrationError):
     reason = "no_such_lease"
 
 
+class RegistryFull(RegistrationError):
+    """The registry holds as many services or leases as it is willing to."""
+
+    status = 503
+    reason = "registry_full"
+
+
 class AuthError(PorteroError):
     """Who registers could not prove that he may."""
 
@@ -120,6 +127,32 @@ class RateLimited(AuthError):
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
+
+
+# The backend's side of a registration
+
+
+class ClientError(PorteroError):
+    """A backend's registration that did not come about."""
+
+    reason = "not_registered"
+
+
+class PorteroUnreachable(ClientError):
+    """No answer from the registration API, or one that is not its own."""
+
+    reason = "unreachable"
+
+
+class RegistrationRefused(ClientError):
+    """The registration API said no: `answered` is its status, `retry_after` in seconds, 0 when not said."""
+
+    reason = "refused"
+
+    def __init__(self, message: str, answered: int, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.answered = answered
         self.retry_after = retry_after
 
 

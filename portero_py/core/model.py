@@ -39,8 +39,26 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What a backend asks for when it registers or renews. `service` is normalised (`core.names`).
+
+    Without an `instance_id` the address says who it is.
+    """
+
+    service: str
+    backend: Backend
+    ttl_seconds: int
+    instance_id: str = ""
+    weight: int = 1
+    health_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
-    """One host name, an exact one or a wildcard (`*.example.com`), and the leases that serve it."""
+    """One host name, an exact one or a wildcard (`*.example.com`), and the leases that serve it.
+
+    Without leases it is known but cannot be reached (503); `Registry` says for how long that lasts.
+    """
 
     name: str
     leases: tuple[Lease, ...]

@@ -6,14 +6,16 @@ event-loop callbacks: nothing here awaits.
 
 Who calls what (`x` is the exchange)
 - Downstream -> exchange: `x.start()` once the head is complete, then `x.request_body(data)` any number of times
-  and `x.request_end(trailers)` exactly once (also right after `start()` when there is no body);
+  and `x.request_end(trailers)` exactly once (not needed when the head's `body_length` is 0);
   `x.downstream_paused()` / `x.downstream_resumed()` when the client reads slower than the backend sends;
   `x.downstream_gone(error)` when the client vanished or broke the protocol. After that call, or after the
   exchange called `send_end` or `abort`, neither side calls the other again for this exchange.
-- Exchange -> downstream: `send_informational*`, then `send_head`, `send_body*`, `send_end`; or `abort` at any time.
+- Exchange -> downstream: `send_informational*`, then `send_response`, or `send_head`, `send_body*`, `send_end`; or
+  `abort` at any time.
 - Exchange -> upstream: `send_head`, `send_body*`, `send_end`; or `abort`.
-- Upstream -> exchange: `x.response_informational(head)*`, `x.response_head(head)`, `x.response_body(data)*`,
-  `x.response_end(trailers)`; or `x.upstream_failed(error)`; `x.upstream_paused()` / `x.upstream_resumed()`.
+- Upstream -> exchange: `x.response_informational(head)*`, then `x.response(head, body, now)` when all of it is at
+  hand, else `x.response_head(head)`, `x.response_body(data)*`, `x.response_end(trailers)`; or `x.upstream_failed(error, ...)` or
+  `x.upstream_timed_out(error)`; `x.upstream_paused()` / `x.upstream_resumed()`.
 
 Backpressure: `pause_*` asks an end to stop delivering as soon as it can. What it has already read it may still
 deliver; it must not read more from its socket (HTTP/1) or give back flow-control window (HTTP/2).
@@ -27,6 +29,8 @@ from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
+    from portero_py.proxy.exchange import Exchange
+    from portero_py.wire.headers import Forwarded
 
 
 class Downstream(Protocol):
@@ -34,6 +38,9 @@ class Downstream(Protocol):
 
     def send_informational(self, head: ResponseHead) -> None:
         """Pass a 1xx response on at once (never a 101: that is `send_head`)."""
+
+    def send_response(self, head: ResponseHead, body: bytes) -> None:
+        """Send a whole final response at once; the exchange is over for this end."""
 
     def send_head(self, head: ResponseHead) -> None:
         """Send the final response's head. It may wait for the first body bytes, or for `flush`."""
@@ -63,8 +70,13 @@ class Downstream(Protocol):
 class Upstream(Protocol):
     """The backend's side of one exchange."""
 
-    def send_head(self, head: RequestHead, forwarded: Fields) -> None:
-        """Send the request's head with the proxy's own fields added."""
+    def send_head(
+        self, exchange: Exchange, head: RequestHead, forwarded: Forwarded, request_id: bytes
+    ) -> None:
+        """Begin `exchange`: send the request's head with the proxy's own fields added.
+
+        Without a body (`body_length` 0) that is the whole request, and no `send_end` follows.
+        """
 
     def send_body(self, data: bytes) -> None:
         """Send body bytes; `data` is never empty."""

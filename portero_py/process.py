@@ -1,0 +1,47 @@
+"""What is set up once a process, before its event loop starts: memory, open files.
+
+`mallopt`: every TLS read under uvloop allocates 256 KiB and shrinks it. With glibc's default threshold each
+is an mmap, a mremap and a munmap: 39 us instead of 19 for a small TLS request, 13.7 ms instead of 5.0 for
+10 MiB (measured on Debian 12, glibc 2.36). Other C libraries do not have the call, and do not need it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import resource
+from typing import Final
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+
+#: Two descriptors a connection: half a million clients.
+_ENOUGH_FILES: Final = 1 << 20
+
+_log = logging.getLogger(__name__)
+
+
+def tune_malloc() -> bool:
+    """Keep buffers up to 32 MiB on the heap; whether the C library took it."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    mallopt.restype = ctypes.c_int
+    # mallopt(3): 1 on success.
+    return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) == 1 and mallopt(_M_TRIM_THRESHOLD, 64 << 20) == 1)
+
+
+def raise_open_files() -> int:
+    """Raise the soft limit of open files to the hard one, or `_ENOUGH_FILES`; returns what holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError) as error:
+        _log.warning("the limit of open files stays at %d: %s", soft, error)
+        return soft
+    return wanted

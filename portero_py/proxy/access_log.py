@@ -1,0 +1,187 @@
+"""The access log: one line an exchange, JSON or text, written by a thread of its own.
+
+A worker must never wait for whoever reads its log. Lines are collected during an event-loop iteration and handed to
+the writer thread in one piece; when the reader is so far behind that `QUEUE_BYTES` wait, lines are dropped, counted
+(`portero_access_log_dropped`) and never waited for. Cookies, authorization and query strings of secrets do not occur:
+no header field is logged, and of the target only the path.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from time import monotonic, time
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from portero_py.core.counters import Counters
+    from portero_py.errors import PorteroError
+    from portero_py.proxy.client import Client
+    from portero_py.proxy.exchange import Exchange
+
+#: Most bytes that wait for the reader of the log.
+QUEUE_BYTES: Final = 16 << 20
+
+_PROTOCOLS: Final = {b"1.0": "HTTP/1.0", b"1.1": "HTTP/1.1", b"2": "HTTP/2"}
+
+
+class AccessLog:
+    """Writes lines to a file descriptor. `style` is "json", "text" or "off"."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, counters: Counters, style: str, descriptor: int
+    ) -> None:
+        self.enabled = style != "off"
+        self._json = style == "json"
+        self._loop = loop
+        self._counters = counters
+        self._lines: list[bytes] = []
+        self._writer = _Writer(descriptor) if self.enabled else None
+
+    def exchange(self, exchange: Exchange) -> None:
+        """Log a finished exchange."""
+        head = exchange.head
+        client = exchange.client
+        backend = exchange.backend
+        error = exchange.error
+        self._write(
+            {
+                "time": _now(),
+                "client": client.address,
+                "method": head.method.decode("latin-1"),
+                "host": head.authority.decode("latin-1"),
+                "path": head.target.partition(b"?")[0].decode("latin-1"),
+                "protocol": _PROTOCOLS[head.version],
+                "status": exchange.status,
+                "bytes_in": exchange.bytes_in,
+                "bytes_out": exchange.bytes_out,
+                "duration": round(monotonic() - exchange.started, 6),
+                "service": exchange.service,
+                "backend": backend.address if backend is not None else "",
+                "upstream_status": exchange.upstream_status,
+                "upstream_time": round(exchange.upstream_seconds, 6),
+                "retries": exchange.retries,
+                "request_id": exchange.request_id.decode("latin-1"),
+                "tls_version": client.tls_version,
+                "sni": client.sni,
+                "reason": error.reason if error is not None else "",
+                "error": str(error) if error is not None else "",
+            }
+        )
+
+    def refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
+        """Log bytes that did not become a request."""
+        self._write(
+            {
+                "time": _now(),
+                "client": client.address,
+                "method": "",
+                "host": "",
+                "path": "",
+                "protocol": "HTTP/1.1",
+                "status": error.status,
+                "request_id": request_id.decode("latin-1"),
+                "tls_version": client.tls_version,
+                "sni": client.sni,
+                "reason": error.reason,
+                "error": str(error),
+            }
+        )
+
+    def close(self) -> None:
+        """Write what is left, for a second at most."""
+        self._hand_over()
+        if self._writer is not None:
+            self._writer.close()
+
+    # Private
+
+    def _write(self, entry: dict[str, str | int | float]) -> None:
+        if self._json:
+            line = orjson.dumps(entry)
+        else:
+            line = " ".join(_text(value) for value in entry.values()).encode()
+        if not self._lines:
+            self._loop.call_later(0.05, self._hand_over)
+        self._lines.append(line)
+
+    def _hand_over(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines and self._writer is not None:
+            lines.append(b"")
+            if not self._writer.put(b"\n".join(lines)):
+                self._counters.access_log_dropped += len(lines) - 1
+
+
+# Private
+
+
+class _Writer:
+    """A thread that writes pieces to a descriptor in order."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._condition = threading.Condition()
+        self._pieces: deque[bytes] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._thread.start()
+
+    def put(self, piece: bytes) -> bool:
+        """Queue a piece; False when too much waits already."""
+        with self._condition:
+            if self._closed or self._bytes + len(piece) > QUEUE_BYTES:
+                return False
+            self._pieces.append(piece)
+            self._bytes += len(piece)
+            self._condition.notify()
+        return True
+
+    def close(self) -> None:
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._pieces and not self._closed:
+                    self._condition.wait()
+                if not self._pieces:
+                    return None
+                piece = self._pieces.popleft()
+                self._bytes -= len(piece)
+            view = memoryview(piece)
+            while view:
+                try:
+                    view = view[os.write(self._descriptor, view) :]
+                except OSError:
+                    return self._stop()  # the reader is gone: nobody to write to, and traffic goes on
+
+    def _stop(self) -> None:
+        with self._condition:
+            self._closed = True
+            self._pieces.clear()
+            self._bytes = 0
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _text(value: str | float) -> str:
+    if isinstance(value, str):
+        if not value:
+            return "-"
+        if value.isprintable() and " " not in value and '"' not in value:
+            return value
+        return orjson.dumps(value).decode()
+    return str(value)

@@ -1,0 +1,502 @@
+"""A client's HTTP/1 connection: requests in order, one exchange at a time.
+
+States
+    HEAD      waiting for a request's head, or for the rest of one; idle when nothing of it has come
+    LENGTH    inside a request body of known length (`_left` bytes to come)
+    CHUNKED   inside a chunked request body
+    RESPONSE  the request is complete, the response is not; what comes now belongs to the next request
+              and waits in `_buffer` (pipelining: answered in order because nothing is looked at before)
+    TUNNEL    after a 101: bytes both ways
+    LINGER    the last response is out, the client may still be sending: read and forget for a moment, because
+              closing a socket with unread bytes resets it, and the client loses our answer
+    CLOSED    closing or closed
+
+The traps
+- An exchange can end inside `start()` (a 404): `_process` loops over pipelined requests and never recurses.
+- A response that is complete before its request was read to its end ends the connection: what follows could be
+  taken for a request.
+- The response's head is held back until its first body bytes, so that a small response is one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, WireError
+from portero_py.proxy.exchange import Exchange
+from portero_py.proxy.replies import reply
+from portero_py.wire.framing import ChunkedDecoder, chunk, last_chunk
+from portero_py.wire.http1 import find_head, response_bytes
+from portero_py.wire.message import CHUNKED
+
+if TYPE_CHECKING:
+    from portero_py.errors import PorteroError
+    from portero_py.proxy.client import Client
+    from portero_py.proxy.worker import Worker
+    from portero_py.wire.message import Fields, RequestHead, ResponseHead
+
+#: Bytes of pipelined requests that are kept before reading stops.
+PIPELINE_LIMIT: Final = 65536
+#: After the last response: how long, and how many bytes, the rest of a request is read and thrown away.
+LINGER_SECONDS: Final = 5.0
+LINGER_BYTES: Final = 1 << 20
+#: Up to here head and body are joined before they are written: under TLS every write is a record.
+JOIN_LIMIT: Final = 65536
+#: Seconds that a tunnel's client may leave bytes unread.
+CLOSE_SECONDS: Final = 10.0
+
+
+class State(Enum):
+    HEAD = 0
+    LENGTH = 1
+    CHUNKED = 2
+    RESPONSE = 3
+    TUNNEL = 4
+    LINGER = 5
+    CLOSED = 6
+
+
+_HEAD, _LENGTH, _CHUNKED, _RESPONSE, _TUNNEL, _LINGER, _CLOSED = State
+
+
+class Http1Downstream(asyncio.Protocol):
+    """Implements `Downstream` for one exchange after the other."""
+
+    __slots__ = (
+        "_body_paused",
+        "_buffer",
+        "_client",
+        "_decoder",
+        "_exchange",
+        "_head",
+        "_head_begun",
+        "_held",
+        "_keep_alive",
+        "_left",
+        "_processing",
+        "_reading_paused",
+        "_response_chunked",
+        "_response_started",
+        "_state",
+        "_transport",
+        "_unsent",
+        "_worker",
+        "_writing_paused",
+        "deadline",
+    )
+
+    def __init__(self, worker: Worker, client: Client, transport: asyncio.Transport) -> None:
+        # connection
+        self._worker = worker
+        self._client = client
+        self._transport = transport
+        self._state = _HEAD
+        self._buffer = b""
+        self._processing = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._unsent = 0  # bytes that the client had not taken when it was last looked at
+        self.deadline = monotonic() + worker.timeouts.head
+        # exchange
+        self._exchange: Exchange | None = None
+        self._head: RequestHead | None = None
+        self._head_begun = False  # some bytes of it have come, and its deadline is set
+        self._left = 0
+        self._decoder: ChunkedDecoder | None = None
+        self._body_paused = False
+        self._keep_alive = True
+        self._response_started = False
+        self._response_chunked = False
+        self._held: bytes | None = None
+        worker.deadlines.watch(self)
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        if state is _HEAD:
+            self._buffer = self._buffer + data if self._buffer else data
+            self._process()
+        elif state is _RESPONSE:
+            self._buffer += data
+            if len(self._buffer) > PIPELINE_LIMIT:
+                self._update_reading()
+        elif state is _LINGER:
+            self._left -= len(data)
+            if self._left < 0:
+                self._close()
+        elif state is not _CLOSED:
+            self._take_body(data)
+
+    def eof_received(self) -> bool | None:
+        exchange = self._exchange
+        if exchange is None or self._client.tls_version:
+            return False  # closes the transport; connection_lost does the rest
+        if self._state is _RESPONSE:
+            # The client has said all it had to say and waits for the answer (RFC 9112, 9.6).
+            self._keep_alive = False
+            self._buffer = b""
+            return True
+        if self._state is _TUNNEL:
+            exchange.request_end(None)
+            return True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._worker.deadlines.forget(self)
+        self._state = _CLOSED
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.downstream_gone(ClientGone("the client closed the connection"))
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        self._unsent = self._transport.get_write_buffer_size()
+        self.deadline = monotonic() + self._worker.timeouts.body_idle
+        if self._exchange is not None:
+            self._exchange.downstream_paused()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._state is _RESPONSE:
+            self.deadline = 0.0
+        if self._exchange is not None:
+            self._exchange.downstream_resumed()
+
+    # The deadline wheel
+
+    def on_deadline(self, now: float) -> None:
+        """The client has done nothing for too long."""
+        state = self._state
+        if state is _CLOSED or state is _LINGER:
+            self._transport.abort()
+        elif self._writing_paused:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:  # slow, not idle
+                self._unsent = unsent
+                self.deadline = now + self._worker.timeouts.body_idle
+            else:
+                self._fail(ClientGone("the client stopped reading"))
+        elif state is _HEAD:
+            if self._buffer:
+                self._fail(HeadTimeout("the request's head was not received in time"))
+            else:
+                self._close()
+        elif state is _LENGTH or state is _CHUNKED:
+            self._fail(BodyTimeout("the request's body was not received in time"))
+
+    # The life cycle
+
+    def start_drain(self) -> None:
+        """Take no new request: close now when idle, after the current response otherwise."""
+        self._keep_alive = False
+        if self._exchange is None and self._state is _HEAD and not self._buffer:
+            self._close()
+
+    def kill(self) -> None:
+        """End at once, whatever is going on."""
+        self._transport.abort()
+
+    # What the exchange calls
+
+    def send_informational(self, head: ResponseHead) -> None:
+        """Pass a 1xx response on; HTTP/1.0 clients do not know them (RFC 9110, 15.2)."""
+        request = self._head
+        if request is not None and request.version == b"1.1" and not self._transport.is_closing():
+            self._transport.write(response_bytes(head, b""))
+
+    def send_response(self, head: ResponseHead, body: bytes) -> None:
+        """A whole response in one write."""
+        if self._keep_alive and self._state is _RESPONSE and not self._worker.draining:
+            request = self._head
+            assert request is not None
+            extra = b"" if request.version == b"1.1" else b"Connection: keep-alive\r\n"
+            if not self._transport.is_closing():
+                self._transport.write(response_bytes(head, extra) + body)
+            self._exchange = None
+            self._next()
+            return
+        self.send_head(head)
+        if body:
+            self.send_body(body)
+        self.send_end(None)
+
+    def send_head(self, head: ResponseHead) -> None:
+        """Hold the response's head back for the first body bytes."""
+        request = self._head
+        assert request is not None
+        self._response_started = True
+        length = head.body_length
+        self._response_chunked = False
+        extra = b""
+        if head.upgrade:
+            self._held = response_bytes(head, b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
+            return
+        if length < 0:
+            if request.version == b"1.1":
+                self._response_chunked = True
+                extra = b"Transfer-Encoding: chunked\r\n"
+            else:
+                self._keep_alive = False
+        if self._state is not _RESPONSE or self._worker.draining:
+            self._keep_alive = False
+        if not self._keep_alive:
+            extra += b"Connection: close\r\n"
+        elif request.version == b"1.0":
+            extra += b"Connection: keep-alive\r\n"
+        self._held = response_bytes(head, extra)
+
+    def send_body(self, data: bytes) -> None:
+        """Send body bytes, or bytes of a tunnel."""
+        transport = self._transport
+        if transport.is_closing():
+            return  # connection_lost follows and tells the exchange
+        if self._response_chunked:
+            data = chunk(data)
+        held = self._held
+        if held is not None:
+            self._held = None
+            if len(data) <= JOIN_LIMIT:
+                data = held + data
+            else:
+                transport.write(held)
+        transport.write(data)
+
+    def send_end(self, trailers: Fields | None) -> None:
+        """The response is complete: on to the next request, or close."""
+        self._exchange = None
+        if self._state is _TUNNEL:
+            self._close()
+            return
+        request = self._head
+        if self._response_chunked:
+            wanted = request is not None and request.wants_trailers
+            self._held = (self._held or b"") + last_chunk(trailers if wanted else None)
+        self.flush()
+        if self._state is not _RESPONSE:
+            self._linger()
+        elif not self._keep_alive:
+            self._close()
+        else:
+            self._next()
+
+    def flush(self) -> None:
+        """Let out a head whose body has not come yet."""
+        held = self._held
+        if held is not None:
+            self._held = None
+            if not self._transport.is_closing():
+                self._transport.write(held)
+
+    def abort(self, error: PorteroError) -> None:
+        """Cut the response off so that the client notices."""
+        self._exchange = None
+        self._cut_off()
+
+    def pause_body(self) -> None:
+        """Stop reading the request's body."""
+        self._body_paused = True
+        self._update_reading()
+
+    def resume_body(self) -> None:
+        """Read the request's body again."""
+        self._body_paused = False
+        self._update_reading()
+
+    def start_tunnel(self) -> None:
+        """A 101 was sent: what the client sent behind its request is the tunnel's."""
+        self._state = _TUNNEL
+        self.deadline = 0.0
+        self.flush()
+        buffer, self._buffer = self._buffer, b""
+        self._body_paused = False
+        self._update_reading()
+        if buffer and self._exchange is not None:
+            self._exchange.request_body(buffer)
+
+    # Private
+
+    def _next(self) -> None:
+        """This exchange is over, and the connection may carry another."""
+        self._state = _HEAD
+        self._response_started = False
+        self._response_chunked = False
+        self._body_paused = False
+        self.deadline = monotonic() + self._worker.timeouts.keep_alive
+        if self._reading_paused:
+            self._update_reading()
+        if self._buffer:
+            self._process()
+
+    def _process(self) -> None:
+        """Take requests from the buffer until one of them has to wait."""
+        if self._processing:
+            return
+        self._processing = True
+        try:
+            while self._state is _HEAD and self._buffer and not self._transport.is_closing():
+                if not self._next_request():
+                    break
+        except WireError as error:
+            self._fail(error)
+        finally:
+            self._processing = False
+
+    def _next_request(self) -> bool:
+        worker = self._worker
+        limits = worker.limits
+        data = self._buffer
+        while data.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request are ignored
+            data = data[2:]
+        end = find_head(data, limits.request_line, limits.header_bytes, BadRequest) if data else 0
+        if not end:
+            if data and not self._head_begun:
+                self._head_begun = True
+                self.deadline = monotonic() + worker.timeouts.head
+                worker.deadlines.sooner(self)
+            self._buffer = data
+            return False
+        raw = data if end == len(data) else data[:end]
+        self._buffer = data[end:]
+        self._head_begun = False
+        head = worker.request_parser.parse(raw)
+        self._head = head
+        self._keep_alive = head.keep_alive
+        self._begin(head)
+        return True
+
+    def _begin(self, head: RequestHead) -> None:
+        worker = self._worker
+        exchange = Exchange(worker, self._client, self, head)
+        self._exchange = exchange
+        length = head.body_length
+        if length == 0:
+            self._state = _RESPONSE
+            self.deadline = 0.0
+            exchange.start()
+            return
+        self.deadline = monotonic() + worker.timeouts.body_idle
+        if length == CHUNKED:
+            self._state = _CHUNKED
+            self._decoder = ChunkedDecoder(BadRequest)
+        else:
+            self._state = _LENGTH
+            self._left = length
+        exchange.start()
+        if self._buffer and self._state in (_LENGTH, _CHUNKED):
+            body, self._buffer = self._buffer, b""
+            self._take_body(body)
+
+    def _take_body(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            return
+        state = self._state
+        if state is _TUNNEL:
+            exchange.request_body(data)
+            return
+        self.deadline = monotonic() + self._worker.timeouts.body_idle
+        if state is _LENGTH:
+            size = len(data)
+            left = self._left
+            if size < left:
+                self._left = left - size
+                exchange.request_body(data)
+                return
+            if size > left:
+                self._buffer = data[left:]
+                data = data[:left]
+            self._body_complete(exchange, data, None)
+            return
+        decoder = self._decoder
+        assert decoder is not None
+        try:
+            body, rest = decoder.decode(data)
+        except WireError as error:
+            self._fail(error)
+            return
+        if rest is None:
+            if body:
+                exchange.request_body(body)
+            return
+        self._buffer = rest
+        self._decoder = None
+        self._body_complete(exchange, body, decoder.trailers or None)
+
+    def _body_complete(self, exchange: Exchange, data: bytes, trailers: Fields | None) -> None:
+        if data:
+            exchange.request_body(data)
+        if self._exchange is exchange and self._state in (_LENGTH, _CHUNKED):
+            self._state = _RESPONSE
+            self.deadline = 0.0
+            exchange.request_end(trailers)
+
+    def _fail(self, error: PorteroError) -> None:
+        """Answer `error` if that is still possible, then end the connection."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            head, request_id = None, self._worker.next_request_id()
+            self._worker.request_refused(self._client, error, request_id)
+        else:
+            head, request_id = self._head, exchange.request_id
+            exchange.downstream_gone(error)
+        if isinstance(error, ClientGone):
+            self._transport.abort()
+            return
+        if exchange is not None and self._response_started:
+            self._cut_off()
+            return
+        response, body = reply(error, head, request_id)
+        self._held = None
+        if not self._transport.is_closing():
+            self._transport.write(response_bytes(response, b"Connection: close\r\n") + body)
+        self._linger()
+
+    def _cut_off(self) -> None:
+        request = self._head
+        self._held = None
+        if request is None or request.version == b"1.1":
+            self._close()  # the length, or the missing last chunk, tells
+        else:
+            self._transport.abort()  # only a reset tells
+
+    def _linger(self) -> None:
+        """The last byte is out: give the client a moment to read it."""
+        if self._transport.is_closing():
+            return
+        self._state = _LINGER
+        self._buffer = b""
+        self._left = LINGER_BYTES
+        self.deadline = monotonic() + LINGER_SECONDS
+        self._worker.deadlines.sooner(self)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._body_paused = False
+        self._update_reading()
+
+    def _close(self) -> None:
+        """Close once everything is written, and do not wait for that for ever."""
+        self._state = _CLOSED
+        self._buffer = b""
+        self.deadline = monotonic() + CLOSE_SECONDS
+        self._worker.deadlines.sooner(self)
+        self._transport.close()
+
+    def _update_reading(self) -> None:
+        """Read from the socket unless somebody is behind."""
+        if self._transport.is_closing():
+            return
+        pause = self._body_paused or len(self._buffer) > PIPELINE_LIMIT
+        if pause and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+            if self._state is not _RESPONSE:
+                self.deadline = 0.0  # the backend is behind, not the client
+        elif not pause and self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+            if self._state in (_LENGTH, _CHUNKED):
+                self.deadline = monotonic() + self._worker.timeouts.body_idle

@@ -1,0 +1,365 @@
+"""One request and its response: route, claim, send, relay, retry, release.
+
+The heart of the data plane. It knows a `Downstream` and an `Upstream` (proxy/endpoints.py) and never asks which
+HTTP version they speak. Everything happens inside event-loop callbacks; the only wait is for a new connection.
+
+Phases
+    ROUTING -> CONNECTING -> WAITING -> RESPONDING -> DONE
+    ROUTING      nothing was claimed
+    CONNECTING   a backend is claimed, a connection to it is being made; body bytes that arrive are kept
+    WAITING      the request is on its way; no byte of a final response's head was passed on
+    RESPONDING   the response's head was passed on: nothing can be retried or replied any more
+    DONE         released and counted; every later call is ignored
+
+The invariants
+- A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way out.
+- A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
+  method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
+- A backend that fails before the head is passed on costs the client nothing while another one can serve.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from portero_py.errors import (
+    BodyTooLarge,
+    ClientGone,
+    MethodRefused,
+    Misdirected,
+    NoBackend,
+    NoSuchService,
+    PorteroError,
+)
+from portero_py.proxy.replies import reply
+
+if TYPE_CHECKING:
+    from portero_py.core.model import Backend, Service
+    from portero_py.proxy.client import Client
+    from portero_py.proxy.endpoints import Downstream, Upstream
+    from portero_py.proxy.upstream_pool import BackendPool, Connecting
+    from portero_py.proxy.worker import Worker
+    from portero_py.wire.message import Fields, RequestHead, ResponseHead
+
+#: How often a request may be sent again, over all backends.
+MAX_RETRIES: Final = 3
+
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
+
+
+class Phase(Enum):
+    ROUTING = 0
+    CONNECTING = 1
+    WAITING = 2
+    RESPONDING = 3
+    DONE = 4
+
+
+# Module constants: an enum member costs an attribute look-up more, several times a request.
+_ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE = Phase
+
+
+class Exchange:
+    """One request of `client`, which came in over `downstream` with `head`."""
+
+    # For the log. Class attributes are the state before anything happened: few exchanges set them all.
+    request_id = b""
+    service = ""
+    backend: Backend | None = None
+    status = 0
+    upstream_status = 0
+    upstream_started = 0.0
+    upstream_seconds = 0.0
+    retries = 0
+    bytes_in = 0
+    bytes_out = 0
+    error: PorteroError | None = None
+    # The way of the request.
+    _phase = _ROUTING
+    _claim: BackendPool | None = None
+    _connecting: Connecting | None = None
+    _upstream: Upstream | None = None
+    _excluded: tuple[Backend, ...] = ()
+    _fresh = False  # the next try needs a new connection
+    _kept_body: list[bytes] | None = None
+    _trailers: Fields | None = None
+
+    def __init__(self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead) -> None:
+        self.worker = worker
+        self.client = client
+        self.downstream = downstream
+        self.head = head
+        self.started = monotonic()
+        self._request_ended = head.body_length == 0
+        worker.counters.exchanges_in_flight += 1
+
+    # What the downstream calls
+
+    def start(self) -> None:
+        """The request's head is complete: find a backend and send it on.
+
+        Without a body (`body_length` 0) the request is complete with its head.
+        """
+        worker = self.worker
+        head = self.head
+        client = self.client
+        if head.forwarded:
+            self.request_id = client.forwarding.request_id(head.forwarded) or worker.next_request_id()
+        else:
+            self.request_id = worker.next_request_id()
+        service = worker.router.route(head.authority, worker.table)
+        if service is not None:
+            self.service = service.name
+        if client.certificate is not None and head.authority != client.covered:
+            if worker.misdirected(client.certificate, head.authority):
+                self._refuse(Misdirected("this connection presented the certificate of another host"))
+                return
+            client.covered = head.authority
+        if service is None:
+            self._refuse(NoSuchService("no service is registered for this host"))
+            return
+        if head.method == b"CONNECT":
+            self._refuse(MethodRefused("CONNECT is not served here"))
+            return
+        limit = worker.limits.body_bytes
+        if limit and head.body_length > limit:
+            self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
+            return
+        self._try_next(service, None, self.started)
+
+    def request_body(self, data: bytes) -> None:
+        """Some bytes of the request's body, or of the tunnel."""
+        if self._phase is _DONE:
+            return
+        self.bytes_in += len(data)
+        limit = self.worker.limits.body_bytes
+        if limit and self.bytes_in > limit and not self.head.upgrade:
+            self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
+        elif self._upstream is not None:
+            self._upstream.send_body(data)
+        elif self._kept_body is None:
+            self._kept_body = [data]
+        else:
+            self._kept_body.append(data)
+
+    def request_end(self, trailers: Fields | None) -> None:
+        """The request is complete, or the client closed its side of the tunnel."""
+        if self._phase is _DONE or (self._request_ended and not self.head.upgrade):
+            return
+        self._request_ended = True
+        if self._upstream is not None:
+            self._upstream.send_end(trailers)
+        else:
+            self._trailers = trailers
+
+    def downstream_paused(self) -> None:
+        """The client reads slower than the backend sends."""
+        if self._upstream is not None:
+            self._upstream.pause_body()
+
+    def downstream_resumed(self) -> None:
+        """The client caught up."""
+        if self._upstream is not None:
+            self._upstream.resume_body()
+
+    def downstream_gone(self, error: PorteroError) -> None:
+        """The client vanished or broke the protocol; the downstream does what is left to do for it."""
+        if self._phase is _DONE:
+            return
+        self.error = error
+        if self._phase is not _RESPONDING or isinstance(error, ClientGone):
+            self.status = error.status
+        self._give_up_upstream()
+        self._finish()
+
+    # What the upstream and the pool call
+
+    def upstream_ready(self, upstream: Upstream) -> None:
+        """A connection is ours: send what there is."""
+        self._connecting = None
+        self.upstream_started = monotonic()
+        self._send(upstream)
+
+    def connect_failed(self, error: PorteroError) -> None:
+        """No connection could be made: the next backend, if there is one."""
+        self._connecting = None
+        claim = self._release()
+        if claim is not None:
+            self._excluded = (*self._excluded, claim.backend)
+        self._retry(error)
+
+    def upstream_failed(self, error: PorteroError, *, reused: bool, silent: bool) -> None:
+        """The connection broke. `reused`: it was an idle one; `silent`: no byte of a response had come."""
+        self._upstream = None
+        self.error = error
+        claim = self._release()
+        if self._phase is _RESPONDING:
+            downstream = self.downstream
+            downstream.abort(error)
+            self._finish()
+            return
+        head = self.head
+        if not silent or head.body_length != 0 or head.method not in _IDEMPOTENT or head.upgrade:
+            self._refuse(error)
+            return
+        if reused:
+            # It was stale, which says nothing about the backend: the same one again, over a new connection.
+            self._fresh = True
+        elif claim is not None:
+            self._excluded = (*self._excluded, claim.backend)
+        self._retry(error)
+
+    def upstream_timed_out(self, error: PorteroError) -> None:
+        """The backend took too long; it may be at work still, so nothing is retried."""
+        self._upstream = None
+        self.error = error
+        self._release()
+        if self._phase is _RESPONDING:
+            self.downstream.abort(error)
+            self._finish()
+        else:
+            self._refuse(error)
+
+    def upstream_paused(self) -> None:
+        """The backend reads slower than the client sends."""
+        self.downstream.pause_body()
+
+    def upstream_resumed(self) -> None:
+        """The backend caught up."""
+        self.downstream.resume_body()
+
+    def response_informational(self, head: ResponseHead) -> None:
+        """A 1xx response, never a 101."""
+        self.downstream.send_informational(head)
+
+    def response_head(self, head: ResponseHead) -> None:
+        """The final response's head."""
+        self._phase = _RESPONDING
+        self.status = self.upstream_status = head.status
+        self.upstream_seconds = monotonic() - self.upstream_started
+        self.downstream.send_head(head)
+        if head.upgrade:
+            self.downstream.start_tunnel()
+
+    def response(self, head: ResponseHead, body: bytes, now: float) -> None:
+        """A whole final response at once, at time `now`; the upstream has taken care of its connection."""
+        self._phase = _RESPONDING
+        self.status = self.upstream_status = head.status
+        self.upstream_seconds = now - self.upstream_started
+        self.bytes_out = len(body)
+        self._upstream = None
+        self._release()
+        self.downstream.send_response(head, body)
+        self._finish()
+
+    def response_body(self, data: bytes) -> None:
+        """Some bytes of the response's body, or of the tunnel."""
+        self.bytes_out += len(data)
+        self.downstream.send_body(data)
+
+    def response_end(self, trailers: Fields | None) -> None:
+        """The response is complete; the upstream has taken care of its connection."""
+        self._upstream = None
+        self._release()
+        self.downstream.send_end(trailers)
+        self._finish()
+
+    def flush(self) -> None:
+        """All that was read from the backend has been passed on."""
+        self.downstream.flush()
+
+    # Private
+
+    def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
+        """Claim a backend and send the request over an idle connection, or start to make one."""
+        worker = self.worker
+        lease = worker.balancers.pick(service, now, self._excluded)
+        if lease is None:
+            self._refuse(error or NoBackend("no backend can take the request now"))
+            return
+        head = self.head
+        self.backend = backend = lease.backend
+        self._claim = pool = worker.pools.of(backend, head.authority)
+        pool.claims += 1
+        if not self._fresh:
+            upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
+            if upstream is not None:
+                self.upstream_started = now
+                self._send(upstream)
+                return
+        self._phase = _CONNECTING
+        if head.body_length != 0:
+            self.downstream.pause_body()
+        self._connecting = pool.connect(self)
+
+    def _send(self, upstream: Upstream) -> None:
+        head = self.head
+        resume = self._phase is _CONNECTING and head.body_length != 0
+        self._phase = _WAITING
+        self._upstream = upstream
+        forwarded = self.client.forwarding.fields(head.authority, head.forwarded)
+        upstream.send_head(self, head, forwarded, self.request_id)
+        if head.body_length == 0:
+            return
+        if self._kept_body:
+            kept, self._kept_body = self._kept_body, None
+            for data in kept:
+                upstream.send_body(data)
+        if self._request_ended:
+            upstream.send_end(self._trailers)
+        if resume:
+            self.downstream.resume_body()
+
+    def _retry(self, error: PorteroError) -> None:
+        worker = self.worker
+        if self.retries >= MAX_RETRIES:
+            self._refuse(error)
+            return
+        service = worker.router.route(self.head.authority, worker.table)
+        if service is None:
+            self._refuse(error)
+            return
+        self.retries += 1
+        worker.counters.retries[self.service] += 1
+        self._phase = _ROUTING
+        self._try_next(service, error, monotonic())
+
+    def _refuse(self, error: PorteroError) -> None:
+        """Answer with the reply that `error` means, or abort a response that has begun."""
+        self.error = error
+        self._give_up_upstream()
+        downstream = self.downstream
+        if self._phase is _RESPONDING:
+            downstream.abort(error)
+        else:
+            self.status = error.status
+            head, body = reply(error, self.head, self.request_id)
+            self._phase = _RESPONDING
+            self.bytes_out = len(body)
+            downstream.send_response(head, body)
+        self._finish()
+
+    def _give_up_upstream(self) -> None:
+        if self._connecting is not None:
+            self._connecting.give_up()
+            self._connecting = None
+        if self._upstream is not None:
+            upstream, self._upstream = self._upstream, None
+            upstream.abort()
+        self._release()
+
+    def _release(self) -> BackendPool | None:
+        """Give the claim back: the one place that does."""
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.claims -= 1
+        return claim
+
+    def _finish(self) -> None:
+        """Count and log, once."""
+        if self._phase is _DONE:
+            return
+        self._phase = _DONE
+        self.worker.exchange_done(self)

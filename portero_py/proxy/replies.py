@@ -1,0 +1,61 @@
+"""The responses that portero itself writes: short text, or JSON for a client that asks for it."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+
+import orjson
+
+from portero_py.errors import NoBackend, PorteroError
+from portero_py.wire.message import Fields, RequestHead, ResponseHead
+
+#: Seconds after which a client may try again when no backend can take its request: backends register and
+#: renew within seconds, and a longer wait would outlive most redeployments.
+RETRY_AFTER: Final = b"2"
+
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
+
+
+def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> tuple[ResponseHead, bytes]:
+    """Return the response that tells a client about `error`; `head` is its request, if there was one.
+
+    The text is the status, its phrase and the error's one line. The body is empty for HEAD.
+    """
+    phrase = _PHRASES.get(error.status, "Error")
+    if head is not None and _wants_json(head.fields):
+        content_type = b"application/problem+json"
+        body = orjson.dumps(
+            {
+                "title": phrase,
+                "status": error.status,
+                "detail": str(error),
+                "reason": error.reason,
+                "request_id": request_id.decode("latin-1"),
+            }
+        )
+    else:
+        content_type = b"text/plain; charset=utf-8"
+        body = f"{error.status} {phrase}: {error}\n".encode()
+    fields: Fields = [
+        (b"Content-Type", content_type),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Cache-Control", b"no-store"),
+        (b"Date", formatdate(usegmt=True).encode()),
+        (b"X-Request-ID", request_id),
+    ]
+    if isinstance(error, NoBackend):
+        fields.append((b"Retry-After", RETRY_AFTER))
+    if error.status == 405:
+        fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
+    if head is not None and head.method == b"HEAD":
+        body = b""
+    return ResponseHead(error.status, phrase.encode(), fields, len(body)), body
+
+
+# Private
+
+
+def _wants_json(fields: Fields) -> bool:
+    return any(name.lower() == b"accept" and b"json" in value.lower() for name, value in fields)

@@ -1,0 +1,169 @@
+"""One data-plane process, or the only one: routing tables in, traffic through, counters out.
+
+It owns what the connections share (parsers, pools, deadlines, log) and holds the one reference to the current routing
+table; a new table or certificate table is swapped in by an assignment. It never waits for the control plane: if that
+stalls, the worker goes on serving the last table.
+"""
+
+from __future__ import annotations
+
+import secrets
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from portero_py.core.balancer import Balancers
+from portero_py.core.certificates import Certificate, CertificateTable
+from portero_py.core.counters import Counters
+from portero_py.core.names import normalise_host
+from portero_py.core.router import Router
+from portero_py.core.routing_table import RoutingTable
+from portero_py.proxy.access_log import AccessLog
+from portero_py.proxy.deadlines import Deadlines
+from portero_py.proxy.listener import FrontServer, ListenerSite
+from portero_py.proxy.tls import FrontTls
+from portero_py.proxy.upstream_pool import Pools
+from portero_py.proxy.upstream_tls import UpstreamTls
+from portero_py.wire.http1 import RequestParser, ResponseParser
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Sequence
+
+    from portero_py.config import Config
+    from portero_py.errors import PorteroError
+    from portero_py.proxy.client import Client
+    from portero_py.proxy.exchange import Exchange
+
+
+class Worker:
+    """The data plane on one event loop. `log_descriptor` takes the access log."""
+
+    def __init__(
+        self,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        front_tls: FrontTls | None = None,
+        log_descriptor: int = 1,
+        start: int = 0,
+    ) -> None:
+        # process
+        self.loop = loop
+        self.counters = Counters()
+        self.draining = False
+        self.router = Router()
+        self.balancers = Balancers(start)
+        self.table = RoutingTable()
+        self.deadlines = Deadlines(loop)
+        self.front_tls = front_tls or FrontTls(config.tls)
+        self.front_tls.counters = self.counters
+        self.upstream_tls = UpstreamTls(config.proxy)
+        self.pools = Pools(self)
+        self._certificates = CertificateTable()
+        self._log_descriptor = log_descriptor
+        self._request_prefix = secrets.token_hex(8).encode()
+        self._request_number = 0
+        self._server = FrontServer(self)
+        self._runner = web.ServerRunner(self._server, handle_signals=False)
+        self._sites: list[ListenerSite] = []
+        self._pruning: asyncio.TimerHandle | None = None
+        self.reconfigure(config)
+
+    def reconfigure(self, config: Config) -> None:
+        """Take over times, limits and the log's style; connections that live already see them at once."""
+        self.config = config
+        self.timeouts = config.timeouts
+        self.limits = config.limits
+        self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
+        self.response_parser = ResponseParser(config.limits.header_fields)
+        self.access_log = AccessLog(self.loop, self.counters, config.log.access, self._log_descriptor)
+
+    # The feed
+
+    def apply(self, table: RoutingTable) -> None:
+        """Route by `table` from now on."""
+        self.table = table
+        self.balancers.retain(table)
+        if self._pruning is None:
+            # Not at once: with thousands of renewals a second this would be most of the work.
+            self._pruning = self.loop.call_later(0.5, self._prune)
+
+    def apply_certificates(self, certificates: CertificateTable) -> None:
+        """Present these certificates in new handshakes."""
+        self._certificates = certificates
+        self.front_tls.apply(certificates)
+
+    # The life cycle
+
+    async def start(self, sockets: Sequence[socket.socket], *, tls: bool) -> None:
+        """Accept on bound sockets."""
+        if self._runner.server is None:
+            await self._runner.setup()
+        for sock in sockets:
+            context = self.front_tls.context if tls else None
+            site = ListenerSite(self._runner, sock, context, self.timeouts.handshake)
+            await site.start()
+            self._sites.append(site)
+
+    async def stop_accepting(self) -> None:
+        """Close the listening sockets; connections go on."""
+        sites, self._sites = self._sites, []
+        for site in sites:
+            await site.stop()
+
+    async def drain(self, timeout: float) -> None:
+        """Let exchanges finish, `timeout` seconds at most, then end everything."""
+        self.draining = True
+        await self.stop_accepting()
+        self._server.pre_shutdown()
+        await self._server.shutdown(timeout)
+        await self._runner.cleanup()
+        if self._pruning is not None:
+            self._pruning.cancel()
+        await self.pools.close()
+        self.deadlines.close()
+        self.access_log.close()
+
+    # What connections and exchanges ask
+
+    def next_request_id(self) -> bytes:
+        """Return an identifier that no other request has: 64 random bits a process, and a number."""
+        self._request_number += 1
+        return b"%b-%08x" % (self._request_prefix, self._request_number)
+
+    def misdirected(self, presented: Certificate, authority: bytes) -> bool:
+        """Say whether another certificate than `presented` is the one for `authority`."""
+        host = normalise_host(authority)
+        return host is not None and self._certificates.misdirected(presented, host)
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        """Count and log an exchange that has ended."""
+        counters = self.counters
+        counters.exchanges_in_flight -= 1
+        counters.bytes_in += exchange.bytes_in
+        counters.bytes_out += exchange.bytes_out
+        counters.exchange_done(
+            exchange.service,
+            exchange.head.method.decode("latin-1"),
+            exchange.status,
+            monotonic() - exchange.started,
+        )
+        if exchange.error is not None:
+            counters.errors[exchange.error.reason] += 1
+        if self.access_log.enabled:
+            self.access_log.exchange(exchange)
+
+    def request_refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
+        """Count and log bytes that did not become a request."""
+        self.counters.errors[error.reason] += 1
+        if self.access_log.enabled:
+            self.access_log.refused(client, error, request_id)
+
+    # Private
+
+    def _prune(self) -> None:
+        self._pruning = None
+        self.pools.keep_only(self.table)

@@ -1,0 +1,131 @@
+"""Binding: from addresses and inherited descriptors to listening sockets, before anything serves them.
+
+Kept apart from serving so that sockets can be opened once, as root or by systemd, and shared by processes.
+
+- `proto=IPPROTO_TCP` explicitly: with 0, plain asyncio leaves TCP_NODELAY off on accepted connections.
+- `[::]` takes IPv4 too (IPV6_V6ONLY off), and so does an empty host; where the machine has no IPv6 an
+  empty host, or `[::]` itself, means every IPv4 address.
+- Sockets inherited for a name take the place of the configured addresses of that name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+from portero_py.config import Address, Config
+from portero_py.errors import ConfigError
+
+#: Connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn.
+BACKLOG: Final = 4096
+
+Inherited = Mapping[str, list[socket.socket]]
+
+
+@dataclass(slots=True)
+class Listening:
+    """The listening sockets of one portero, by what is served there. Whoever opened them closes them."""
+
+    proxy: list[socket.socket] = field(default_factory=list)
+    registration: list[socket.socket] = field(default_factory=list)
+    plain_http: list[socket.socket] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close all of them; harmless when some are closed already."""
+        for sock in (*self.proxy, *self.registration, *self.plain_http):
+            sock.close()
+
+
+def open_sockets(config: Config, inherited: Inherited) -> Listening:
+    """Every socket that `config` asks for, listening. Raises `ConfigError`; then none stays open."""
+    with ExitStack() as opened:
+        for group in inherited.values():
+            for sock in group:
+                opened.callback(sock.close)
+
+        def listen(name: str, flag: str, addresses: Sequence[Address]) -> list[socket.socket]:
+            if inherited.get(name):
+                return inherited[name]
+            sockets = []
+            for address in addresses:
+                for sock in _bind(address, flag):
+                    opened.callback(sock.close)
+                    sockets.append(sock)
+            return sockets
+
+        plain = config.plain_http.listen
+        listening = Listening(
+            proxy=listen("https", "listen-addr", config.proxy.listen),
+            registration=listen("register", "register-addr", [config.registration.listen]),
+            plain_http=listen("http", "http-addr", [plain] if plain else []),
+        )
+        opened.pop_all()
+        return listening
+
+
+def address_of(sock: socket.socket) -> Address:
+    """Where a socket listens, with the port that the system chose for port 0."""
+    host, port = sock.getsockname()[:2]
+    return Address(host, port)
+
+
+# Private
+
+
+def _bind(address: Address, flag: str) -> list[socket.socket]:
+    try:
+        places = socket.getaddrinfo(
+            address.host or "::",
+            address.port,
+            type=socket.SOCK_STREAM,
+            proto=socket.IPPROTO_TCP,
+            flags=socket.AI_PASSIVE,
+        )
+    except socket.gaierror as error:
+        raise ConfigError(f"--{flag}: cannot resolve {address}: {error.strerror}") from None
+    sockets: list[socket.socket] = []
+    for family, kind, proto, _, place in dict.fromkeys(places):
+        try:
+            sockets.append(_listen(family, kind, proto, place))
+        except OSError as error:
+            if family == socket.AF_INET6 and address.host in {"", "::"} and _no_ipv6(error):
+                return _bind(Address("0.0.0.0", address.port), flag)  # noqa: S104 - what was asked for
+            for sock in sockets:
+                sock.close()
+            raise ConfigError(f"--{flag}: cannot listen on {address}: {_reason(error)}") from None
+    return sockets
+
+
+def _listen(family: int, kind: int, proto: int, place: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # For a single address this changes nothing.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(place)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _no_ipv6(error: OSError) -> bool:
+    return error.errno in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the port is taken by another process"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need root or CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address"
+    return os.strerror(error.errno or 0)

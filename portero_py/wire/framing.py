@@ -1,0 +1,206 @@
+"""Where a body ends: the one place where request smuggling is refused.
+
+Two parties that disagree about the length of a message can be made to see different messages on one
+connection. So nothing here guesses, repairs or prefers one reading to another: a message whose length can
+be read in two ways is refused, and what is forwarded is framed anew from the one length found here.
+
+The rules (RFC 9112, sections 6 and 7, always the strict side)
+- A request with Transfer-Encoding is chunked, exactly that, once, in HTTP/1.1, without Content-Length.
+- Content-Length is one field of 1 to 18 digits. No sign, no list, no white space inside, no duplicates.
+- Chunk sizes are 1 to 15 hexadecimal digits; lines end with CRLF and never with a bare LF or CR.
+- Trailers are never merged into the head, and fields that frame, route or authenticate are dropped.
+- What surrounds the data (chunk lines, extensions, trailers) is bounded, so that a peer cannot make
+  us read for ever without moving a byte.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from portero_py.errors import BadRequest, BadResponse, WireError
+from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Fields
+
+#: Longest chunk-size line, extensions included.
+CHUNK_LINE_LIMIT: Final = 1024
+#: Longest trailer section.
+TRAILER_LIMIT: Final = 8192
+#: Bytes of chunk extensions allowed in one message, plus one for each byte of data.
+EXTENSION_ALLOWANCE: Final = 16384
+
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
+_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
+
+# RFC 9110, 6.5.1: fields that frame, route, authenticate, modify the request or describe the content
+# mean nothing, or too much, in a trailer.
+_NOT_IN_TRAILERS: Final = frozenset(
+    b"authorization cache-control connection content-encoding content-length content-range content-type "
+    b"cookie expect forwarded host keep-alive max-forwards proxy-authenticate proxy-authorization "
+    b"proxy-connection range set-cookie te trailer transfer-encoding upgrade www-authenticate "
+    b"x-forwarded-for x-forwarded-host x-forwarded-proto x-request-id".split()
+)
+
+
+def request_body_length(version: bytes, lengths: list[bytes], codings: list[bytes]) -> int:
+    """Return how many body bytes follow a request's head, or CHUNKED.
+
+    `lengths` and `codings` are the values of all Content-Length and Transfer-Encoding fields.
+    Raises BadRequest when that can be read in two ways (RFC 9112, 6.3).
+    """
+    if codings:
+        if lengths:
+            raise BadRequest("Content-Length and Transfer-Encoding in one request")
+        if version != b"1.1":
+            raise BadRequest("Transfer-Encoding in an HTTP/1.0 request")
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise BadRequest("Transfer-Encoding is not exactly 'chunked'")
+        return CHUNKED
+    if not lengths:
+        return 0
+    return _content_length(lengths, BadRequest)
+
+
+def response_body_length(
+    method: bytes, status: int, version: bytes, lengths: list[bytes], codings: list[bytes]
+) -> int:
+    """Return how many body bytes follow a response's head, or CHUNKED, or UNTIL_CLOSE.
+
+    `method` is that of the request. Raises BadResponse when that can be read in two ways.
+    """
+    if lengths:
+        length = _content_length(lengths, BadResponse)
+        if codings:
+            raise BadResponse("Content-Length and Transfer-Encoding in one response")
+    else:
+        length = UNTIL_CLOSE
+    if method == b"HEAD" or status == 304 or status == 204 or status < 200:
+        return 0
+    if codings:
+        if version != b"1.1":
+            raise BadResponse("Transfer-Encoding in an HTTP/1.0 response")
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise BadResponse("Transfer-Encoding is not exactly 'chunked'")
+        return CHUNKED
+    return length
+
+
+def chunk(data: bytes) -> bytes:
+    """Return `data`, which is not empty, as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def last_chunk(trailers: Fields | None) -> bytes:
+    """Return the end of a chunked body."""
+    if not trailers:
+        return b"0\r\n\r\n"
+    return b"0\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % field for field in trailers])
+
+
+class ChunkedDecoder:
+    """Decodes one chunked body, however its bytes are cut.
+
+    Call `decode` with what was read until it returns a rest that is not None: the body is complete, the
+    rest belongs to the next message, and `trailers` holds the trailer fields that may be passed on.
+    Raises `error` (BadRequest or BadResponse) at the first byte that is not in the grammar.
+    """
+
+    __slots__ = ("_allowance", "_error", "_in_trailers", "_left", "_pending", "_trailer_bytes", "trailers")
+
+    def __init__(self, error: type[WireError]) -> None:
+        self._error = error
+        self._left = 0  # of the current chunk, with the CRLF behind it
+        self._pending = b""  # a line that is not complete
+        self._in_trailers = False
+        self._trailer_bytes = 0
+        self._allowance = EXTENSION_ALLOWANCE
+        self.trailers: Fields = []
+
+    def decode(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Return the body bytes found in `data`, and the rest when the body is complete, else None."""
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        pieces: list[bytes] = []
+        position = 0
+        end = len(data)
+        while not self._in_trailers:
+            if self._left:
+                position = self._take_data(data, position, pieces)
+                if self._left:
+                    return b"".join(pieces), None
+            line_end = data.find(b"\r\n", position)
+            if line_end < 0 or line_end - position > CHUNK_LINE_LIMIT:
+                self._keep_line(data[position:], CHUNK_LINE_LIMIT)
+                return b"".join(pieces), None
+            size = self._chunk_size(data[position:line_end])
+            position = line_end + 2
+            if size:
+                self._left = size + 2
+                self._allowance += size
+            else:
+                self._in_trailers = True
+        while True:
+            line_end = data.find(b"\r\n", position)
+            if line_end < 0:
+                self._keep_line(data[position:end], TRAILER_LIMIT - self._trailer_bytes)
+                return b"".join(pieces), None
+            line = data[position:line_end]
+            position = line_end + 2
+            if not line:
+                return b"".join(pieces), data[position:]
+            self._take_trailer(line)
+
+    # Private
+
+    def _take_data(self, data: bytes, position: int, pieces: list[bytes]) -> int:
+        """Take what there is of the current chunk and the CRLF behind it; return the new position."""
+        left = self._left
+        available = len(data) - position
+        if left > 2:
+            piece = data[position : position + left - 2]
+            if piece:
+                pieces.append(piece)
+        if available >= left:
+            if data[position + max(left - 2, 0) : position + left] != b"\r\n"[-left:]:
+                raise self._error("a chunk is not followed by CRLF")
+            self._left = 0
+            return position + left
+        if available > max(left - 2, 0) and left >= 2 and data[position + left - 2] != 0x0D:
+            raise self._error("a chunk is not followed by CRLF")
+        self._left = left - available
+        return len(data)
+
+    def _chunk_size(self, line: bytes) -> int:
+        match = _CHUNK_LINE.fullmatch(line)
+        if match is None:
+            raise self._error("malformed chunk size")
+        self._allowance -= len(line)
+        if self._allowance < 0:
+            raise self._error("too many bytes of chunk extensions")
+        return int(match[1], 16)
+
+    def _keep_line(self, line: bytes, limit: int) -> None:
+        """Keep the beginning of a line for the next call; refuse what cannot become a good one."""
+        if len(line) > limit:
+            raise self._error("a chunk line or trailer section is too long")
+        if b"\n" in line or b"\r" in line[:-1]:
+            raise self._error("a bare CR or LF in a chunk line or trailer")
+        self._pending = line
+
+    def _take_trailer(self, line: bytes) -> None:
+        self._trailer_bytes += len(line) + 2
+        if self._trailer_bytes > TRAILER_LIMIT:
+            raise self._error("the trailer section is too long")
+        match = _TRAILER.fullmatch(line)
+        if match is None:
+            raise self._error("malformed trailer field")
+        name = match[1]
+        if name.lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS:
+            self.trailers.append((name, match[2].rstrip(b" \t")))
+
+
+def _content_length(values: list[bytes], error: type[WireError]) -> int:
+    if len(values) > 1 or _LENGTH.fullmatch(values[0]) is None:
+        raise error("Content-Length is not exactly one decimal number")
+    return int(values[0])

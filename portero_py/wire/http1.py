@@ -1,0 +1,401 @@
+"""HTTP/1 heads: bytes to RequestHead and ResponseHead, and back.
+
+llhttp (through httptools) knows the grammar of a field line; this file decides what a head means. A shell
+collects bytes until `HeadReader` finds a complete head, so that the parsers see exactly one head a call and
+can never read on into a body or a second message. Bodies are framed by `wire/framing.py`, never by llhttp.
+
+The traps
+- llhttp accepts a bare LF in no place and obs-fold nowhere, but it accepts two spaces in the request line,
+  RTSP and ICE versions and HTTP/2.0: the start lines are matched by our own expressions.
+- After a head that promises a body llhttp waits for it. `_Grammar` feeds it a dummy body, which costs llhttp
+  a subtraction, because a new parser object costs 0.7 µs. What it must not see twice gets a new one.
+- llhttp stops with an exception at an upgrade (the head is complete then).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import httptools
+
+from portero_py.errors import BadRequest, BadResponse, HeadTooLarge, TargetTooLong, WireError
+from portero_py.wire.framing import request_body_length, response_body_length
+from portero_py.wire.headers import (
+    CODING,
+    CONNECTION,
+    EXPECT,
+    FORWARDED,
+    HOST,
+    LENGTH,
+    REQUEST_KINDS,
+    RESPONSE_KINDS,
+    TE,
+    UPGRADE,
+    Forwarded,
+    connection_options,
+    is_authority,
+    without_nominated,
+)
+from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Field, Fields, RequestHead, ResponseHead
+
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([\x21\x22\x24-\x7e]+) HTTP/(1\.[01])\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
+# Protocols that an upgrade may not lead to: a backend that switched to them would see requests that never
+# passed the checks here (h2c smuggling).
+_NO_UPGRADE: Final = (b"h2c", b"h2", b"http/", b"tls/")
+
+_DUMMY_BODY: Final = memoryview(bytes(65536))
+
+
+def find_head(buffer: bytes, request_line_limit: int, limit: int, error: type[WireError]) -> int:
+    """Return the length of the head at the beginning of `buffer`, or 0 while it is not complete.
+
+    Raises HeadTooLarge or TargetTooLong over the limits, and `error` at once for what can never become a head.
+    """
+    end = buffer.find(b"\r\n\r\n")
+    if end >= 0:
+        if end > limit:
+            raise _too_large(buffer, request_line_limit)
+        return end + 4
+    if len(buffer) > limit:
+        raise _too_large(buffer, request_line_limit)
+    if buffer.find(b"\r\n") < 0 and len(buffer) > request_line_limit:
+        raise TargetTooLong("the request line is too long")
+    # A head with bare line feeds would never end here: say so now and not at the time-out.
+    if buffer.count(b"\n") != buffer.count(b"\r\n") or not buffer[:1].isalpha():
+        raise error("not an HTTP/1 head")
+    return 0
+
+
+class RequestParser:
+    """Turns complete request heads into RequestHead. One for all connections of a worker.
+
+    Clients repeat themselves: on one connection mostly the request line differs. The fields of an HTTP/1.1
+    head that were parsed, checked and found good are remembered under their exact bytes, which saves 4 of 6 µs.
+    """
+
+    def __init__(self, request_line_limit: int, field_limit: int) -> None:
+        self._request_line_limit = request_line_limit
+        self._field_limit = field_limit
+        self._grammar = _Grammar(httptools.HttpRequestParser)
+        self._known: dict[bytes, RequestHead] = {}
+
+    def parse(self, raw: bytes) -> RequestHead:
+        """Parse one complete head, blank line included. Raises a WireError."""
+        line = _REQUEST_LINE.match(raw)
+        if line is None or line.end() - 2 > self._request_line_limit:
+            raise _bad_request_line(raw, self._request_line_limit)
+        method, target, version = line.groups()
+        block = raw[line.end() :]
+        known = self._known.get(block)
+        if known is not None and target[0] == 0x2F and version == b"1.1" and method != b"CONNECT":
+            head = RequestHead(method, target, known.authority, version, known.fields)
+            head.lines = known.lines
+            return head
+        try:
+            fields = self._grammar.fields(raw)
+        except httptools.HttpParserError as error:
+            raise BadRequest(f"malformed head: {error}") from None
+        if len(fields) > self._field_limit:
+            raise HeadTooLarge("too many header fields")
+        head = _request_head(method, target, version, fields)
+        self._grammar.skip_body(head.body_length)
+        if len(block) <= MEMO_BLOCK and version == b"1.1" and target[0] == 0x2F and _is_plain(head):
+            if len(self._known) >= MEMO_SIZE:
+                self._known.clear()
+            head.lines = _request_lines(head)
+            self._known[block] = head
+        return head
+
+
+class ResponseParser:
+    """Turns complete response heads into ResponseHead. One for all connections of a worker.
+
+    A busy backend sends the same head many times a second; it is remembered whole, for as long as its Date.
+    """
+
+    def __init__(self, field_limit: int) -> None:
+        self._field_limit = field_limit
+        self._grammar = _Grammar(httptools.HttpResponseParser)
+        self._known: dict[bytes, tuple[ResponseHead, bool]] = {}
+
+    def parse(self, raw: bytes, method: bytes) -> tuple[ResponseHead, bool]:
+        """Parse one complete head that answers a `method` request.
+
+        Returns the head and whether the connection may be used again after the response. Raises BadResponse.
+        """
+        known = self._known.get(raw)
+        if known is not None and method != b"HEAD":
+            return known
+        line = _STATUS_LINE.match(raw)
+        if line is None:
+            raise BadResponse("malformed status line")
+        version, code, phrase = line.groups()
+        status = int(code)
+        try:
+            fields = self._grammar.fields(raw)
+        except httptools.HttpParserError as error:
+            raise BadResponse(f"malformed head: {error}") from None
+        if len(fields) > self._field_limit:
+            raise BadResponse("too many header fields")
+        head, reusable = _response_head(method, version, status, phrase or b"", fields)
+        length = head.body_length
+        self._grammar.skip_body(UNTIL_CLOSE if method == b"HEAD" else length)
+        if length >= 0 and status >= 200 and len(raw) <= MEMO_BLOCK and method != b"HEAD":
+            if len(self._known) >= MEMO_SIZE:
+                self._known.clear()
+            self._known[raw] = head, reusable
+        return head, reusable
+
+
+def request_bytes(head: RequestHead, forwarded: Forwarded, request_id: bytes) -> bytes:
+    """Return the head of a request to a backend."""
+    return b"%b %b HTTP/1.1\r\n%b%bX-Request-ID: %b\r\n\r\n" % (
+        head.method,
+        head.target,
+        head.lines or _request_lines(head),
+        forwarded.lines,
+        request_id,
+    )
+
+
+def response_bytes(head: ResponseHead, extra: bytes) -> bytes:
+    """Return the head of a response to a client; `extra` holds the connection's own field lines."""
+    lines = head.lines
+    if not lines:
+        parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.phrase)]
+        parts += [b"%b: %b\r\n" % field for field in head.fields]
+        head.lines = lines = b"".join(parts)
+    return b"%b%b\r\n" % (lines, extra)
+
+
+# Private
+
+#: Longest head that is remembered, and how many are.
+MEMO_BLOCK: Final = 2048
+MEMO_SIZE: Final = 1024
+
+_USUAL_OPTIONS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te"})
+
+
+class _Grammar:
+    """llhttp, reduced to one question: which fields does this head have?"""
+
+    __slots__ = ("_complete", "_fields", "_fresh", "_parser", "_parser_type", "_upgraded")
+
+    def __init__(
+        self, parser_type: type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
+    ) -> None:
+        self._parser_type = parser_type
+        self._parser = parser_type(self)
+        self._fresh = True
+        self._fields: list[Field] = []
+        self._complete = False
+        self._upgraded = False
+
+    def fields(self, raw: bytes) -> list[Field]:
+        """Return all fields of one complete head. Raises HttpParserError."""
+        if not self._fresh:
+            self._parser = self._parser_type(self)
+        self._fresh = False  # until `skip_body` says otherwise
+        self._fields = fields = []
+        self._complete = False
+        self._upgraded = False
+        try:
+            self._parser.feed_data(raw)
+        except httptools.HttpParserUpgrade:
+            self._upgraded = True  # the head of an upgrade or CONNECT is complete all the same
+        if not self._complete:
+            raise httptools.HttpParserError("the head ends too early")
+        return fields
+
+    def skip_body(self, length: int) -> None:
+        """Make the parser ready for the next head behind a body of `length` bytes, if that is cheap."""
+        if 0 <= length <= len(_DUMMY_BODY) and not self._upgraded and self._parser.should_keep_alive():
+            if length:
+                self._parser.feed_data(_DUMMY_BODY[:length])
+            self._fresh = True
+
+    # httptools calls these
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._complete = True
+
+
+def _request_head(method: bytes, target: bytes, version: bytes, fields: list[Field]) -> RequestHead:
+    kept: Fields = []
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    connection: list[bytes] = []
+    upgrades: list[bytes] = []
+    forwarded: Fields = []
+    expects_continue = wants_trailers = False
+    kind_of = REQUEST_KINDS.get
+    for field in fields:
+        kind = kind_of(field[0].lower())
+        if kind is None:
+            kept.append(field)
+        elif kind == HOST:
+            hosts.append(field[1])
+        elif kind == CONNECTION:
+            connection.append(field[1])
+        elif kind == LENGTH:
+            lengths.append(field[1])
+            kept.append(field)
+        elif kind == CODING:
+            codings.append(field[1])
+        elif kind == FORWARDED:
+            forwarded.append(field)
+        elif kind == UPGRADE:
+            upgrades.append(field[1])
+        elif kind == EXPECT:
+            if field[1].lower() == b"100-continue":
+                expects_continue = version == b"1.1"
+            else:
+                kept.append(field)
+        elif kind == TE:
+            wants_trailers = b"trailers" in field[1].lower()
+        # else HOP or SPOOF: dropped
+    authority, target = _authority(method, target, version, hosts)
+    length = request_body_length(version, lengths, codings)
+    head = RequestHead(method, target, authority, version, kept)
+    head.body_length = length
+    head.expects_continue = expects_continue and length != 0
+    head.forwarded = forwarded
+    head.wants_trailers = wants_trailers
+    head.keep_alive = version == b"1.1"
+    if connection:
+        options = connection_options(connection)
+        head.keep_alive = b"close" not in options and (version == b"1.1" or b"keep-alive" in options)
+        if not options <= _USUAL_OPTIONS:
+            head.fields = without_nominated(kept, options)
+        if b"upgrade" in options and version == b"1.1" and length == 0:
+            head.upgrade = _upgrade(upgrades)
+    return head
+
+
+def _is_plain(head: RequestHead) -> bool:
+    """Say whether a head has nothing but fields: no body, no forwarded fields, no wishes."""
+    return not (
+        head.body_length
+        or head.forwarded
+        or head.upgrade
+        or head.wants_trailers
+        or not head.keep_alive
+        or head.method == b"CONNECT"
+    )
+
+
+def _request_lines(head: RequestHead) -> bytes:
+    lines = [b"Host: %b\r\n" % head.authority]
+    lines += [b"%b: %b\r\n" % field for field in head.fields]
+    if head.body_length == CHUNKED:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    if head.expects_continue:
+        lines.append(b"Expect: 100-continue\r\n")
+    if head.upgrade:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
+    elif head.wants_trailers:
+        lines.append(b"TE: trailers\r\nConnection: TE\r\n")
+    return b"".join(lines)
+
+
+def _response_head(
+    method: bytes, version: bytes, status: int, phrase: bytes, fields: list[Field]
+) -> tuple[ResponseHead, bool]:
+    kept: Fields = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    connection: list[bytes] = []
+    upgrade = b""
+    kind_of = RESPONSE_KINDS.get
+    for field in fields:
+        kind = kind_of(field[0].lower())
+        if kind is None:
+            kept.append(field)
+        elif kind == LENGTH:
+            lengths.append(field[1])
+            kept.append(field)
+        elif kind == CONNECTION:
+            connection.append(field[1])
+        elif kind == CODING:
+            codings.append(field[1])
+        elif kind == UPGRADE:
+            upgrade = field[1]
+    length = response_body_length(method, status, version, lengths, codings)
+    reusable = version == b"1.1"
+    if connection:
+        options = connection_options(connection)
+        reusable = b"close" not in options and (reusable or b"keep-alive" in options)
+        if not options <= _USUAL_OPTIONS:
+            kept = without_nominated(kept, options)
+    if lengths and (status < 200 or status == 204):
+        # RFC 9110, 8.6: no Content-Length here, and clients disagree on what one would mean.
+        kept = [field for field in kept if field[0].lower() != b"content-length"]
+    head = ResponseHead(status, phrase, kept, length, upgrade=upgrade if status == 101 else b"")
+    return head, reusable and length != UNTIL_CLOSE
+
+
+def _authority(method: bytes, target: bytes, version: bytes, hosts: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Return the authority and the target in origin-form (RFC 9112, 3.2). Raises BadRequest."""
+    if len(hosts) > 1:
+        raise BadRequest("more than one Host field")
+    if not hosts and version == b"1.1":
+        raise BadRequest("no Host field")
+    host = hosts[0] if hosts else b""
+    if hosts and not is_authority(host):
+        raise BadRequest("the Host field is not a host name with an optional port")
+    if target[0] == 0x2F:  # "/"
+        return host, target
+    if method == b"CONNECT":
+        if not is_authority(target):
+            raise BadRequest("malformed authority-form")
+        return host, target
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise BadRequest("the asterisk-form is for OPTIONS only")
+        return host, target
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise BadRequest("malformed request target")
+    authority, rest = match.groups()
+    if not is_authority(authority):
+        raise BadRequest("malformed authority in the request target")
+    # RFC 9112, 3.2.2 lets the target win over Host; which of the two another party believed is anyone's guess.
+    if hosts and authority.lower() != host.lower():
+        raise BadRequest("Host does not agree with the request target")
+    if not rest:
+        rest = b"*" if method == b"OPTIONS" else b"/"
+    elif rest[0] == 0x3F:  # "?"
+        rest = b"/" + rest
+    return authority, rest
+
+
+def _upgrade(values: list[bytes]) -> bytes:
+    """Return the protocol to upgrade to, or b"" when it is not passed on."""
+    if len(values) != 1:
+        return b""
+    wanted = values[0].lower()
+    if b"," in wanted or wanted.startswith(_NO_UPGRADE):
+        return b""
+    return values[0]
+
+
+def _bad_request_line(raw: bytes, limit: int) -> WireError:
+    if raw.find(b"\r\n") > limit:
+        return TargetTooLong("the request line is too long")
+    return BadRequest("malformed request line")
+
+
+def _too_large(buffer: bytes, request_line_limit: int) -> WireError:
+    line_end = buffer.find(b"\r\n")
+    if line_end < 0 or line_end > request_line_limit:
+        return TargetTooLong("the request line is too long")
+    return HeadTooLarge("the head is too large")

@@ -1,0 +1,551 @@
+"""The server's side of one HTTP/2 connection (RFC 9113): bytes in, method calls and bytes out; no socket, no clock.
+
+How a shell uses it
+    connection = ServerConnection(wake, make_stream, settings)   the first output is there at once
+    connection.receive(data, now)       calls methods of streams; then the shell writes
+    `connection.output.take()`
+    wake()                              is called once a batch when there is output outside of `receive`
+    connection.output.blocked = True    while the socket takes no more; False and `output.pump()` afterwards
+    connection.finished                 after a write: nothing more will come, close the socket
+    connection.lose(error)              the socket is gone
+
+Phases: OPEN -> DRAINING (GOAWAY that refuses nothing was sent, with a PING) -> LAST (the last stream was
+named, newer ones are ignored) -> OVER (a connection error, or the socket is gone). `receive` raises nothing:
+a connection error (ConnectionFault) ends in a GOAWAY, every stream's `on_lost`, and OVER.
+
+The traps
+- What a client sent before it learnt of our RST_STREAM is no offence: the last KEPT_STREAMS of such streams
+  are remembered, and their DATA counts in the connection's window.
+- A client that sends malformed streams makes us reset them; that costs it `Floods.faults`, else it would have
+  found a way around the limit on its own resets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from portero_py.errors import BadRequest, ClientGone, PorteroError, WireError
+from portero_py.wire.http2_blocks import HeaderBlocks
+from portero_py.wire.http2_floods import Floods
+from portero_py.wire.http2_frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    FRAME,
+    FRAME_HEADER,
+    FRAME_LIMIT,
+    GOAWAY,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    LARGEST_STREAM,
+    LARGEST_WINDOW,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    NO_RFC7540_PRIORITIES,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PRIORITY_FLAG,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    SETTINGS_ACK,
+    WINDOW_UPDATE,
+    ConnectionFault,
+    ErrorCode,
+    goaway_frame,
+    ping_frame,
+    read_long,
+    read_settings,
+    reset_frame,
+    settings_frame,
+    window_frame,
+)
+from portero_py.wire.http2_heads import HeadLimits, read_request, read_trailers
+from portero_py.wire.http2_output import SENT_FRAME_LIMIT, Output
+from portero_py.wire.http2_stream import DONE, ENDING, Stream
+from portero_py.wire.message import RequestHead
+
+#: What a client may send of one body, and of all bodies together, before it must wait. Enough for 100 Mbit/s at
+#: 20 ms a stream; and the most that portero holds of bodies that no backend reads, for each connection.
+STREAM_WINDOW: Final = 262_144
+CONNECTION_WINDOW: Final = 1_048_576
+
+#: How many streams that ended, and how many that we reset, are remembered.
+KEPT_STREAMS: Final = 256
+#: Response frames that we send earn a client so many chores each.
+CREDIT: Final = 4
+
+_DRAIN_PING: Final = b"portero\0"
+
+
+class Phase(Enum):
+    OPEN = 0
+    DRAINING = 1
+    LAST = 2
+    OVER = 3
+
+
+class ServerConnection:
+    """One connection; `make_stream(connection, number, window)` makes each of its streams."""
+
+    __slots__ = (
+        "_accepted",
+        "_blocks",
+        "_client_leaves",
+        "_closed",
+        "_floods",
+        "_limits",
+        "_make_stream",
+        "_max_streams",
+        "_now",
+        "_preface",
+        "_receive_window",
+        "_reset",
+        "_rest",
+        "_returnable",
+        "_settled",
+        "fault",
+        "last_stream",
+        "output",
+        "phase",
+        "streams",
+    )
+
+    def __init__(
+        self,
+        wake: Callable[[], None],
+        make_stream: Callable[[ServerConnection, int, int], Stream],
+        limits: HeadLimits,
+        max_streams: int,
+    ) -> None:
+        self._make_stream = make_stream
+        self._limits = limits
+        self._max_streams = max_streams
+        self._floods = Floods()
+        self._blocks = HeaderBlocks(limits)
+        self._now = 0.0
+        self.output = Output(wake)
+        self.phase = Phase.OPEN
+        #: The connection error that ended it.
+        self.fault: ConnectionFault | None = None
+        # streams
+        self.streams: dict[int, Stream] = {}
+        self.last_stream = 0
+        self._accepted = LARGEST_STREAM
+        self._closed: deque[int] = deque(maxlen=KEPT_STREAMS)
+        self._reset: deque[int] = deque(maxlen=KEPT_STREAMS)
+        self._client_leaves = False
+        # reading
+        self._preface = PREFACE
+        self._settled = False  # the client's first SETTINGS came
+        self._rest = b""
+        self._receive_window = CONNECTION_WINDOW
+        self._returnable = 0
+        self._greet()
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will be sent or received."""
+        if self.phase is Phase.OVER:
+            return True
+        return (self.phase is Phase.LAST or self._client_leaves) and not self.streams
+
+    @property
+    def awaits_head(self) -> bool:
+        """The client has begun something that it must finish soon: its preface, or a header block."""
+        return not self._settled or self._blocks.stream != 0
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take bytes from the client at `now` (seconds). The shell writes the output afterwards."""
+        if self.phase is Phase.OVER:
+            return
+        output = self.output
+        output.told = True
+        self._now = now
+        if output.credit:
+            self._floods.chores.give(output.credit * CREDIT)
+            output.credit = 0
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        position = 0
+        end = len(data)
+        unpack = FRAME.unpack_from
+        try:
+            if self._preface:
+                position = self._take_preface(data)
+            while end - position >= FRAME_HEADER:
+                high, low, kind, flags, number = unpack(data, position)
+                length = high << 8 | low
+                if length > FRAME_LIMIT:
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "the frame is too large")
+                start = position + FRAME_HEADER
+                position = start + length
+                if position > end:
+                    position = start - FRAME_HEADER
+                    break
+                if kind == HEADERS and self._settled and not self._blocks.stream:
+                    self._on_headers(number & LARGEST_STREAM, flags, data[start:position])
+                elif kind == DATA and self._settled and not self._blocks.stream:
+                    self._on_data(number & LARGEST_STREAM, flags, data[start:position])
+                else:
+                    self._on_other(kind, number & LARGEST_STREAM, flags, data[start:position])
+            if output.waiting:
+                output.pump()
+        except ConnectionFault as fault:
+            self._fail(fault)
+            return
+        if position < end:
+            self._rest = data[position:]
+
+    def start_drain(self) -> None:
+        """Tell the client to open no more streams; those on their way are still served (RFC 9113, 6.8)."""
+        if self.phase is Phase.OPEN:
+            self.phase = Phase.DRAINING
+            self.output.control(goaway_frame(LARGEST_STREAM, ErrorCode.NO_ERROR))
+            self.output.control(ping_frame(_DRAIN_PING, ack=False))
+
+    def finish_drain(self) -> None:
+        """Name the last stream. For idle connections, and when the client does not answer the PING in time."""
+        if self.phase in (Phase.OPEN, Phase.DRAINING):
+            self.phase = Phase.LAST
+            self._accepted = self.last_stream
+            self.output.control(goaway_frame(self.last_stream, ErrorCode.NO_ERROR))
+
+    def lose(self, error: PorteroError) -> None:
+        """End everything: every stream is told, nothing more is sent but what waits in the output."""
+        self.phase = Phase.OVER
+        self._rest = b""
+        for stream in list(self.streams.values()):
+            if stream.id in self.streams:
+                self.forget(stream, reset=True)
+                stream.on_lost(error)
+
+    def fail(self, code: ErrorCode, message: str) -> None:
+        """End the connection with GOAWAY: the shell's own reasons, such as a time-out."""
+        if self.phase is not Phase.OVER:
+            self._fail(ConnectionFault(code, message))
+
+    # What streams call
+
+    def forget(self, stream: Stream, *, reset: bool) -> None:
+        """The stream is closed; `reset`: the client may not know yet."""
+        stream.response = DONE
+        del self.streams[stream.id]
+        (self._reset if reset else self._closed).append(stream.id)
+        if stream.stalled:
+            stream.drop_queue()
+        if stream.withheld:
+            size, stream.withheld = stream.withheld, 0
+            self._return(size)
+
+    def give_back(self, stream: Stream, size: int) -> None:
+        """The client may send `size` bytes more on the stream and on the connection."""
+        self._return(size)
+        if not stream.request_ended:
+            stream.returnable += size
+            if stream.returnable >= STREAM_WINDOW // 2:
+                stream.receive_window += stream.returnable
+                self.output.control(window_frame(stream.id, stream.returnable))
+                stream.returnable = 0
+
+    # Private: HEADERS and DATA
+
+    def _on_headers(self, number: int, flags: int, payload: bytes) -> None:
+        if not number & 1:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that no client opens")
+        if flags & (PADDED | PRIORITY_FLAG):
+            payload = _without_padding(flags, payload)
+        if flags & END_HEADERS:
+            self._on_block(number, flags, payload)
+        else:
+            self._blocks.begin(number, flags, payload)
+
+    def _on_block(self, number: int, flags: int, block: bytes) -> None:
+        """A complete header block: a request, trailers, or something late."""
+        ends = flags & END_STREAM
+        if number > self.last_stream:
+            self.last_stream = number
+            self._on_request(number, ends, block)
+            return
+        received = self._blocks.decode(block)
+        stream = self.streams.get(number)
+        if stream is None:
+            self._on_late(number)
+        elif stream.request_ended:
+            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS behind the end of the request")
+        elif not ends:
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "HEADERS inside of the request")
+        elif stream.response >= ENDING:
+            stream.request_ended = True
+        else:
+            try:
+                trailers = read_trailers(received, self._limits)
+            except WireError as error:
+                self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, str(error))
+                return
+            if stream.body_left > 0:
+                self._stream_fault(
+                    stream, ErrorCode.PROTOCOL_ERROR, "the body is shorter than Content-Length"
+                )
+                return
+            stream.request_ended = True
+            stream.on_end(trailers)
+
+    def _on_request(self, number: int, ends: int, block: bytes) -> None:
+        head = self._blocks.request(block, ends=ends != 0)
+        if number > self._accepted:
+            return
+        if len(self.streams) >= self._max_streams:
+            self._floods.resets.draw(self._now)
+            self._reset.append(number)
+            self.output.control(reset_frame(number, ErrorCode.REFUSED_STREAM))
+            return
+        stream = self.streams[number] = self._make_stream(self, number, STREAM_WINDOW)
+        if ends:
+            stream.request_ended = True
+        if isinstance(head, RequestHead):
+            if not ends:
+                stream.body_left = head.body_length  # CHUNKED is -1: unknown
+            stream.on_head(head)
+            if ends and stream.response < ENDING:
+                stream.on_end(None)
+        elif isinstance(head, BadRequest):
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, str(head))
+        else:
+            stream.on_refused(head)
+
+    def _on_data(self, number: int, flags: int, payload: bytes) -> None:
+        size = len(payload)
+        if flags & PADDED:
+            payload = _without_padding(flags & PADDED, payload)
+        if size > self._receive_window:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        self._receive_window -= size
+        if not payload and not flags & END_STREAM:
+            self._floods.chores.draw(self._now)
+        stream = self.streams.get(number)
+        if stream is None:
+            if not number:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
+            self._on_late(number)
+            self._return(size)
+            return
+        if stream.request_ended:
+            self._return(size)
+            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA behind the end of the request")
+            return
+        if size > stream.receive_window:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
+        stream.receive_window -= size
+        stream.idle_since = 0.0
+        left = stream.body_left
+        if left >= 0:
+            left -= len(payload)
+            stream.body_left = left
+            if left < 0 or (left and flags & END_STREAM):
+                self._return(size)
+                self._stream_fault(
+                    stream, ErrorCode.PROTOCOL_ERROR, "the body does not have its Content-Length"
+                )
+                return
+        if flags & END_STREAM:
+            stream.request_ended = True
+        if payload and stream.response < ENDING:
+            stream.on_body(payload)
+        if flags & END_STREAM and stream.response < ENDING:
+            stream.on_end(None)
+        if stream.paused and stream.response < ENDING:
+            stream.withheld += size
+        elif stream.response < ENDING:
+            self.give_back(stream, size)
+        else:
+            self._return(size)
+
+    def _on_late(self, number: int) -> None:
+        """HEADERS or DATA on a stream that is closed, or was never open."""
+        if number in self._reset or number > self._accepted:
+            self._floods.chores.draw(self._now)
+        elif number in self._closed:
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "a frame on a closed stream")
+        else:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on a stream that is not open")
+
+    # Private: the other frames
+
+    def _on_other(self, kind: int, number: int, flags: int, payload: bytes) -> None:
+        if self._blocks.stream and kind != CONTINUATION:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside of a header block")
+        if not self._settled and (kind != SETTINGS or flags & ACK):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if kind == WINDOW_UPDATE:
+            self._on_window_update(number, payload)
+        elif kind == RST_STREAM:
+            self._on_rst_stream(number, payload)
+        elif kind == CONTINUATION:
+            gathered = self._blocks.go_on(number, flags, payload)
+            if gathered is not None:
+                self._on_block(number, *gathered)
+        elif kind in (SETTINGS, PING, GOAWAY):
+            if number:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame of the connection on a stream")
+            if kind == SETTINGS:
+                self._on_settings(flags, payload)
+            elif kind == PING:
+                self._on_ping(flags, payload)
+            else:
+                self._on_goaway(payload)
+        elif kind == PUSH_PROMISE:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+        else:
+            self._floods.chores.draw(self._now)  # PRIORITY and unknown types: ignored
+            if kind == PRIORITY:
+                if len(payload) != 5:
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY has not 5 bytes")
+                if not number:
+                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+
+    def _on_settings(self, flags: int, payload: bytes) -> None:
+        if flags & ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS with ACK and a payload")
+            self._floods.chores.draw(self._now)
+            return
+        self._floods.settings.draw(self._now)
+        output = self.output
+        for identifier, value in read_settings(payload):
+            if identifier == INITIAL_WINDOW_SIZE:
+                change = value - output.initial_window
+                output.initial_window = value
+                for stream in self.streams.values():
+                    if stream.window + change > LARGEST_WINDOW:
+                        raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window over 2^31 - 1")
+                    stream.open_window(change)
+            elif identifier == HEADER_TABLE_SIZE:
+                output.encoder.set_table_size(value)
+            elif identifier == MAX_FRAME_SIZE:
+                output.frame_limit = min(value, SENT_FRAME_LIMIT)
+        self._settled = True
+        output.control(SETTINGS_ACK)
+
+    def _on_ping(self, flags: int, payload: bytes) -> None:
+        if len(payload) != 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING has not 8 bytes")
+        self._floods.chores.draw(self._now)
+        if not flags & ACK:
+            self.output.control(ping_frame(payload, ack=True))
+        elif self.phase is Phase.DRAINING and payload == _DRAIN_PING:
+            self.finish_drain()
+
+    def _on_goaway(self, payload: bytes) -> None:
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY has less than 8 bytes")
+        self._floods.chores.draw(self._now)
+        self._client_leaves = True
+
+    def _on_rst_stream(self, number: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM has not 4 bytes")
+        self._refuse_idle(number)
+        self._floods.resets.draw(self._now)
+        stream = self.streams.get(number)
+        if stream is not None:
+            self.forget(stream, reset=False)
+            stream.on_lost(ClientGone("the client reset the stream"))
+
+    def _on_window_update(self, number: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE has not 4 bytes")
+        self._floods.chores.draw(self._now)
+        increment = read_long(payload)
+        if not number:
+            if not increment:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            if self.output.window + increment > LARGEST_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window over 2^31 - 1")
+            self.output.window += increment
+            return
+        self._refuse_idle(number)
+        stream = self.streams.get(number)
+        if stream is None:
+            return
+        if not increment:
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+        elif stream.window + increment > LARGEST_WINDOW:
+            self._stream_fault(stream, ErrorCode.FLOW_CONTROL_ERROR, "a window over 2^31 - 1")
+        else:
+            stream.open_window(increment)
+
+    # Private: the connection
+
+    def _greet(self) -> None:
+        """Our SETTINGS, and the connection's window, which SETTINGS cannot change."""
+        greeting = settings_frame(
+            (
+                (MAX_CONCURRENT_STREAMS, self._max_streams),
+                (INITIAL_WINDOW_SIZE, STREAM_WINDOW),
+                (MAX_HEADER_LIST_SIZE, self._limits.list_bytes),
+                (NO_RFC7540_PRIORITIES, 1),
+            )
+        )
+        self.output.control(greeting + window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
+
+    def _take_preface(self, data: bytes) -> int:
+        """Compare what came of the preface; return its length, or of what came of it."""
+        preface = self._preface
+        length = min(len(data), len(preface))
+        if data[:length] != preface[:length]:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "not an HTTP/2 connection preface")
+        self._preface = preface[length:]
+        return length
+
+    def _refuse_idle(self, number: int) -> None:
+        if not number or number > self.last_stream:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
+
+    def _return(self, size: int) -> None:
+        """The client may send `size` bytes more on the connection."""
+        self._returnable += size
+        if self._returnable >= CONNECTION_WINDOW // 2 and self.phase is not Phase.OVER:
+            self._receive_window += self._returnable
+            self.output.control(window_frame(0, self._returnable))
+            self._returnable = 0
+
+    def _stream_fault(self, stream: Stream, code: ErrorCode, message: str) -> None:
+        self._floods.faults.draw(self._now)
+        self.output.control(reset_frame(stream.id, code))
+        self.forget(stream, reset=True)
+        stream.on_lost(BadRequest(message))
+
+    def _fail(self, fault: ConnectionFault) -> None:
+        self.fault = fault
+        self.output.control(goaway_frame(self.last_stream, fault.code, str(fault).encode()))
+        self.lose(fault)
+
+
+def _without_padding(flags: int, payload: bytes) -> bytes:
+    """Return the payload of HEADERS or DATA without padding and priority (RFC 9113, 6.1 and 6.2)."""
+    start = 0
+    end = len(payload)
+    if flags & PADDED:
+        if not payload:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a padding length")
+        start = 1
+        end -= payload[0]
+    if flags & PRIORITY_FLAG:
+        start += 5
+        if len(payload) < start:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without its priority")
+    if start > end:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+    return payload[start:end]

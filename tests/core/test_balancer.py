@@ -1,0 +1,146 @@
+"""Whose turn it is, while backends come and go."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portero_py.core.balancer import Balancer, Balancers
+from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.routing_table import RoutingTable
+
+
+def lease(name: str, *, expires_at: float = 100.0, weight: int = 1, port: int = 80) -> Lease:
+    return Lease("app.example", name, Backend(f"host-{name}", port), expires_at, 30, weight)
+
+
+def service(*leases: Lease | str) -> Service:
+    return Service("app.example", tuple(lease(one) if isinstance(one, str) else one for one in leases))
+
+
+def turns(balancer: Balancer, of: Service, count: int, now: float = 0.0) -> str:
+    picked = [balancer.pick(of, now) for _ in range(count)]
+    return "".join("-" if one is None else one.instance_id for one in picked)
+
+
+def test_everybody_has_one_turn_a_round() -> None:
+    assert turns(Balancer(), service("A", "B", "C"), 7) == "ABCABCA"
+
+
+def test_a_service_without_leases_has_nobody() -> None:
+    assert Balancer().pick(service(), 0.0) is None
+
+
+def test_who_joins_has_his_first_turn_after_all_others() -> None:
+    balancer = Balancer()
+    assert turns(balancer, service("A", "B", "C"), 2) == "AB"
+    assert turns(balancer, service("A", "B", "C", "D"), 8) == "CABDCABD"
+
+
+def test_who_leaves_gives_nobody_a_double_turn() -> None:
+    balancer = Balancer()
+    assert turns(balancer, service("A", "B", "C", "D"), 2) == "AB"
+    assert turns(balancer, service("B", "C", "D"), 6) == "CDBCDB"
+    assert turns(balancer, service("C", "D"), 3) == "CDC"
+
+
+def test_a_renewal_keeps_its_place_also_at_a_new_address() -> None:
+    balancer = Balancer()
+    assert turns(balancer, service("A", "B"), 1) == "A"
+    moved = service(lease("A", port=81), lease("B", port=82))
+    assert turns(balancer, moved, 3) == "BAB"
+    picked = balancer.pick(moved, 0.0)
+    assert picked is not None
+    assert picked.backend.port == 81
+
+
+def test_an_expired_lease_gets_nothing_although_it_is_still_in_the_table() -> None:
+    balancer = Balancer()
+    both = service(lease("A", expires_at=10.0), lease("B", expires_at=20.0))
+    assert turns(balancer, both, 2, now=9.9) == "AB"
+    assert turns(balancer, both, 3, now=10.0) == "BBB"
+    assert turns(balancer, both, 1, now=20.0) == "-"
+
+
+def test_an_excluded_backend_is_passed_over() -> None:
+    balancer = Balancer()
+    both = service("A", "B")
+    a, b = both.leases
+    assert [balancer.pick(both, 0.0, {a.backend}) for _ in range(3)] == [b, b, b]
+    assert balancer.pick(both, 0.0, [a.backend, b.backend]) is None
+    assert balancer.pick(both, 0.0) is not None
+
+
+def test_the_first_round_starts_where_the_worker_is_told_to() -> None:
+    three = service("A", "B", "C")
+    assert [turns(Balancer(start), three, 3) for start in range(4)] == ["ABC", "BCA", "CAB", "ABC"]
+
+
+def test_weights_are_mixed_smoothly() -> None:
+    weighted = service(lease("A", weight=5), lease("B"), lease("C"))
+    assert turns(Balancer(), weighted, 14) == "AABACAA" * 2
+
+
+def test_equal_weights_are_plain_round_robin_whatever_they_are() -> None:
+    assert turns(Balancer(), service(lease("A", weight=7), lease("B", weight=7)), 4) == "ABAB"
+
+
+def test_with_weights_too_the_expired_and_the_excluded_are_passed_over() -> None:
+    balancer = Balancer()
+    weighted = service(lease("A", weight=5, expires_at=10.0), lease("B", weight=2), lease("C"))
+    _, b, c = weighted.leases
+    assert turns(balancer, weighted, 6, now=10.0) == "BCBBCB"
+    assert balancer.pick(weighted, 10.0, {b.backend}) == c
+    assert balancer.pick(weighted, 10.0, {b.backend, c.backend}) is None
+
+
+def test_credit_outlives_a_renewal() -> None:
+    balancer = Balancer()
+    picked = ""
+    for _ in range(14):  # a new Service object before every pick
+        picked += turns(balancer, service(lease("A", weight=5), lease("B"), lease("C")), 1)
+    assert picked == "AABACAA" * 2
+
+
+def test_weights_may_become_unequal_and_equal_again() -> None:
+    balancer = Balancer()
+    assert turns(balancer, service("A", "B"), 2) == "AB"
+    assert Counter(turns(balancer, service(lease("A", weight=3), lease("B")), 8)) == {"A": 6, "B": 2}
+    assert Counter(turns(balancer, service("A", "B"), 4)) == {"A": 2, "B": 2}
+
+
+@given(st.lists(st.sets(st.sampled_from("ABCDEFG"), min_size=1), min_size=1))
+def test_whatever_comes_and_goes_nobody_gets_a_second_turn_before_all_who_stayed_had_one(
+    rounds: list[set[str]],
+) -> None:
+    balancer = Balancer()
+    waiting: dict[str, int] = {}  # turns of others since one's own
+    for names in rounds:
+        waiting = {name: waiting.get(name, 0) for name in names}
+        picked = turns(balancer, service(*sorted(names)), 1)
+        for name in names:
+            waiting[name] = 0 if name == picked else waiting[name] + 1
+            assert waiting[name] < 7  # there are never more than seven
+
+
+def test_each_service_has_its_own_turns() -> None:
+    balancers = Balancers(start=1)
+    one = service("A", "B")
+    other = Service("other.example", one.leases)
+    picked = [balancers.pick(of, 0.0) for of in (one, other, one, other)]
+    assert [lease.instance_id for lease in picked if lease] == ["B", "B", "A", "A"]
+    assert balancers.pick(one, 0.0, {lease.backend for lease in one.leases}) is None
+
+
+def test_the_balancers_of_vanished_services_are_forgotten() -> None:
+    balancers = Balancers()
+    names = [f"{number}.example" for number in range(5)]
+    for name in names:
+        balancers.pick(Service(name, (lease("A"),)), 0.0)
+    kept = {name: Service(name, ()) for name in names[:2]}
+    balancers.retain(RoutingTable(1, {name: Service(name, ()) for name in names}))
+    assert len(balancers) == 5
+    balancers.retain(RoutingTable(2, kept))
+    assert len(balancers) == 2

@@ -1,0 +1,44 @@
+"""What a worker counts, and how the counts of several become one."""
+
+from __future__ import annotations
+
+from portero_py.core.counters import DURATION_BUCKETS, Counters
+
+
+def test_an_exchange_is_counted_by_service_method_and_status_and_by_its_duration() -> None:
+    counters = Counters()
+    counters.exchange_done("app.example", "GET", 200, 0.001)
+    counters.exchange_done("app.example", "GET", 200, 0.0011)
+    counters.exchange_done("app.example", "BREW", 418, 61.0)
+    assert counters.exchanges == {("app.example", "GET", 200): 2, ("app.example", "OTHER", 418): 1}
+    assert counters.durations["app.example"] == [1, 1, *[0] * (len(DURATION_BUCKETS) - 2), 1]
+    assert round(counters.duration_sums["app.example"], 4) == 61.0021
+
+
+def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
+    one, two = Counters(), Counters()
+    for counters in (one, two):
+        counters.exchange_done("app.example", "GET", 200, 0.5)
+        counters.handshakes["TLSv1.3", "h2", "ok"] += 1
+        counters.errors["no_backend"] += 1
+        counters.retries["app.example"] += 1
+        counters.bytes_in += 10
+        counters.bytes_out += 20
+        counters.connections_total += 3
+        counters.connections_open += 2
+        counters.exchanges_in_flight += 1
+        counters.access_log_dropped += 4
+    two.exchange_done("other.example", "PUT", 503, 0.5)
+    total = Counters()
+    total.merge(one)
+    total.merge(two)
+    assert total.exchanges == {("app.example", "GET", 200): 2, ("other.example", "PUT", 503): 1}
+    assert sum(total.durations["app.example"]) == 2
+    assert sum(total.durations["other.example"]) == 1
+    assert total.duration_sums == {"app.example": 1.0, "other.example": 0.5}
+    assert total.handshakes == {("TLSv1.3", "h2", "ok"): 2}
+    assert (total.errors["no_backend"], total.retries["app.example"]) == (2, 2)
+    assert (total.bytes_in, total.bytes_out) == (20, 40)
+    assert (total.connections_total, total.connections_open, total.exchanges_in_flight) == (6, 4, 2)
+    assert total.access_log_dropped == 8
+    assert sum(one.durations["app.example"]) == 1

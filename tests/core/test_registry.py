@@ -1,0 +1,234 @@
+"""Leases come, are renewed, move, end; each change is a new table."""
+
+from __future__ import annotations
+
+import pytest
+
+from portero_py.core.model import Backend, Lease, LeaseRequest, Service
+from portero_py.core.registry import LINGER, Registry
+from portero_py.errors import ConfigError, NoSuchLease, RegistryFull
+
+
+def ask(
+    host: str = "::1", port: int = 8080, *, service: str = "app.example", instance_id: str = "", ttl: int = 30
+) -> LeaseRequest:
+    return LeaseRequest(service, Backend(host, port), ttl, instance_id)
+
+
+def addresses(registry: Registry, service: str = "app.example") -> list[str]:
+    return [lease.backend.address for lease in registry.table.services[service].leases]
+
+
+def test_a_registered_backend_is_in_the_next_table_until_its_ttl_is_over() -> None:
+    registry = Registry()
+    lease = registry.register(
+        LeaseRequest(
+            "app.example", Backend("::1", 8080, use_tls=True), 30, "one", weight=3, health_path="/up"
+        ),
+        now=100.0,
+    )
+    assert lease == Lease("app.example", "one", Backend("::1", 8080, use_tls=True), 130.0, 30, 3, "/up")
+    assert dict(registry.table.services) == {"app.example": Service("app.example", (lease,))}
+
+
+def test_without_an_instance_id_the_address_is_the_instance_id() -> None:
+    registry = Registry()
+    assert registry.register(ask("::1", 8080), now=0.0).instance_id == "[::1]:8080"
+    assert registry.register(ask("192.0.2.7", 80), now=0.0).instance_id == "192.0.2.7:80"
+
+
+def test_a_renewal_by_instance_id_moves_the_expiry_and_keeps_the_place() -> None:
+    registry = Registry()
+    registry.register(ask(port=1, instance_id="one"), now=0.0)
+    registry.register(ask(port=2, instance_id="two"), now=0.0)
+    lease = registry.register(ask(port=1, instance_id="one"), now=20.0)
+    assert lease.expires_at == 50.0
+    assert addresses(registry) == ["[::1]:1", "[::1]:2"]
+    assert [ended.instance_id for ended in registry.expire(30.0)] == ["two"]
+    assert registry.lease_count == 1
+
+
+def test_a_renewal_by_address_keeps_the_instance_id_that_holds_it() -> None:
+    registry = Registry()
+    registry.register(ask(port=1, instance_id="one"), now=0.0)
+    lease = registry.register(ask(port=1), now=20.0)
+    assert (lease.instance_id, lease.expires_at) == ("one", 50.0)
+    assert registry.lease_count == 1
+
+
+def test_a_renewal_with_another_address_takes_effect_at_once() -> None:
+    registry = Registry()
+    registry.register(ask(port=1, instance_id="one"), now=0.0)
+    registry.register(ask(port=2, instance_id="one"), now=1.0)
+    assert addresses(registry) == ["[::1]:2"]
+    assert registry.find("app.example", host="::1", port=1) is None
+    # The address it left is free for another instance.
+    assert registry.register(ask(port=1), now=2.0).instance_id == "[::1]:1"
+    assert registry.lease_count == 2
+
+
+def test_an_instance_at_another_ones_address_takes_its_place() -> None:
+    registry = Registry()
+    registry.register(ask(port=1, instance_id="before the restart"), now=0.0)
+    registry.register(ask(port=1, instance_id="after it"), now=1.0)
+    assert addresses(registry) == ["[::1]:1"]
+    assert registry.lease_count == 1
+    assert registry.find("app.example", "before the restart") is None
+    registry.register(ask(port=2, instance_id="another"), now=2.0)
+    registry.register(ask(port=1, instance_id="another"), now=3.0)
+    assert [lease.instance_id for lease in registry.table.services["app.example"].leases] == ["another"]
+
+
+def test_the_same_address_may_serve_two_services() -> None:
+    registry = Registry()
+    registry.register(ask(service="a.example", instance_id="one"), now=0.0)
+    registry.register(ask(service="b.example", instance_id="one"), now=0.0)
+    assert registry.lease_count == 2
+    registry.release("a.example", "one", now=1.0)
+    assert addresses(registry, "b.example") == ["[::1]:8080"]
+
+
+def test_every_change_makes_the_version_one_greater_and_leaves_old_tables_alone() -> None:
+    registry = Registry()
+    empty = registry.table
+    registry.register(ask(port=1, ttl=10), now=0.0)
+    one = registry.table
+    assert registry.table is one
+    registry.register(ask(port=2, ttl=99), now=0.0)
+    registry.release("app.example", host="::1", port=2, now=1.0)
+    registry.expire(5.0)
+    registry.expire(10.0)
+    registry.expire(10.0 + LINGER)
+    assert [empty.version, one.version, registry.table.version] == [0, 1, 5]
+    assert not empty.services
+    assert len(one.services["app.example"].leases) == 1
+    assert not registry.table.services
+
+
+def test_a_release_ends_one_lease_by_instance_id_or_by_address() -> None:
+    registry = Registry()
+    for port in (1, 2, 3):
+        registry.register(ask(port=port, instance_id=f"i{port}"), now=0.0)
+    assert registry.release("app.example", "i2", now=1.0).backend.port == 2
+    assert registry.release("app.example", host="::1", port=3, now=1.0).instance_id == "i3"
+    assert addresses(registry) == ["[::1]:1"]
+    assert registry.expire(1e9)[0].instance_id == "i1"
+
+
+@pytest.mark.parametrize(
+    ("service", "instance_id", "port"),
+    [
+        ("app.example", "two", 0),
+        ("app.example", "", 2),
+        ("app.example", "", 0),
+        ("other.example", "one", 0),
+        ("other.example", "", 1),
+    ],
+)
+def test_what_was_never_registered_cannot_be_released(service: str, instance_id: str, port: int) -> None:
+    registry = Registry()
+    registry.register(ask(port=1, instance_id="one"), now=0.0)
+    with pytest.raises(NoSuchLease):
+        registry.release(service, instance_id, "::1", port, now=1.0)
+    assert registry.table.version == 1
+
+
+def test_a_lease_ends_exactly_when_its_ttl_is_over() -> None:
+    registry = Registry()
+    lease = registry.register(ask(ttl=30), now=0.0)
+    assert registry.next_expiry() == 30.0
+    assert registry.expire(29.999) == []
+    assert registry.expire(30.0) == [lease]
+    assert registry.expire(30.0) == []
+
+
+@pytest.mark.parametrize("how", ["expired", "released"])
+def test_a_service_without_leases_stays_known_for_a_while(how: str) -> None:
+    registry = Registry()
+    registry.register(ask(ttl=30), now=0.0)
+    if how == "expired":
+        registry.expire(30.0)
+    else:
+        registry.release("app.example", host="::1", port=8080, now=30.0)
+    assert registry.table.services["app.example"] == Service("app.example", ())
+    assert (registry.host_count, registry.service_count, registry.lease_count) == (0, 1, 0)
+    assert registry.next_expiry() == 30.0 + LINGER
+    registry.expire(29.9 + LINGER)
+    assert "app.example" in registry.table.services
+    assert registry.expire(30.0 + LINGER) == []
+    assert "app.example" not in registry.table.services
+    assert registry.next_expiry() is None
+
+
+def test_a_service_that_is_registered_again_in_time_does_not_go() -> None:
+    registry = Registry()
+    registry.register(ask(ttl=10), now=0.0)
+    registry.expire(10.0)
+    registry.register(ask(ttl=86_400), now=20.0)
+    registry.expire(20.0 + LINGER)
+    assert addresses(registry) == ["[::1]:8080"]
+
+
+def test_the_default_service_is_known_from_the_start_and_for_ever() -> None:
+    registry = Registry("Fallback.Example.")
+    assert registry.table.default_service == "fallback.example"
+    assert registry.table.services["fallback.example"].leases == ()
+    registry.register(ask(service="fallback.example", ttl=1), now=0.0)
+    registry.expire(1.0)
+    registry.expire(1e9)
+    assert registry.table.services["fallback.example"].leases == ()
+    assert registry.next_expiry() is None
+
+
+def test_a_default_service_that_is_no_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="default_service"):
+        Registry("not a name")
+
+
+def test_leases_of_one_service_that_end_together_are_one_change() -> None:
+    registry = Registry()
+    registry.register(ask(port=1, ttl=10), now=0.0)
+    registry.register(ask(port=2, ttl=10), now=0.0)
+    registry.register(ask(port=3, ttl=99), now=0.0)
+    assert [lease.backend.port for lease in registry.expire(10.0)] == [1, 2]
+    assert registry.table.version == 4
+    assert addresses(registry) == ["[::1]:3"]
+
+
+def test_no_more_leases_are_granted_than_the_registry_holds() -> None:
+    registry = Registry(max_leases=2)
+    registry.register(ask(port=1), now=0.0)
+    registry.register(ask(port=2), now=0.0)
+    with pytest.raises(RegistryFull):
+        registry.register(ask(port=3), now=0.0)
+    registry.register(ask(port=2), now=1.0)  # a renewal always fits
+    registry.register(ask(port=2, instance_id="takes over"), now=1.0)
+    assert (registry.lease_count, registry.table.version) == (2, 4)
+
+
+def test_no_more_leases_are_granted_than_a_service_may_have() -> None:
+    registry = Registry(max_leases_per_service=1)
+    registry.register(ask(port=1), now=0.0)
+    with pytest.raises(RegistryFull, match=r"app\.example"):
+        registry.register(ask(port=2), now=0.0)
+    registry.register(ask(port=2, service="other.example"), now=0.0)
+
+
+def test_lingering_services_make_way_for_new_ones_the_oldest_first() -> None:
+    registry = Registry(max_services=2)
+    registry.register(ask(service="a.example", ttl=1), now=0.0)
+    registry.register(ask(service="b.example", ttl=2), now=0.0)
+    with pytest.raises(RegistryFull):
+        registry.register(ask(service="c.example"), now=0.0)
+    registry.expire(1.0)
+    registry.expire(2.0)
+    registry.register(ask(service="c.example"), now=3.0)
+    assert set(registry.table.services) == {"b.example", "c.example"}
+    registry.register(ask(service="b.example"), now=3.0)
+    assert registry.service_count == 2
+
+
+def test_backends_say_their_address_for_people() -> None:
+    assert Backend("::1", 80).address == "[::1]:80"
+    assert Backend("fe80::1%eth0", 80).address == "[fe80::1%eth0]:80"
+    assert Backend("192.0.2.7", 80).address == "192.0.2.7:80"
