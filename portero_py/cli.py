@@ -1,8 +1,8 @@
 """The command line: flags become a mapping, a command is called, an error becomes one line.
 
-Nothing is decided here. `config_sources.py` knows what a flag means and which source wins, `commands.py` what the
-subcommands do, `supervisor.py` how portero runs. A parameter is called like its flag, with `_` for `-`: that
-is how the flags reach `config_sources.load`.
+Nothing is decided here. `config_sources.py` knows what a flag means and which source wins, `commands.py` what
+the subcommands do, `supervisor.py` how portero runs. A parameter is called like its flag, with `_` for `-`:
+that is how the flags reach `config_sources.load`.
 
 Exit status: 0 when all went well, 2 for a flag, file or port that cannot be used, 1 for anything else.
 """
@@ -17,6 +17,7 @@ from typing import Annotated, Final
 import typer
 
 from portero_py import __version__, commands, demo, supervisor
+from portero_py.client.registrar import Registration
 from portero_py.errors import ConfigError, PorteroError
 
 app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -60,14 +61,17 @@ UpstreamTlsVerify = Annotated[
         "--upstream-tls-verify", help="Check the certificates of unpinned backends.", show_default=False
     ),
 ]
-UpstreamCaFile = Annotated[str | None, _option("Whom to trust for that, instead of the system's CAs.", "FILE")]
+UpstreamCaFile = Annotated[
+    str | None, _option("Whom to trust for that, instead of the system's CAs.", "FILE")
+]
 Workers = Annotated[str | None, _option("Data-plane processes. Default 1.", "N")]
 StateDir = Annotated[str | None, _option("Where state that outlives a restart is kept.", "DIR")]
 AccessLog = Annotated[str | None, _option("json (default), text or off.", "STYLE")]
 LogLevel = Annotated[str | None, _option("error, warn, info (default) or debug.", "LEVEL")]
 ConfigFile = Annotated[str | None, _option("A TOML file; flags and variables go before it.", "FILE")]
 Check = Annotated[
-    bool, typer.Option("--check", help="Check all of this and the certificates, then exit.", show_default=False)
+    bool,
+    typer.Option("--check", help="Check all of this and the certificates, then exit.", show_default=False),
 ]
 
 RegisterUrl = Annotated[str | None, _option("The registration API. Default http://127.0.0.1:18080.", "URL")]
@@ -77,7 +81,9 @@ Host = Annotated[str, typer.Option("--host", metavar="IP", help="The backend's a
 Port = Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="The backend's port.")]
 Ttl = Annotated[int, typer.Option("--ttl", metavar="SECONDS", min=1, max=86400, help="The lease's length.")]
 UseTls = Annotated[bool, typer.Option("--use-tls", help="The backend speaks TLS.", show_default=False)]
-InstanceId = Annotated[str, typer.Option("--instance-id", metavar="ID", help="Names the backend in its service.")]
+InstanceId = Annotated[
+    str, typer.Option("--instance-id", metavar="ID", help="Names the backend in its service.")
+]
 Weight = Annotated[int, typer.Option("--weight", metavar="N", min=1, help="Its share of the requests.")]
 Fingerprint = Annotated[
     str, typer.Option("--tls-fingerprint", metavar="HEX", help="SHA-256 of its certificate, to pin it.")
@@ -175,9 +181,7 @@ def register(
     jwt_issuer: JwtIssuer = None,
 ) -> None:
     """Register a backend once, or renew its lease."""
-    backend = commands.registration(
-        service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint
-    )
+    backend = Registration(service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint)
     typer.echo(commands.register(_flags(ctx), os.environ, backend))
 
 
@@ -223,9 +227,7 @@ def agent(
     log: LogLevel = None,
 ) -> None:
     """Keep a backend's lease renewed until SIGTERM or Ctrl-C, then deregister it."""
-    backend = commands.registration(
-        service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint
-    )
+    backend = Registration(service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint)
     commands.agent(_flags(ctx), os.environ, backend)
 
 

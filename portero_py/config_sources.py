@@ -31,12 +31,6 @@ from portero_py.errors import ConfigError
 #: The most that a secret's file, or the configuration file, may hold, bytes.
 MAX_FILE: Final = 1 << 20
 
-#: What example files carry, and attackers try first.
-EXAMPLE_SECRET: Final = "changeme"  # noqa: S105 - the one that is refused
-
-#: RFC 7518, 3.2: an HS256 key must be at least as long as the hash.
-SHORT_KEY: Final = 32
-
 Flags = Mapping[str, "str | list[str] | bool | None"]
 Environ = Mapping[str, str]
 
@@ -145,47 +139,8 @@ def load(flags: Flags, environ: Environ) -> Config:
     )
 
 
-def require(config: Config) -> list[str]:
-    """Refuse a configuration that must not serve; returns the warnings about one that may.
-
-    Raises `ConfigError` when a secret is missing, or is the example's and others than this machine can
-    try it.
-    """
-    registration, proxy = config.registration, config.proxy
-    warnings = []
-    secrets = [("register-secret", registration.secret)]
-    secrets += [("jwt-named-key" if kid else "jwt-hmac-key", key) for kid, key in registration.hmac_keys]
-    if not registration.hmac_keys:
-        secrets.append(("jwt-hmac-key", ""))
-    for flag, secret in secrets:
-        if not secret:
-            variable = f"PORTERO_{flag.upper().replace('-', '_')}"
-            raise ConfigError(f"--{flag} is missing: set it, {variable}, or --{flag}-file FILE")
-        if secret == EXAMPLE_SECRET:
-            if not registration.listen.is_loopback:
-                raise ConfigError(
-                    f'--{flag} is the example "{EXAMPLE_SECRET}", and the registration API listens on '
-                    f"{registration.listen}, outside loopback: choose another"
-                )
-            warnings.append(
-                f'--{flag} is the example "{EXAMPLE_SECRET}": choose another before anyone else can try it'
-            )
-        elif flag != "register-secret" and len(secret.encode()) < SHORT_KEY:
-            warnings.append(
-                f"--{flag} is shorter than the {SHORT_KEY} bytes that HS256 asks for (RFC 7518, 3.2)"
-            )
-    if proxy.upstream_ca_file and not proxy.upstream_tls_verify:
-        warnings.append("--upstream-ca-file does nothing without --upstream-tls-verify")
-    if not proxy.upstream_tls_verify:
-        warnings.append(
-            "backends reached over TLS are verified only where they pin their certificate (tls_fingerprint); "
-            "--upstream-tls-verify checks the others"
-        )
-    return warnings
-
-
-def read_secret(flag: str, flags: Flags, environ: Environ) -> Any:
-    """One secret setting by its flag, for the commands that need no more; None when it is nowhere."""
+def read_one(flag: str, flags: Flags, environ: Environ) -> Any:
+    """One setting by its flag, for commands that need no more; None when neither flag nor variable has it."""
     setting = next(s for s in SETTINGS if s.flag == flag)
     return _find(setting, flags, environ, {})
 

@@ -24,6 +24,12 @@ class ConfigError(PorteroError):
     reason = "config"
 
 
+class BadCertificate(ConfigError):
+    """A certificate, or its key, that cannot be served."""
+
+    reason = "bad_certificate"
+
+
 # Registration (DESIGN.md, section 6)
 
 

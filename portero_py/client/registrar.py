@@ -87,6 +87,12 @@ class Registration:
             body["tls_fingerprint"] = self.tls_fingerprint
         return body
 
+    def name(self) -> dict[str, object]:
+        """The JSON body that names its lease: by the instance id, or else by the address."""
+        if self.instance_id:
+            return {"service_name": self.service_name, "instance_id": self.instance_id}
+        return {"service_name": self.service_name, "host": self.host, "port": self.port}
+
 
 class RenewalSchedule:
     """When to call next, in seconds from now. Pure: `draw` is a random number from 0 to 1."""
@@ -167,7 +173,7 @@ class Registrar:
     async def deregister(self) -> dict[str, Any]:
         """Give the lease back; the API's answer. Raises a `ClientError`."""
         self._registered.clear()
-        return await self._ask("DELETE", self._registration.body())
+        return await self._ask("DELETE", self._registration.name())
 
     # Private
 

@@ -9,6 +9,7 @@ no header field is logged, and of the target only the path.
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections import deque
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ class AccessLog:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, counters: Counters, style: str, descriptor: int
     ) -> None:
+        self.style = style
         self.enabled = style != "off"
         self._json = style == "json"
         self._loop = loop
@@ -163,6 +165,8 @@ class _Writer:
             while view:
                 try:
                     view = view[os.write(self._descriptor, view) :]
+                except BlockingIOError:  # somebody else made the descriptor non-blocking
+                    select.select((), (self._descriptor,), ())
                 except OSError:
                     return self._stop()  # the reader is gone: nobody to write to, and traffic goes on
 

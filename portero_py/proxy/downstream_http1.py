@@ -16,11 +16,15 @@ The traps
 - A response that is complete before its request was read to its end ends the connection: what follows could be
   taken for a request.
 - The response's head is held back until its first body bytes, so that a small response is one write.
+- A client that sends requests and reads no answers would fill our memory: no request is begun while written bytes
+  wait, and reading stops soon after.
+- A client that has closed its side is still owed an answer to every request that came before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -45,8 +49,10 @@ LINGER_SECONDS: Final = 5.0
 LINGER_BYTES: Final = 1 << 20
 #: Up to here head and body are joined before they are written: under TLS every write is a record.
 JOIN_LIMIT: Final = 65536
-#: Seconds that a tunnel's client may leave bytes unread.
+#: Seconds that a client may leave the last bytes unread.
 CLOSE_SECONDS: Final = 10.0
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 
 
 class State(Enum):
@@ -70,6 +76,7 @@ class Http1Downstream(asyncio.Protocol):
         "_buffer",
         "_client",
         "_decoder",
+        "_ended",
         "_exchange",
         "_head",
         "_head_begun",
@@ -99,6 +106,7 @@ class Http1Downstream(asyncio.Protocol):
         self._reading_paused = False
         self._writing_paused = False
         self._unsent = 0  # bytes that the client had not taken when it was last looked at
+        self._ended = False  # the client has closed its side
         self.deadline = monotonic() + worker.timeouts.head
         # exchange
         self._exchange: Exchange | None = None
@@ -120,6 +128,8 @@ class Http1Downstream(asyncio.Protocol):
         if state is _HEAD:
             self._buffer = self._buffer + data if self._buffer else data
             self._process()
+            if self._writing_paused and len(self._buffer) > PIPELINE_LIMIT:
+                self._update_reading()
         elif state is _RESPONSE:
             self._buffer += data
             if len(self._buffer) > PIPELINE_LIMIT:
@@ -132,21 +142,21 @@ class Http1Downstream(asyncio.Protocol):
             self._take_body(data)
 
     def eof_received(self) -> bool | None:
-        exchange = self._exchange
-        if exchange is None or self._client.tls_version:
+        if self._client.tls_version:
             return False  # closes the transport; connection_lost does the rest
-        if self._state is _RESPONSE:
-            # The client has said all it had to say and waits for the answer (RFC 9112, 9.6).
-            self._keep_alive = False
-            self._buffer = b""
+        state = self._state
+        if state is _RESPONSE or (state is _HEAD and self._writing_paused and self._buffer):
+            # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
+            self._ended = True
             return True
-        if self._state is _TUNNEL:
-            exchange.request_end(None)
+        if state is _TUNNEL and self._exchange is not None:
+            self._ended = True
+            self._exchange.request_end(None)
             return True
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._worker.deadlines.forget(self)
+        self._worker.connection_closed(self)
         self._state = _CLOSED
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -161,10 +171,15 @@ class Http1Downstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        if self._state is _RESPONSE:
+        if self._state is _RESPONSE or self._state is _TUNNEL:
             self.deadline = 0.0
         if self._exchange is not None:
             self._exchange.downstream_resumed()
+        elif self._state is _HEAD and self._buffer:
+            self.deadline = monotonic() + self._worker.timeouts.head
+            self._process()
+            if self._reading_paused:
+                self._update_reading()
 
     # The deadline wheel
 
@@ -172,7 +187,12 @@ class Http1Downstream(asyncio.Protocol):
         """The client has done nothing for too long."""
         state = self._state
         if state is _CLOSED or state is _LINGER:
-            self._transport.abort()
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:  # slow, not idle
+                self._unsent = unsent
+                self.deadline = now + CLOSE_SECONDS
+            else:
+                self._transport.abort()
         elif self._writing_paused:
             unsent = self._transport.get_write_buffer_size()
             if unsent < self._unsent:  # slow, not idle
@@ -293,8 +313,12 @@ class Http1Downstream(asyncio.Protocol):
 
     def abort(self, error: PorteroError) -> None:
         """Cut the response off so that the client notices."""
-        self._exchange = None
-        self._cut_off()
+        exchange, self._exchange = self._exchange, None
+        if self._held is not None and exchange is not None:  # not a byte of the response is out
+            exchange.status = error.status
+            self._answer(error, self._head, exchange.request_id)
+        else:
+            self._cut_off()
 
     def pause_body(self) -> None:
         """Stop reading the request's body."""
@@ -309,13 +333,16 @@ class Http1Downstream(asyncio.Protocol):
     def start_tunnel(self) -> None:
         """A 101 was sent: what the client sent behind its request is the tunnel's."""
         self._state = _TUNNEL
-        self.deadline = 0.0
+        if not self._writing_paused:
+            self.deadline = 0.0
         self.flush()
         buffer, self._buffer = self._buffer, b""
         self._body_paused = False
         self._update_reading()
         if buffer and self._exchange is not None:
             self._exchange.request_body(buffer)
+        if self._ended and self._exchange is not None:
+            self._exchange.request_end(None)
 
     # Private
 
@@ -330,6 +357,8 @@ class Http1Downstream(asyncio.Protocol):
             self._update_reading()
         if self._buffer:
             self._process()
+        elif self._ended:
+            self._close()
 
     def _process(self) -> None:
         """Take requests from the buffer until one of them has to wait."""
@@ -337,8 +366,15 @@ class Http1Downstream(asyncio.Protocol):
             return
         self._processing = True
         try:
-            while self._state is _HEAD and self._buffer and not self._transport.is_closing():
+            while (
+                self._state is _HEAD
+                and self._buffer
+                and not self._writing_paused
+                and not self._transport.is_closing()
+            ):
                 if not self._next_request():
+                    if self._ended:
+                        self._close()
                     break
         except WireError as error:
             self._fail(error)
@@ -349,9 +385,14 @@ class Http1Downstream(asyncio.Protocol):
         worker = self._worker
         limits = worker.limits
         data = self._buffer
-        while data.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request are ignored
-            data = data[2:]
-        end = find_head(data, limits.request_line, limits.header_bytes, BadRequest) if data else 0
+        if data[0] == 0x0D:  # RFC 9112, 2.2: empty lines before a request are ignored
+            match = _EMPTY_LINES.match(data)
+            assert match is not None
+            data = data[match.end() :]
+        if data and data != b"\r":
+            end = find_head(data, limits.request_line, limits.header_bytes, BadRequest)
+        else:
+            end = 0
         if not end:
             if data and not self._head_begun:
                 self._head_begun = True
@@ -389,6 +430,8 @@ class Http1Downstream(asyncio.Protocol):
         if self._buffer and self._state in (_LENGTH, _CHUNKED):
             body, self._buffer = self._buffer, b""
             self._take_body(body)
+        if self._reading_paused:
+            self._update_reading()
 
     def _take_body(self, data: bytes) -> None:
         exchange = self._exchange
@@ -431,7 +474,8 @@ class Http1Downstream(asyncio.Protocol):
             exchange.request_body(data)
         if self._exchange is exchange and self._state in (_LENGTH, _CHUNKED):
             self._state = _RESPONSE
-            self.deadline = 0.0
+            if not self._writing_paused:
+                self.deadline = 0.0
             exchange.request_end(trailers)
 
     def _fail(self, error: PorteroError) -> None:
@@ -449,6 +493,9 @@ class Http1Downstream(asyncio.Protocol):
         if exchange is not None and self._response_started:
             self._cut_off()
             return
+        self._answer(error, head, request_id)
+
+    def _answer(self, error: PorteroError, head: RequestHead | None, request_id: bytes) -> None:
         response, body = reply(error, head, request_id)
         self._held = None
         if not self._transport.is_closing():
@@ -467,9 +514,13 @@ class Http1Downstream(asyncio.Protocol):
         """The last byte is out: give the client a moment to read it."""
         if self._transport.is_closing():
             return
+        if self._ended:
+            self._close()
+            return
         self._state = _LINGER
         self._buffer = b""
         self._left = LINGER_BYTES
+        self._unsent = self._transport.get_write_buffer_size()
         self.deadline = monotonic() + LINGER_SECONDS
         self._worker.deadlines.sooner(self)
         if self._transport.can_write_eof():
@@ -481,19 +532,20 @@ class Http1Downstream(asyncio.Protocol):
         """Close once everything is written, and do not wait for that for ever."""
         self._state = _CLOSED
         self._buffer = b""
+        self._unsent = self._transport.get_write_buffer_size()
         self.deadline = monotonic() + CLOSE_SECONDS
         self._worker.deadlines.sooner(self)
         self._transport.close()
 
     def _update_reading(self) -> None:
         """Read from the socket unless somebody is behind."""
-        if self._transport.is_closing():
+        if self._transport.is_closing() or self._ended:  # resumed after its end, a transport reports it again
             return
         pause = self._body_paused or len(self._buffer) > PIPELINE_LIMIT
         if pause and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
-            if self._state is not _RESPONSE:
+            if self._state in (_LENGTH, _CHUNKED) and not self._writing_paused:
                 self.deadline = 0.0  # the backend is behind, not the client
         elif not pause and self._reading_paused:
             self._reading_paused = False

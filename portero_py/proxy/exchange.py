@@ -83,6 +83,9 @@ class Exchange:
     _upstream: Upstream | None = None
     _excluded: tuple[Backend, ...] = ()
     _fresh = False  # the next try needs a new connection
+    _body_held_up = False  # the downstream was asked to wait for a connection
+    _client_behind = False  # the client reads too slowly
+    _backend_behind = False  # the backend reads too slowly
     _kept_body: list[bytes] | None = None
     _trailers: Fields | None = None
 
@@ -156,11 +159,13 @@ class Exchange:
 
     def downstream_paused(self) -> None:
         """The client reads slower than the backend sends."""
+        self._client_behind = True
         if self._upstream is not None:
             self._upstream.pause_body()
 
     def downstream_resumed(self) -> None:
         """The client caught up."""
+        self._client_behind = False
         if self._upstream is not None:
             self._upstream.resume_body()
 
@@ -190,18 +195,21 @@ class Exchange:
             self._excluded = (*self._excluded, claim.backend)
         self._retry(error)
 
-    def upstream_failed(self, error: PorteroError, *, reused: bool, silent: bool) -> None:
-        """The connection broke. `reused`: it was an idle one; `silent`: no byte of a response had come."""
+    def upstream_failed(self, error: PorteroError, *, reused: bool, silent: bool, unsent: bool) -> None:
+        """The connection broke.
+
+        `reused`: it was an idle one; `silent`: no byte of a response had come; `unsent`: no byte of the
+        request had been sent.
+        """
         self._upstream = None
-        self.error = error
+        self._backend_behind = False
         claim = self._release()
         if self._phase is _RESPONDING:
-            downstream = self.downstream
-            downstream.abort(error)
+            self.error = error
+            self.downstream.abort(error)
             self._finish()
             return
-        head = self.head
-        if not silent or head.body_length != 0 or head.method not in _IDEMPOTENT or head.upgrade:
+        if not silent or not (unsent or self._is_repeatable()):
             self._refuse(error)
             return
         if reused:
@@ -224,10 +232,12 @@ class Exchange:
 
     def upstream_paused(self) -> None:
         """The backend reads slower than the client sends."""
+        self._backend_behind = True
         self.downstream.pause_body()
 
     def upstream_resumed(self) -> None:
         """The backend caught up."""
+        self._backend_behind = False
         self.downstream.resume_body()
 
     def response_informational(self, head: ResponseHead) -> None:
@@ -284,23 +294,25 @@ class Exchange:
         self._claim = pool = worker.pools.of(backend, head.authority)
         pool.claims += 1
         if not self._fresh:
-            upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
+            upstream = pool.take(now, retriable=self._is_repeatable())
             if upstream is not None:
                 self.upstream_started = now
                 self._send(upstream)
                 return
         self._phase = _CONNECTING
         if head.body_length != 0:
+            self._body_held_up = True
             self.downstream.pause_body()
         self._connecting = pool.connect(self)
 
     def _send(self, upstream: Upstream) -> None:
         head = self.head
-        resume = self._phase is _CONNECTING and head.body_length != 0
         self._phase = _WAITING
         self._upstream = upstream
         forwarded = self.client.forwarding.fields(head.authority, head.forwarded)
         upstream.send_head(self, head, forwarded, self.request_id)
+        if self._client_behind:
+            upstream.pause_body()  # nobody will say it again
         if head.body_length == 0:
             return
         if self._kept_body:
@@ -309,8 +321,14 @@ class Exchange:
                 upstream.send_body(data)
         if self._request_ended:
             upstream.send_end(self._trailers)
-        if resume:
-            self.downstream.resume_body()
+        if self._body_held_up:
+            self._body_held_up = False
+            if not self._backend_behind:
+                self.downstream.resume_body()
+
+    def _is_repeatable(self) -> bool:
+        """Say whether the request may reach a backend twice without harm (RFC 9110, 9.2.2)."""
+        return self.head.body_length == 0 and self.head.method in _IDEMPOTENT
 
     def _retry(self, error: PorteroError) -> None:
         worker = self.worker

@@ -1,7 +1,7 @@
 """A bound socket to protocols: TLS, then HTTP/2 or HTTP/1 by ALPN.
 
 aiohttp's low-level server and runner own the life cycle (accept, stop accepting, drain, close); the protocols are
-ours. Every connection starts as `_Arriving`, which hands its transport over as soon as it knows what the client speaks:
+ours. Every connection starts as `Arriving`, which hands its transport over as soon as it knows what the client speaks:
 at once under TLS, with the first bytes on a plain listener (an HTTP/2 client may start with its preface there).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from aiohttp import web
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from portero_py.proxy.worker import Worker
 
+#: Limit on what TLS needs to close, unsent bytes included. The protocols' own deadlines are shorter and look
+#: for progress; this must not cut off the end of a response to a slow client.
+SHUTDOWN_SECONDS: Final = 60.0
+
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -31,25 +35,54 @@ class FrontServer(web.Server):
     def __init__(self, worker: Worker) -> None:
         super().__init__(_never_called)
         self._worker = worker
-        self.live: set[Arriving] = set()
+        self._live: set[Connection] = set()
+        self._emptied = asyncio.Event()
 
     def __call__(self) -> Arriving:  # type: ignore[override]  # our protocol in place of aiohttp's
         return Arriving(self._worker, self)
 
+    def opened(self, connection: Connection) -> None:
+        """A connection begins to live."""
+        self._live.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone, or somebody else stands for it now."""
+        self._live.discard(connection)
+        if not self._live:
+            self._emptied.set()
+
     def pre_shutdown(self) -> None:
         """Ask every connection to finish: GOAWAY, or Connection: close."""
-        for connection in list(self.live):
+        for connection in list(self._live):
             connection.start_drain()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Wait until the connections are gone, `timeout` seconds at most, then end the rest."""
-        deadline = asyncio.get_running_loop().time() + (timeout or 0.0)
-        while self.live and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
-        for connection in list(self.live):
+        await self._wait_until_empty(timeout or 0.0)
+        for connection in list(self._live):
             connection.kill()
-        while self.live:
-            await asyncio.sleep(0.01)
+        await self._wait_until_empty(1.0)
+
+    # Private
+
+    async def _wait_until_empty(self, seconds: float) -> None:
+        if self._live:
+            self._emptied.clear()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._emptied.wait()
+            except TimeoutError:
+                pass
+
+
+class Connection(Protocol):
+    """A client's connection, as its life cycle sees it."""
+
+    def start_drain(self) -> None:
+        """Finish what was begun, take nothing new."""
+
+    def kill(self) -> None:
+        """End at once."""
 
 
 class ListenerSite(web.BaseSite):
@@ -73,85 +106,63 @@ class ListenerSite(web.BaseSite):
         server = self._runner.server
         assert server is not None
         self._server = await asyncio.get_running_loop().create_server(
-            server,  # type: ignore[arg-type]  # FrontServer makes our protocol
+            server,
             sock=self._socket,
             ssl=self._ssl_context,
             backlog=self._backlog,
             ssl_handshake_timeout=self._handshake if self._ssl_context else None,
-            ssl_shutdown_timeout=2.0 if self._ssl_context else None,
+            ssl_shutdown_timeout=SHUTDOWN_SECONDS if self._ssl_context else None,
         )
 
 
 class Arriving(asyncio.Protocol):
-    """A connection whose HTTP version is not known yet; afterwards the owner of the protocol that is."""
+    """A connection whose HTTP version is not known yet. It hands the transport over when it is."""
 
-    __slots__ = ("_protocol", "_server", "_start", "_transport", "_worker", "deadline")
+    __slots__ = ("_server", "_start", "_transport", "_worker", "deadline")
 
     def __init__(self, worker: Worker, server: FrontServer) -> None:
         self._worker = worker
         self._server = server
-        self._transport: asyncio.Transport | None = None
-        self._protocol: Http1Downstream | Http2Downstream | None = None
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._start = b""
         self.deadline = 0.0
 
     def start_drain(self) -> None:
-        """Finish what was begun, take nothing new."""
-        if self._protocol is not None:
-            self._protocol.start_drain()
-        else:
-            self.kill()
+        """Nothing was begun."""
+        self.kill()
 
     def kill(self) -> None:
         """End at once."""
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        self._server.live.add(self)
         worker = self._worker
         worker.counters.connections_total += 1
         worker.counters.connections_open += 1
         tls = transport.get_extra_info("ssl_object")
-        if tls is None:
-            self.deadline = worker.loop.time() + worker.timeouts.head
-            worker.deadlines.watch(self)
+        if tls is not None:
+            self._become(Http2Downstream if tls.selected_alpn_protocol() == "h2" else Http1Downstream)
             return
-        self._become(Http2Downstream if tls.selected_alpn_protocol() == "h2" else Http1Downstream)
+        self._server.opened(self)
+        self.deadline = worker.loop.time() + worker.timeouts.head
+        worker.deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
-        protocol = self._protocol
-        if protocol is None:
-            self._start += data
-            start = self._start
-            if len(start) < len(_PREFACE) and _PREFACE.startswith(start):
-                return
-            self._worker.deadlines.forget(self)
-            protocol = self._become(Http2Downstream if start.startswith(_PREFACE) else Http1Downstream)
-            self._start = b""
-            data = start
-        protocol.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._protocol.eof_received() if self._protocol is not None else False
+        start = self._start + data
+        if len(start) < len(_PREFACE) and _PREFACE.startswith(start):
+            self._start = start
+            return
+        self._worker.deadlines.forget(self)
+        self._server.closed(self)
+        self._become(Http2Downstream if start.startswith(_PREFACE) else Http1Downstream).data_received(start)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.live.discard(self)
-        self._worker.counters.connections_open -= 1
         self._worker.deadlines.forget(self)
-        if self._protocol is not None:
-            self._protocol.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        if self._protocol is not None:
-            self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._protocol is not None:
-            self._protocol.resume_writing()
+        self._server.closed(self)
+        self._worker.counters.connections_open -= 1
 
     # The deadline wheel
 
@@ -164,11 +175,13 @@ class Arriving(asyncio.Protocol):
     def _become(
         self, protocol: type[Http1Downstream] | type[Http2Downstream]
     ) -> Http1Downstream | Http2Downstream:
-        transport = self._transport
-        assert transport is not None
-        client = Client(transport, self._worker.config.proxy.trusted_proxies)
-        self._protocol = made = protocol(self._worker, client, transport)
-        if self._worker.draining:
+        """Hand the transport over. From now on it calls the new protocol, not this object."""
+        worker = self._worker
+        client = Client(self._transport, worker.config.proxy.trusted_proxies)
+        made = protocol(worker, client, self._transport)
+        self._transport.set_protocol(made)
+        self._server.opened(made)
+        if worker.draining:
             made.start_drain()
         return made
 

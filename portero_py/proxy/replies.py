@@ -15,14 +15,21 @@ from portero_py.wire.message import Fields, RequestHead, ResponseHead
 #: renew within seconds, and a longer wait would outlive most redeployments.
 RETRY_AFTER: Final = b"2"
 
+# Addresses of backends, and what went wrong there, are for the log and not for strangers.
+_OPAQUE: Final = {
+    502: "the backend could not be reached, or broke off its answer, or gave none that is valid",
+    504: "the backend took too long",
+}
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
 
 def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> tuple[ResponseHead, bytes]:
     """Return the response that tells a client about `error`; `head` is its request, if there was one.
 
-    The text is the status, its phrase and the error's one line. The body is empty for HEAD.
+    The text is the status, its phrase and the error's one line, or less of it when the fault is a backend's.
+    The body is empty for HEAD.
     """
+    detail = _OPAQUE.get(error.status) or str(error)
     phrase = _PHRASES.get(error.status, "Error")
     if head is not None and _wants_json(head.fields):
         content_type = b"application/problem+json"
@@ -30,14 +37,14 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
             {
                 "title": phrase,
                 "status": error.status,
-                "detail": str(error),
+                "detail": detail,
                 "reason": error.reason,
                 "request_id": request_id.decode("latin-1"),
             }
         )
     else:
         content_type = b"text/plain; charset=utf-8"
-        body = f"{error.status} {phrase}: {error}\n".encode()
+        body = f"{error.status} {phrase}: {detail}\n".encode()
     fields: Fields = [
         (b"Content-Type", content_type),
         (b"Content-Length", b"%d" % len(body)),

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Most 1xx responses to one request.
 MAX_INFORMATIONAL: Final = 32
+#: Seconds that a connection which is not used again may take to send its last bytes.
+CLOSE_SECONDS: Final = 10.0
 #: Seconds that a tunnel may be silent. Longer than any keep-alive of WebSockets in use.
 TUNNEL_IDLE: Final = 3600.0
 
@@ -148,14 +150,18 @@ class UpstreamHttp1(asyncio.Protocol):
         """Send body bytes, or bytes of a tunnel."""
         if self._transport.is_closing():
             return  # connection_lost follows and tells the exchange
-        if self._body_chunked and self._state is not _TUNNEL:
+        state = self._state
+        if self._body_chunked and state is not _TUNNEL:
             data = chunk(data)
         if self._outgoing is not None:
             data = self._outgoing + data
             self._outgoing = None
+        if state is _HEAD:
+            if not self._writing_paused:
+                self.deadline = 0.0  # the backend need not answer before it has all; the downstream watches
+        elif not self._reading_paused:
+            self._expect_bytes()  # both ways at once: neither is idle
         self._transport.write(data)
-        if self._state is _TUNNEL:
-            self.deadline = monotonic() + TUNNEL_IDLE
 
     def send_end(self, trailers: Fields | None) -> None:
         """The request is complete: from now on the backend has to answer in time."""
@@ -165,6 +171,7 @@ class UpstreamHttp1(asyncio.Protocol):
                 self._transport.write_eof()
             return
         if self._body_chunked:
+            self._body_chunked = False
             self._outgoing = (self._outgoing or b"") + last_chunk(trailers)
         self._let_out()
         if self._state is _HEAD:
@@ -243,7 +250,9 @@ class UpstreamHttp1(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writing_paused = False
         if self._exchange is not None:
-            self._expect_bytes()
+            self.deadline = 0.0
+            if not self._reading_paused:
+                self._expect_bytes()
             self._exchange.upstream_resumed()
 
     # The deadline wheel
@@ -252,8 +261,12 @@ class UpstreamHttp1(asyncio.Protocol):
         """The backend, or nobody, has done something for too long."""
         exchange = self._exchange
         if exchange is None:
-            self._pool.discard(self)
-            self.close()
+            if self._state is _IDLE:
+                self._pool.discard(self)
+                self.close()
+                self.deadline = now + CLOSE_SECONDS
+            else:
+                self._transport.abort()
             return
         if self._writing_paused:
             left = self._transport.get_write_buffer_size()
@@ -293,6 +306,9 @@ class UpstreamHttp1(asyncio.Protocol):
 
     def _read_head(self, data: bytes, exchange: Exchange) -> None:
         worker = self._worker
+        if self._outgoing is not None:
+            # The request is still here: this was meant for somebody else (RFC 9112, 9.2).
+            raise BadResponse("a response before the request")
         while True:
             end = find_head(data, worker.limits.header_bytes, worker.limits.header_bytes, BadResponse)
             if not end:
@@ -307,8 +323,10 @@ class UpstreamHttp1(asyncio.Protocol):
             self._informational += 1
             if self._informational > MAX_INFORMATIONAL:
                 raise BadResponse("too many informational responses")
+            if self._request_ended:
+                self.deadline = monotonic() + worker.timeouts.upstream_head  # it is at work
             exchange.response_informational(head)
-            if not rest:
+            if not rest or self._exchange is not exchange:
                 return
             data = rest
         if head.status == 101:
@@ -341,8 +359,8 @@ class UpstreamHttp1(asyncio.Protocol):
         exchange.response(head, rest[:length] if extra else rest, now)
 
     def _switch(self, exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
-        if not exchange.head.upgrade:
-            raise BadResponse("101 without having been asked to switch protocols")
+        if not head.upgrade or head.upgrade.lower() != exchange.head.upgrade.lower():
+            raise BadResponse("a switch to a protocol that was not asked for")  # RFC 9110, 7.8
         self._state = _TUNNEL
         self._reusable = False
         self.deadline = monotonic() + TUNNEL_IDLE
@@ -383,7 +401,13 @@ class UpstreamHttp1(asyncio.Protocol):
     def _release(self, now: float, *, extra: bool) -> None:
         """This end's part of the exchange is over: back to the pool, or close."""
         self._exchange = None
-        if self._reusable and self._request_ended and not extra and not self._transport.is_closing():
+        if (
+            self._reusable
+            and self._request_ended
+            and not extra
+            and not self._writing_paused  # it answered without reading: the next request would wait behind this
+            and not self._transport.is_closing()
+        ):
             self._state = _IDLE
             if self._reading_paused:
                 self._reading_paused = False
@@ -391,14 +415,19 @@ class UpstreamHttp1(asyncio.Protocol):
             self._pool.put(self, now)
         else:
             self._state = _CLOSED
-            self._transport.close()
+            self.deadline = now + CLOSE_SECONDS
+            if self._request_ended:
+                self._transport.close()
+            else:
+                self._transport.abort()  # what is still to be sent is of no use any more
 
     def _fail(self, error: PorteroError, *, silent: bool) -> None:
         exchange, self._exchange = self._exchange, None
+        unsent = self._outgoing is not None
         self._state = _CLOSED
         self._transport.abort()
         if exchange is not None:
-            exchange.upstream_failed(error, reused=self._uses > 1, silent=silent)
+            exchange.upstream_failed(error, reused=self._uses > 1, silent=silent or unsent, unsent=unsent)
 
     def _is_silent(self) -> bool:
         """No byte of a response has come, not even of an informational one."""

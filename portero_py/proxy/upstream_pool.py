@@ -65,6 +65,11 @@ class BackendPool:
         """Number of idle connections."""
         return len(self._idle)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing here: no claim, no connection that is idle or being made."""
+        return not (self.claims or self._idle or self._tasks)
+
     def take(self, now: float, *, retriable: bool) -> UpstreamHttp1 | None:
         """Return an idle connection that is alive as far as can be known, or None."""
         idle = self._idle
@@ -78,7 +83,7 @@ class BackendPool:
 
     def put(self, upstream: UpstreamHttp1, now: float) -> None:
         """Take back a connection whose response is complete."""
-        if self._closed or len(self._idle) >= MAX_IDLE:
+        if self._closed or len(self._idle) >= MAX_IDLE or not upstream.is_usable():
             upstream.close()
             return
         upstream.idle_since = now
@@ -135,9 +140,12 @@ class BackendPool:
         else:
             if connecting.exchange is None:
                 self.put(upstream, monotonic())
-            else:
+                return
+            if upstream.is_usable():
                 connecting.exchange.upstream_ready(upstream)
-            return
+                return
+            # Lost between the connection's beginning and this task's turn: nobody would ever be told.
+            error = ConnectFailed(f"backend {self.backend.address} closed the connection at once")
         if connecting.exchange is not None:
             connecting.exchange.connect_failed(error)
 
@@ -185,14 +193,17 @@ class Pools:
         return pool
 
     def keep_only(self, table: RoutingTable) -> None:
-        """Close the idle connections of every backend that is in no service any more."""
+        """Close the idle connections of every backend that is in no service any more.
+
+        Pools that hold nothing are dropped: clients choose the server names under a wildcard.
+        """
         live = {lease.backend for service in table.services.values() for lease in service.leases}
         for key, pool in list(self._pools.items()):
             if pool.backend in live:
                 pool.reopen()
-                continue
-            pool.close_idle()
-            if pool.claims == 0:
+            else:
+                pool.close_idle()
+            if pool.is_empty:
                 del self._pools[key]
 
     async def close(self) -> None:

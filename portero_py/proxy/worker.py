@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from portero_py.config import Config
     from portero_py.errors import PorteroError
     from portero_py.proxy.client import Client
+    from portero_py.proxy.downstream_http1 import Http1Downstream
+    from portero_py.proxy.downstream_http2 import Http2Downstream
     from portero_py.proxy.exchange import Exchange
 
 
@@ -70,6 +72,7 @@ class Worker:
         self._runner = web.ServerRunner(self._server, handle_signals=False)
         self._sites: list[ListenerSite] = []
         self._pruning: asyncio.TimerHandle | None = None
+        self.access_log = self._open_log(config)
         self.reconfigure(config)
 
     def reconfigure(self, config: Config) -> None:
@@ -79,7 +82,9 @@ class Worker:
         self.limits = config.limits
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
         self.response_parser = ResponseParser(config.limits.header_fields)
-        self.access_log = AccessLog(self.loop, self.counters, config.log.access, self._log_descriptor)
+        if config.log.access != self.access_log.style:
+            self.access_log.close()
+            self.access_log = self._open_log(config)
 
     # The feed
 
@@ -139,6 +144,12 @@ class Worker:
         host = normalise_host(authority)
         return host is not None and self._certificates.misdirected(presented, host)
 
+    def connection_closed(self, connection: Http1Downstream | Http2Downstream) -> None:
+        """A client's connection is gone."""
+        self.deadlines.forget(connection)
+        self.counters.connections_open -= 1
+        self._server.closed(connection)
+
     def exchange_done(self, exchange: Exchange) -> None:
         """Count and log an exchange that has ended."""
         counters = self.counters
@@ -163,6 +174,9 @@ class Worker:
             self.access_log.refused(client, error, request_id)
 
     # Private
+
+    def _open_log(self, config: Config) -> AccessLog:
+        return AccessLog(self.loop, self.counters, config.log.access, self._log_descriptor)
 
     def _prune(self) -> None:
         self._pruning = None

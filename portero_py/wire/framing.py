@@ -38,7 +38,8 @@ _NOT_IN_TRAILERS: Final = frozenset(
     b"authorization cache-control connection content-encoding content-length content-range content-type "
     b"cookie expect forwarded host keep-alive max-forwards proxy-authenticate proxy-authorization "
     b"proxy-connection range set-cookie te trailer transfer-encoding upgrade www-authenticate "
-    b"x-forwarded-for x-forwarded-host x-forwarded-proto x-request-id".split()
+    b"x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-prefix x-forwarded-proto "
+    b"x-forwarded-scheme x-forwarded-server x-forwarded-ssl x-real-ip x-request-id".split()
 )
 
 
@@ -83,6 +84,11 @@ def response_body_length(
             raise BadResponse("Transfer-Encoding is not exactly 'chunked'")
         return CHUNKED
     return length
+
+
+def may_trail(name: bytes) -> bool:
+    """Say whether a field of this name may be passed on in a trailer section."""
+    return name.lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS
 
 
 def chunk(data: bytes) -> bytes:
@@ -131,7 +137,7 @@ class ChunkedDecoder:
                     return b"".join(pieces), None
             line_end = data.find(b"\r\n", position)
             if line_end < 0 or line_end - position > CHUNK_LINE_LIMIT:
-                self._keep_line(data[position:], CHUNK_LINE_LIMIT)
+                self._keep_line(data[position:], CHUNK_LINE_LIMIT + 1)  # the CR may be there already
                 return b"".join(pieces), None
             size = self._chunk_size(data[position:line_end])
             position = line_end + 2
@@ -196,7 +202,7 @@ class ChunkedDecoder:
         if match is None:
             raise self._error("malformed trailer field")
         name = match[1]
-        if name.lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS:
+        if may_trail(name):
             self.trailers.append((name, match[2].rstrip(b" \t")))
 
 

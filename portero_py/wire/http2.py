@@ -1,4 +1,4 @@
-"""The server's side of one HTTP/2 connection (RFC 9113): bytes in, method calls and bytes out; no socket, no clock.
+"""The server's side of one HTTP/2 connection (RFC 9113): bytes in, method calls and bytes out.
 
 How a shell uses it
     connection = ServerConnection(wake, make_stream, settings)   the first output is there at once
@@ -69,14 +69,15 @@ from portero_py.wire.http2_frames import (
     reset_frame,
     settings_frame,
     window_frame,
+    without_padding,
 )
-from portero_py.wire.http2_heads import HeadLimits, read_request, read_trailers
+from portero_py.wire.http2_heads import HeadLimits, read_trailers
 from portero_py.wire.http2_output import SENT_FRAME_LIMIT, Output
 from portero_py.wire.http2_stream import DONE, ENDING, Stream
 from portero_py.wire.message import RequestHead
 
-#: What a client may send of one body, and of all bodies together, before it must wait. Enough for 100 Mbit/s at
-#: 20 ms a stream; and the most that portero holds of bodies that no backend reads, for each connection.
+#: What a client may send of one body, and of all bodies together, before it must wait. Enough for 100 Mbit/s
+#: at 20 ms a stream; and the most that portero holds of bodies that no backend reads, for each connection.
 STREAM_WINDOW: Final = 262_144
 CONNECTION_WINDOW: Final = 1_048_576
 
@@ -97,29 +98,6 @@ class Phase(Enum):
 
 class ServerConnection:
     """One connection; `make_stream(connection, number, window)` makes each of its streams."""
-
-    __slots__ = (
-        "_accepted",
-        "_blocks",
-        "_client_leaves",
-        "_closed",
-        "_floods",
-        "_limits",
-        "_make_stream",
-        "_max_streams",
-        "_now",
-        "_preface",
-        "_receive_window",
-        "_reset",
-        "_rest",
-        "_returnable",
-        "_settled",
-        "fault",
-        "last_stream",
-        "output",
-        "phase",
-        "streams",
-    )
 
     def __init__(
         self,
@@ -161,9 +139,9 @@ class ServerConnection:
         return (self.phase is Phase.LAST or self._client_leaves) and not self.streams
 
     @property
-    def awaits_head(self) -> bool:
-        """The client has begun something that it must finish soon: its preface, or a header block."""
-        return not self._settled or self._blocks.stream != 0
+    def unfinished_head(self) -> int:
+        """What the client must finish soon: a header block (its stream), the preface (-1), nothing (0)."""
+        return self._blocks.stream if self._settled else -1
 
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes from the client at `now` (seconds). The shell writes the output afterwards."""
@@ -188,7 +166,7 @@ class ServerConnection:
                 high, low, kind, flags, number = unpack(data, position)
                 length = high << 8 | low
                 if length > FRAME_LIMIT:
-                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "the frame is too large")
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "the frame is too large")  # noqa: TRY301
                 start = position + FRAME_HEADER
                 position = start + length
                 if position > end:
@@ -202,11 +180,11 @@ class ServerConnection:
                     self._on_other(kind, number & LARGEST_STREAM, flags, data[start:position])
             if output.waiting:
                 output.pump()
+            self._rest = data[position:]
         except ConnectionFault as fault:
             self._fail(fault)
-            return
-        if position < end:
-            self._rest = data[position:]
+        if not output.pieces:
+            output.told = False  # nothing to take: the next output has to be told
 
     def start_drain(self) -> None:
         """Tell the client to open no more streams; those on their way are still served (RFC 9113, 6.8)."""
@@ -216,7 +194,7 @@ class ServerConnection:
             self.output.control(ping_frame(_DRAIN_PING, ack=False))
 
     def finish_drain(self) -> None:
-        """Name the last stream. For idle connections, and when the client does not answer the PING in time."""
+        """Name the last stream: the connection is idle, or the client did not answer the PING in time."""
         if self.phase in (Phase.OPEN, Phase.DRAINING):
             self.phase = Phase.LAST
             self._accepted = self.last_stream
@@ -265,7 +243,7 @@ class ServerConnection:
         if not number & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on a stream that no client opens")
         if flags & (PADDED | PRIORITY_FLAG):
-            payload = _without_padding(flags, payload)
+            payload = without_padding(flags, payload)
         if flags & END_HEADERS:
             self._on_block(number, flags, payload)
         else:
@@ -318,8 +296,6 @@ class ServerConnection:
             if not ends:
                 stream.body_left = head.body_length  # CHUNKED is -1: unknown
             stream.on_head(head)
-            if ends and stream.response < ENDING:
-                stream.on_end(None)
         elif isinstance(head, BadRequest):
             self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, str(head))
         else:
@@ -328,7 +304,7 @@ class ServerConnection:
     def _on_data(self, number: int, flags: int, payload: bytes) -> None:
         size = len(payload)
         if flags & PADDED:
-            payload = _without_padding(flags & PADDED, payload)
+            payload = without_padding(flags & PADDED, payload)
         if size > self._receive_window:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         self._receive_window -= size
@@ -531,21 +507,3 @@ class ServerConnection:
         self.fault = fault
         self.output.control(goaway_frame(self.last_stream, fault.code, str(fault).encode()))
         self.lose(fault)
-
-
-def _without_padding(flags: int, payload: bytes) -> bytes:
-    """Return the payload of HEADERS or DATA without padding and priority (RFC 9113, 6.1 and 6.2)."""
-    start = 0
-    end = len(payload)
-    if flags & PADDED:
-        if not payload:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a padding length")
-        start = 1
-        end -= payload[0]
-    if flags & PRIORITY_FLAG:
-        start += 5
-        if len(payload) < start:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without its priority")
-    if start > end:
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
-    return payload[start:end]

@@ -13,7 +13,7 @@ from typing import Final
 
 from portero_py.errors import WireError
 from portero_py.wire.http2_frames import END_HEADERS, FRAME_LIMIT, ConnectionFault, ErrorCode
-from portero_py.wire.http2_heads import HeadLimits, read_request
+from portero_py.wire.http2_heads import HeadLimits, RequestReader
 from portero_py.wire.http2_hpack import BOMB_FACTOR, HeaderDecoder, HeaderList
 from portero_py.wire.message import RequestHead
 
@@ -27,10 +27,10 @@ SPARE_FRAMES: Final = 8
 class HeaderBlocks:
     """The header blocks that one client sends. `stream` is that of the block being gathered, or 0."""
 
-    __slots__ = ("_decoder", "_flags", "_frames", "_heads", "_limit", "_limits", "_pieces", "_size", "stream")
+    __slots__ = ("_decoder", "_flags", "_frames", "_heads", "_limit", "_pieces", "_reader", "_size", "stream")
 
     def __init__(self, limits: HeadLimits) -> None:
-        self._limits = limits
+        self._reader = RequestReader(limits)
         self._decoder = HeaderDecoder(limits.list_bytes)
         self._heads: dict[bytes, RequestHead] = {}
         # the block that is being gathered
@@ -79,7 +79,7 @@ class HeaderBlocks:
                 return head
         received, changed = self._decoder.decode(block)
         try:
-            head = read_request(received, self._limits, ends=ends)
+            head = self._reader.read(received, ends=ends)
         except WireError as error:
             head = None
             problem = error

@@ -1,16 +1,16 @@
 """How much nonsense one HTTP/2 connection may send: leaky buckets, the time is an argument.
 
-Every frame that costs portero work and brings no request forward is drawn from a bucket; an empty bucket ends
+Every frame that costs portero work and brings no request forward is drawn from a bucket; an empty one ends
 the connection with ENHANCE_YOUR_CALM. The figures leave busy, honest clients far below:
 
-    resets    requests that the client gave up before they were answered (rapid reset, CVE-2023-44487), and streams
-              beyond the limit. A browser cancels a page full of images at once: nghttp2's 1000, then 33 a second.
-    faults    stream errors that portero had to answer with RST_STREAM (MadeYouReset, CVE-2025-8671). A correct
-              client causes none.
+    resets    RST_STREAM from the client (rapid reset, CVE-2023-44487), and streams beyond the limit.
+              A browser cancels a page full of images at once: nghttp2's 1000, then 33 a second.
+    faults    stream errors that portero had to answer with RST_STREAM (MadeYouReset, CVE-2025-8671).
+              A correct client causes none.
     settings  each wants an answer. Clients send one, or a few.
-    chores    PING, WINDOW_UPDATE, PRIORITY, empty DATA, unknown frames, late frames. A client that downloads may
-              send two WINDOW_UPDATE for each DATA frame, and gRPC a PING a round trip while data flows: so what
-              portero sends of a response gives credit.
+    chores    PING, WINDOW_UPDATE, PRIORITY, empty DATA, unknown frames, late frames. A client that downloads
+              may send two WINDOW_UPDATE for each DATA frame, and gRPC a PING a round trip while data flows:
+              so what portero sends of a response gives credit.
 
 CONTINUATION (CVE-2024-27316) is bounded for each block, where the block is gathered.
 """
@@ -33,7 +33,7 @@ class Bucket:
         self._time = 0.0
 
     def draw(self, now: float) -> None:
-        """Take one drop at `now` (seconds of any clock that only grows). Raises ConnectionFault when empty."""
+        """Take one drop at `now`, in seconds of any clock. Raises ConnectionFault when empty."""
         level = min(self._burst, self._level + (now - self._time) * self._rate) - 1.0
         self._time = now
         self._level = level

@@ -55,7 +55,7 @@ NO_RFC7540_PRIORITIES: Final = 9
 DEFAULT_WINDOW: Final = 65_535
 LARGEST_WINDOW: Final = 2**31 - 1
 LARGEST_STREAM: Final = 2**31 - 1
-#: The largest frame that portero takes: the least that RFC 9113 allows, because a frame is kept until it is whole.
+#: The largest frame that portero takes: the least that RFC 9113 allows, as frames are kept until whole.
 FRAME_LIMIT: Final = 16_384
 
 _SETTING = Struct(">HL")
@@ -169,6 +169,27 @@ def goaway_frame(last_stream: int, code: ErrorCode, text: bytes = b"") -> bytes:
 def read_long(payload: bytes) -> int:
     """Return the first four bytes as a number without its reserved bit."""
     return int.from_bytes(payload[:4], "big") & LARGEST_WINDOW
+
+
+def without_padding(flags: int, payload: bytes) -> bytes:
+    """Return the payload of HEADERS or DATA without padding and priority (RFC 9113, 6.1 and 6.2).
+
+    Raises ConnectionFault.
+    """
+    start = 0
+    end = len(payload)
+    if flags & PADDED:
+        if not payload:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without a padding length")
+        start = 1
+        end -= payload[0]
+    if flags & PRIORITY_FLAG:
+        start += 5
+        if len(payload) < start:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without its priority")
+    if start > end:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+    return payload[start:end]
 
 
 # Private

@@ -1,4 +1,4 @@
-"""What a connection has to send: frames of this batch, flow control, and the streams that wait for their turn.
+"""What a connection has to send: frames of this batch, flow control, streams that wait for their turn.
 
 Every frame of one turn of the event loop goes out in one write: over TLS each write is a record and a system
 call. So frames are gathered in `pieces` as headers and payloads, body bytes uncopied until they are joined. A
@@ -30,7 +30,7 @@ from portero_py.wire.http2_hpack import HeaderEncoder
 if TYPE_CHECKING:
     from portero_py.wire.http2_stream import Stream
 
-#: No more body bytes than this in one batch: the socket shall say that it is full before too much was promised.
+#: No more body bytes than this in one batch: the socket shall say that it is full before it is fed more.
 BATCH_LIMIT: Final = 262_144
 #: The largest frame that portero sends, even to clients that allow more: streams take turns by frames.
 SENT_FRAME_LIMIT: Final = 65_536
@@ -39,7 +39,7 @@ _ENDED: Final = tuple(bytes([flags | END_STREAM]) for flags in range(256))
 
 
 class Output:
-    """The sending half of a connection. `wake` is called when there is something to take and nobody was told."""
+    """The sending half of a connection. `wake` is called when there is something to take, once a batch."""
 
     __slots__ = (
         "_wake",

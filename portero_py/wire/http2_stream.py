@@ -4,8 +4,8 @@ A subclass says what to do with a request (the methods that raise NotImplemented
 here. Its methods `send_*`, `pause_body` and `resume_body` are those of the `Downstream` protocol.
 
     request    open until END_STREAM (`request_ended`)
-    response   HEAD -> BODY -> ENDING -> DONE. ENDING: the response is complete, but bytes of it still wait for a
-               window or for the socket. DONE: the stream is closed, for whatever reason.
+    response   HEAD -> BODY -> ENDING -> DONE. ENDING: the response is complete, but bytes of it still wait
+               for a window or for the socket. DONE: the stream is closed, for whatever reason.
 
 The rules
 - Once the response is ENDING or DONE the request is of no interest: its body is thrown away.
@@ -93,7 +93,7 @@ class Stream:
     # What the connection calls; a subclass does the work
 
     def on_head(self, head: RequestHead) -> None:
-        """A request begins."""
+        """A request begins. When it has no body (`request_ended`), `on_end` is not called."""
         raise NotImplementedError
 
     def on_refused(self, error: PorteroError) -> None:
@@ -128,6 +128,35 @@ class Stream:
             self._illegal("send_informational")
         output = self._output
         output.headers(self.id, output.encoder.encode_response(head.status, head.fields), 0)
+
+    def send_response(self, head: ResponseHead, body: bytes) -> None:
+        """Send a whole final response."""
+        length = len(body)
+        output = self._output
+        if (
+            self.response != HEAD
+            or length > self.window
+            or length > output.window
+            or length > output.frame_limit
+            or output.size >= BATCH_LIMIT
+            or output.blocked
+        ):
+            self.send_head(head)
+            if body:
+                self.send_body(body)
+            self.send_end(None)
+            return
+        block = output.encoder.encode_response(head.status, head.fields)
+        if body:
+            self.window -= length
+            output.window -= length
+            output.headers(self.id, block, 0)
+            output.pieces += (_FRAME(length >> 8, length & 0xFF, DATA, END_STREAM, self.id), body)
+            output.size += length + 9
+            output.credit += 1
+        else:
+            output.headers(self.id, block, END_STREAM)
+        self._close()
 
     def send_head(self, head: ResponseHead) -> None:
         """Send the head of the final response."""

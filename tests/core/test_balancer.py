@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portero_py.core.balancer import Balancer, Balancers
@@ -111,6 +111,7 @@ def test_weights_may_become_unequal_and_equal_again() -> None:
     assert Counter(turns(balancer, service("A", "B"), 4)) == {"A": 2, "B": 2}
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.sampled_from("ABCDEFG"), min_size=1), min_size=1))
 def test_whatever_comes_and_goes_nobody_gets_a_second_turn_before_all_who_stayed_had_one(
     rounds: list[set[str]],

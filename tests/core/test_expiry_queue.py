@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portero_py.core.expiry_queue import ExpiryQueue
@@ -74,6 +74,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_it_does_what_a_plain_dictionary_would(steps: list[tuple[str, int, int]]) -> None:
     queue, model = ExpiryQueue[int](), dict[int, float]()

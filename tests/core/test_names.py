@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portero_py.core.names import normalise_host, normalise_service_name, wildcard_over
@@ -82,6 +82,7 @@ def test_what_is_no_host_has_no_name(authority: bytes | str) -> None:
     assert normalise_host(authority) is None
 
 
+@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=300)))
 def test_whatever_comes_in_a_name_is_clean_and_is_its_own_name(authority: bytes | str) -> None:
     name = normalise_host(authority)

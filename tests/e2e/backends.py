@@ -1,10 +1,10 @@
 """Backends that remember every byte they received, and answer what a script says.
 
-A `RecordingBackend` is a thread that accepts; every connection is a `Peer` with a thread of its own, in which
-the script runs. A script reads from its peer and writes to it; when it returns, the connection is closed. What it
-may meet is an end of the connection (`Closed`, `Truncated`, OSError): that ends the peer quietly, because the proxy
-may close whenever it likes. Anything else (`NotHttp` above all: the proxy wrote something ambiguous) is
-kept in `violations`, and `close` raises it.
+A `RecordingBackend` is a thread that accepts; every connection is a `Peer` with a thread of its own, in
+which the script runs. A script reads from its peer and writes to it; when it returns, the connection is
+closed. It may meet an end of the connection (`Closed`, `Truncated`, OSError): that ends the peer quietly,
+because the proxy may close whenever it likes. Anything else (`NotHttp` above all: the proxy wrote something
+ambiguous) is kept in `violations`, and `close` raises it.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class RecordingBackend:
             self.script(peer)
         except (Closed, Truncated, OSError):
             peer.closed.set()
-        except BaseException as violation:  # noqa: BLE001 - a thread's failure is raised by close()
+        except BaseException as violation:
             self.violations.append(violation)
         finally:
             peer.close()

@@ -1,0 +1,196 @@
+"""What the subcommands do, apart from running the proxy: from flags to text or an exit status.
+
+The ones that speak to a running proxy take secrets from flags and variables as the proxy itself does, so that
+`portero-py register` beside a running proxy needs no more than the same environment file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from portero_py import config_sources, logs, preflight
+from portero_py.client.agent import keep_registered
+from portero_py.client.registrar import Api, Registrar, Registration
+from portero_py.control.certificates import CertificateStore
+from portero_py.core.auth import sign_token
+from portero_py.core.model import Service
+from portero_py.core.router import Router
+from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import ConfigError, PorteroUnreachable
+
+if TYPE_CHECKING:
+    from portero_py.config_sources import Environ, Flags
+
+DEFAULT_URL: Final = "http://127.0.0.1:18080"
+
+
+def refuse_flags_before(command: str, flags: Flags) -> None:
+    """Raises `ConfigError` for flags of the proxy in front of a command: they would do nothing there."""
+    given = [name for name, value in flags.items() if value]
+    if given:
+        raise ConfigError(f"--{given[0]} stands before {command}: its flags come after it")
+
+
+def token(flags: Flags, environ: Environ, service: str, ttl: int) -> str:
+    """A token for `service`, good for `ttl` seconds."""
+    kid, key = _signing_key(flags, environ)
+    audience, issuer = _read(flags, environ, "jwt-audience"), _read(flags, environ, "jwt-issuer")
+    return sign_token(service, key, kid, ttl, time.time(), audience=audience, issuer=issuer)
+
+
+def api(flags: Flags, environ: Environ) -> Api:
+    """Where the registration API is and what opens it. Raises `ConfigError` when a secret is missing."""
+    kid, key = _signing_key(flags, environ)
+    return Api(
+        url=_url(flags, environ),
+        secret=_secret(flags, environ),
+        hmac_key=key,
+        kid=kid,
+        audience=_read(flags, environ, "jwt-audience"),
+        issuer=_read(flags, environ, "jwt-issuer"),
+    )
+
+
+def register(flags: Flags, environ: Environ, backend: Registration) -> str:
+    """Register once; the API's answer."""
+    return json.dumps(asyncio.run(_once("register", api(flags, environ), backend)))
+
+
+def deregister(flags: Flags, environ: Environ, service: str, host: str, port: int, instance_id: str) -> str:
+    """End a lease; the API's answer."""
+    if not instance_id and not (host and port):
+        raise ConfigError("deregister needs --instance-id, or --host and --port")
+    backend = Registration(service, host, port, instance_id=instance_id)
+    return json.dumps(asyncio.run(_once("deregister", api(flags, environ), backend)))
+
+
+def agent(flags: Flags, environ: Environ, backend: Registration) -> None:
+    """Keep `backend` registered until SIGTERM or SIGINT."""
+    logs.set_up(config_sources.read_one("log", flags, environ) or "info", environ)
+    asyncio.run(keep_registered(api(flags, environ), backend))
+
+
+def explain(flags: Flags, environ: Environ, url: str) -> int:
+    """Print which service and backends a URL reaches; 0 when one would take the request, else 1."""
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    if not parts.netloc:
+        raise ConfigError(f'"{url}" names no host')
+    listing = asyncio.run(_backends(_url(flags, environ), _secret(flags, environ)))
+    services = {each["service_name"]: each for each in listing["services"]}
+    table = RoutingTable(
+        0, {name: Service(name, ()) for name in services}, listing.get("default_service", "")
+    )
+    found = Router().route(parts.netloc.rpartition("@")[2].encode("ascii", "replace"), table)
+    if found is None:
+        _say(f"{parts.netloc}: no such service: 404")
+        return 1
+    backends = services[found.name]["backends"]
+    _say(f"{parts.netloc}: service {found.name}, {len(backends)} backend(s){'' if backends else ': 503'}")
+    for each in backends:
+        _say("  " + "  ".join(f"{name}={value}" for name, value in each.items()))
+    return 0 if backends else 1
+
+
+def check(flags: Flags, environ: Environ) -> int:
+    """Check configuration and certificates, and print what was found; 0 when portero could serve, else 2.
+
+    Raises `ConfigError` for the first thing in the configuration that cannot be used.
+    """
+    config = config_sources.load(flags, environ)
+    for warning in preflight.require(config):
+        _say(f"warning: {warning}")
+    _say(f"listen: {', '.join(map(str, config.proxy.listen))}{'' if config.tls.enabled else ' without TLS'}")
+    _say(f"registration: {config.registration.listen}, {len(config.registration.hmac_keys)} key(s)")
+    if config.plain_http.listen is not None:
+        _say(f"plain http: {config.plain_http.listen}")
+    status = _show_certificates(config.tls.cert_dir) if config.tls.enabled else 0
+    _say("this cannot serve" if status else "all is well")
+    return status
+
+
+def certs(flags: Flags, environ: Environ) -> int:
+    """Print the certificates, and everything that is wrong with them; 0 when nothing is, else 2."""
+    return _show_certificates(config_sources.load(flags, environ).tls.cert_dir)
+
+
+# Private
+
+
+def _show_certificates(directory: str) -> int:
+    inventory = CertificateStore(directory).check()
+    for entry in inventory.entries:
+        if entry.certificate is not None:
+            days = (entry.certificate.not_after - time.time()) / 86400
+            until = time.strftime("%Y-%m-%d", time.gmtime(entry.certificate.not_after))
+            names = ", ".join(entry.certificate.names)
+            _say(f"certificate {entry.name}: {names}; until {until} ({days:.0f} days left); {entry.origin}")
+    for warning in inventory.warnings:
+        _say(f"warning: {warning}")
+    for problem in inventory.problems:
+        _say(f"error: {problem}")
+    return 0 if inventory.ok else 2
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+async def _once(verb: str, where: Api, backend: Registration) -> dict[str, Any]:
+    async with aiohttp.ClientSession() as session:
+        registrar = Registrar(where, backend, session)
+        return await (registrar.register() if verb == "register" else registrar.deregister())
+
+
+async def _backends(url: str, secret: str) -> dict[str, Any]:
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(
+                f"{url}/backends", headers={"X-Register-Secret": secret}, allow_redirects=False
+            ) as response,
+        ):
+            if response.status != 200:
+                raise PorteroUnreachable(f"{url}/backends answered {response.status}")
+            listing: dict[str, Any] = await response.json()
+            return listing
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise PorteroUnreachable(f"{url}: {error or 'no answer in time'}") from None
+
+
+def _url(flags: Flags, environ: Environ) -> str:
+    url = str(flags.get("register-url") or environ.get("PORTERO_REGISTER_URL") or DEFAULT_URL)
+    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
+        raise ConfigError(f'--register-url: "{url}" is no http:// or https:// URL')
+    return url.rstrip("/")
+
+
+def _secret(flags: Flags, environ: Environ) -> str:
+    secret = _read(flags, environ, "register-secret")
+    if not secret:
+        raise ConfigError(preflight.missing("register-secret"))
+    return secret
+
+
+def _signing_key(flags: Flags, environ: Environ) -> tuple[str, str]:
+    """(kid or "", key): the one that --jwt-kid names, else the unnamed one, else the first named one."""
+    kid = str(flags.get("jwt-kid") or environ.get("PORTERO_JWT_KID") or "")
+    named = dict(config_sources.read_one("jwt-named-key", flags, environ) or ())
+    unnamed = _read(flags, environ, "jwt-hmac-key")
+    if kid in named:
+        return kid, named[kid]
+    if unnamed:
+        return kid, unnamed
+    if kid or not named:
+        raise ConfigError(preflight.missing("jwt-hmac-key"))
+    return next(iter(named.items()))
+
+
+def _read(flags: Flags, environ: Environ, flag: str) -> str:
+    return str(config_sources.read_one(flag, flags, environ) or "")

@@ -1,0 +1,285 @@
+"""SNI -> certificate: the listener's TLS context, whose certificates change while it stays.
+
+The theory
+- The *front* context is created once (before workers are forked) and never replaced: session ticket keys
+  live in it, so sessions go on being resumed over reloads and by every worker.
+- It holds no certificate. Each certificate has a context of its own; the SNI callback puts the right one
+  in its place for one connection. From then on OpenSSL takes certificate, ciphers and ALPN from that one,
+  but minimum version, options and ticket keys remain the front's. All of them are set on both anyway.
+- A context that failed to load a pair is broken: always a fresh one, swapped in when it is whole. No file
+  is opened: OpenSSL, which wants a path, reads the PEM from a memfd.
+- Handshakes that fail are invisible to an asyncio protocol: it is never called. They are seen here, in
+  `do_handshake` of our `SSLObject`; those that end without a word (the client left, or the time ran out)
+  when the object dies. Neither asyncio nor uvloop logs an `ssl.SSLError` above debug level.
+- Both loops drop the alert that OpenSSL wrote when a handshake fails, and the client is left to guess at
+  a bare reset. So the failure is held back once as a "want read", which makes the loop send what is
+  pending; the next bytes, the client's EOF or the handshake time-out then end the connection.
+- OpenSSL hands over whatever name the client sent. Python turns non-ASCII ones into an "unraisable"
+  error, a traceback on stderr that any stranger could cause; it becomes a count here.
+
+What acme's tls-alpn-01 needs later fits in `FrontContext.wrap_bio`, which sees the incoming BIO of every
+connection, and at the top of `FrontSSLObject.do_handshake`, which may look at the ClientHello in it
+before OpenSSL does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from portero_py.core.certificates import Certificate, CertificateTable, server_name
+from portero_py.core.counters import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from portero_py.config import Tls
+
+_log = logging.getLogger(__name__)
+
+#: Mozilla's "intermediate" list without DHE (slow, and needs parameters). TLS 1.3 has its own, all good.
+CIPHERS: Final = ":".join(
+    f"ECDHE-{key}-{cipher}"
+    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
+    for key in ("ECDSA", "RSA")
+)
+ALPN: Final = ("h2", "http/1.1")
+
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+#: Ours is the order, but a client that puts ChaCha20 first has no AES hardware. (openssl/ssl.h; not in `ssl`)
+_OP_PRIORITIZE_CHACHA: Final = 0x00200000
+
+# What became of a handshake: the `result` label, a bounded set. OpenSSL's words are on the left.
+OK: Final = "ok"
+GONE: Final = "gone"  # the client left, or the time ran out
+NO_CERTIFICATE: Final = "no_certificate"
+BAD_NAME: Final = "bad_name"
+FAILED: Final = "failed"
+_RESULTS: Final = {
+    "HTTP_REQUEST": "http_request",
+    "HTTPS_PROXY_REQUEST": "http_request",
+    "UNSUPPORTED_PROTOCOL": "unsupported_version",
+    "VERSION_TOO_LOW": "unsupported_version",
+    "NO_PROTOCOLS_AVAILABLE": "unsupported_version",
+    "NO_SHARED_CIPHER": "no_shared_cipher",
+    "NO_SHARED_GROUPS": "no_shared_cipher",
+    "NO_SUITABLE_KEY_SHARE": "no_shared_cipher",
+    "NO_SUITABLE_GROUPS": "no_shared_cipher",
+    "NO_SUITABLE_SIGNATURE_ALGORITHM": "no_shared_cipher",
+    "NO_SHARED_SIGNATURE_ALGORITHMS": "no_shared_cipher",
+    "WRONG_VERSION_NUMBER": "not_tls",
+    "UNKNOWN_PROTOCOL": "not_tls",
+    "PACKET_LENGTH_TOO_LONG": "not_tls",
+    "BAD_RECORD_TYPE": "not_tls",
+    "TLSV1_ALERT_UNKNOWN_CA": "certificate_refused",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "certificate_refused",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "certificate_refused",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "certificate_refused",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "certificate_refused",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "certificate_refused",
+}
+_ALERT: Final = "client_alert"  # any other alert that the client sent
+
+
+class FrontTls:
+    """The context for the listeners, and the certificates behind it. One a process; not thread-safe.
+
+    `context` goes to `create_server(ssl=...)` and stays the same object for ever. `counters` is where
+    handshakes are counted: `handshakes[version, alpn, result]`, version and alpn "" when it failed.
+    Without any certificate handshakes are refused with the alert "unrecognized_name".
+    """
+
+    def __init__(self, tls: Tls, *, alpn: tuple[str, ...] = ALPN) -> None:
+        # process
+        self.counters = Counters()
+        self.context = FrontContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.front = self
+        self._min_version = _VERSIONS[tls.min_version]
+        self._alpn = alpn
+        self._set_up(self.context)
+        self.context.sni_callback = self._on_server_name  # type: ignore[assignment]  # typeshed wants SSLSocket
+        # one table
+        self._table = CertificateTable()
+        self._contexts: dict[str, ssl.SSLContext] = {}
+
+    @property
+    def table(self) -> CertificateTable:
+        """What is being served: the last table applied, less what OpenSSL would not take."""
+        return self._table
+
+    def apply(self, table: CertificateTable) -> None:
+        """Serve these certificates to new connections; live ones keep theirs.
+
+        Only what changed is loaded, 0.6 ms each. A pair that OpenSSL refuses is logged and left out, or
+        replaced by what was served under its name before.
+        """
+        served: list[Certificate] = []
+        contexts: dict[str, ssl.SSLContext] = {}
+        for certificate in table.certificates:
+            former = self._table.get(certificate.name)
+            if former is None or not former.same_bytes(certificate):
+                try:
+                    contexts[certificate.name] = self._load(certificate)
+                except (ssl.SSLError, OSError) as error:
+                    _log.error("certificate %s cannot be served: %s", certificate.origin, _reason(error))
+                    if former is None:
+                        continue
+                    certificate = former
+            if certificate.name not in contexts:
+                contexts[certificate.name] = self._contexts[certificate.name]
+            served.append(certificate)
+        self._contexts = contexts
+        self._table = CertificateTable(served, table.version)
+
+    # Private
+
+    def _set_up(self, context: ssl.SSLContext) -> None:
+        context.minimum_version = self._min_version
+        context.set_ciphers(CIPHERS)
+        context.set_alpn_protocols(list(self._alpn))
+        context.options |= (
+            ssl.OP_CIPHER_SERVER_PREFERENCE
+            | _OP_PRIORITIZE_CHACHA
+            | ssl.OP_NO_COMPRESSION
+            | ssl.OP_NO_RENEGOTIATION
+            | ssl.OP_SINGLE_DH_USE
+            | ssl.OP_SINGLE_ECDH_USE
+        )
+        context.num_tickets = 1  # 2 by default, for clients with parallel connections; 15 µs a handshake
+
+    def _load(self, certificate: Certificate) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._set_up(context)
+        load_pair(context, certificate.chain_pem, certificate.key_pem)
+        return context
+
+    def _on_server_name(self, tls: FrontSSLObject, sni: str | None, _: ssl.SSLContext) -> int | None:
+        # Called by OpenSSL within do_handshake, for every ClientHello: also without a name (None), also
+        # for a resumed session, and twice after a HelloRetryRequest. What returns is an alert, or None.
+        try:
+            name = server_name(sni)
+            certificate = self._table.select(name)
+            if certificate is None:
+                tls.refusal = NO_CERTIFICATE
+                return int(ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
+            tls.sni = name
+            tls.certificate = certificate
+            tls.context = self._contexts[certificate.name]
+        except Exception:
+            _log.exception("choosing a certificate failed")
+            return int(ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
+        return None
+
+
+class FrontSSLObject(ssl.SSLObject):
+    """A client's TLS connection. The proxy reads the attributes from `get_extra_info("ssl_object")`.
+
+    sni          the name that the client sent, normalised; "" when it sent none or no valid one
+    certificate  the one that was presented; None before the handshake is over
+    """
+
+    sni: str = ""
+    certificate: Certificate | None = None
+    refusal: str = ""
+    _front: FrontTls | None = None
+    _outgoing: ssl.MemoryBIO | None = None
+    _failure: ssl.SSLError | None = None
+
+    def watch(self, front: FrontTls, outgoing: ssl.MemoryBIO) -> None:
+        """Count for `front` what becomes of this handshake."""
+        self._front = front
+        self._outgoing = outgoing
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake as the base class does; count its end, once."""
+        if self._failure is not None:
+            raise self._failure
+        hook = sys.unraisablehook
+        sys.unraisablehook = lambda unraisable: self._on_unraisable(unraisable, hook)
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self._count("", "", self.refusal or _result(error))
+            if self._outgoing is None or not self._outgoing.pending:
+                raise
+            self._failure = error
+            raise ssl.SSLWantReadError from error  # see the module: this is what sends the alert
+        finally:
+            sys.unraisablehook = hook
+        self._count(self.version() or "", self.selected_alpn_protocol() or "", OK)
+        self._outgoing = None
+
+    def __del__(self) -> None:
+        self._count("", "", GONE)
+
+    # Private
+
+    def _count(self, version: str, alpn: str, result: str) -> None:
+        front, self._front = self._front, None
+        if front is not None:
+            front.counters.handshakes[version, alpn, result] += 1
+
+    def _on_unraisable(self, unraisable: Any, hook: Callable[[Any], object]) -> None:
+        # CPython passes the name's bytes; anything else is somebody else's.
+        if isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes):
+            self.refusal = BAD_NAME
+        else:
+            hook(unraisable)
+
+
+class FrontContext(ssl.SSLContext):
+    """The context that stays: each of its connections is a `FrontSSLObject`."""
+
+    sslobject_class = FrontSSLObject
+    front: FrontTls
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> FrontSSLObject:
+        """Start one connection, as asyncio and uvloop do it."""
+        tls = cast(
+            "FrontSSLObject", super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        )
+        tls.watch(self.front, outgoing)
+        return tls
+
+
+def load_pair(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
+    """Load a chain and its key into a fresh context, from memory.
+
+    Raises ssl.SSLError when OpenSSL does not take them; the context is useless then.
+    """
+    pem = key_pem + chain_pem
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112
+        descriptor = os.memfd_create("portero-certificate", os.MFD_CLOEXEC)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            file.write(pem)
+            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    else:
+        with tempfile.NamedTemporaryFile() as file:  # 0600, and gone at once
+            file.write(pem)
+            file.flush()
+            context.load_cert_chain(file.name)
+
+
+# Private
+
+
+def _result(error: ssl.SSLError) -> str:
+    reason = error.reason or ""
+    return _RESULTS.get(reason) or (_ALERT if "_ALERT_" in reason else FAILED)
+
+
+def _reason(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or str(error)

@@ -1,0 +1,213 @@
+"""A backend's registrar, against a registration API that answers as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from portero_py.client.registrar import Api, Registrar, Registration, RenewalSchedule
+from portero_py.core.auth import TokenVerifier
+from portero_py.errors import PorteroUnreachable, RegistrationRefused
+
+KEY = "k" * 32
+GRANTED = {"status": "registered", "instance_id": "one", "expires_in": 60, "renew_after": 20}
+BACKEND = Registration("app.example", "::1", 8000, instance_id="one")
+
+
+class ScriptedApi:
+    """Answers each request with the next of `answers` (status, JSON, header fields); the last one stays."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, Any, dict[str, str]]] = [(200, GRANTED, {})]
+        self.requests: list[tuple[str, Any, dict[str, str]]] = []
+        self.arrived = asyncio.Event()
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.requests.append((request.method, await request.json(), dict(request.headers)))
+        self.arrived.set()
+        status, body, headers = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return web.json_response(body, status=status, headers=headers)
+
+    async def saw(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.requests) < count:
+                self.arrived.clear()
+                await self.arrived.wait()
+
+    def methods(self) -> list[str]:
+        return [method for method, _, _ in self.requests]
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[ScriptedApi]:
+    api = ScriptedApi()
+    app = web.Application()
+    app.router.add_route("*", "/register", api.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    api.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield api
+    await runner.cleanup()
+
+
+def registrar(api: ScriptedApi, **more: Any) -> Registrar:
+    return Registrar(Api(api.url, "hush", KEY, **more), BACKEND)
+
+
+class TestRenewalSchedule:
+    def test_a_renewal_comes_at_the_time_the_api_named_or_a_little_before(self) -> None:
+        schedule = RenewalSchedule(60)
+        assert schedule.granted(20, 1.0) == 20
+        assert schedule.granted(20, 0.0) == 16
+
+    def test_it_never_comes_after_half_of_the_lease(self) -> None:
+        assert RenewalSchedule(60).granted(59, 1.0) == 30
+
+    def test_failures_back_off_up_to_a_limit(self) -> None:
+        schedule = RenewalSchedule(60)
+        assert [schedule.failed(1.0) for _ in range(7)] == [0.5, 1, 2, 4, 8, 15, 15]
+
+    def test_chance_halves_a_wait_at_most(self) -> None:
+        assert RenewalSchedule(60).failed(0.0) == 0.25
+
+    def test_the_api_s_own_wish_is_a_minimum(self) -> None:
+        assert RenewalSchedule(60).failed(0.0, retry_after=7) == 7
+
+    def test_a_lease_resets_the_backing_off(self) -> None:
+        schedule = RenewalSchedule(60)
+        schedule.failed(1.0)
+        schedule.failed(1.0)
+        schedule.granted(20, 1.0)
+        assert schedule.failed(1.0) == 0.5
+
+
+class TestRegistrar:
+    async def test_it_registers_on_entering_and_deregisters_on_leaving(self, scripted: ScriptedApi) -> None:
+        async with registrar(scripted) as entered:
+            assert entered.is_registered
+            assert scripted.methods() == ["POST"]
+        assert scripted.methods() == ["POST", "DELETE"]
+        (_, posted, headers), (_, deleted, _) = scripted.requests
+        assert posted == {
+            "service_name": "app.example",
+            "host": "::1",
+            "port": 8000,
+            "ttl_seconds": 60,
+            "use_tls": False,
+            "instance_id": "one",
+        }
+        assert deleted == {"service_name": "app.example", "instance_id": "one"}
+        assert headers["X-Register-Secret"] == "hush"
+        assert headers["Content-Type"] == "application/json"
+
+    async def test_its_token_is_one_that_portero_takes(self, scripted: ScriptedApi) -> None:
+        async with registrar(scripted, kid="k1", audience="aud", issuer="iss"):
+            pass
+        authorization = scripted.requests[0][2]["Authorization"]
+        verifier = TokenVerifier([("k1", KEY)], "aud", "iss")
+        assert verifier.verify(authorization, time.time()).service == "app.example"
+
+    async def test_a_backend_without_an_instance_id_is_named_by_its_address(
+        self, scripted: ScriptedApi
+    ) -> None:
+        backend = Registration("app.example", "::1", 8000)
+        async with Registrar(Api(scripted.url, "hush", KEY), backend):
+            pass
+        assert scripted.requests[1][1] == {"service_name": "app.example", "host": "::1", "port": 8000}
+
+    async def test_it_renews_when_the_api_said(self, scripted: ScriptedApi) -> None:
+        scripted.answers = [(200, {**GRANTED, "renew_after": 0.01}, {})]
+        async with registrar(scripted):
+            await scripted.saw(3)
+        assert scripted.methods()[:3] == ["POST", "POST", "POST"]
+        assert scripted.methods()[-1] == "DELETE"
+
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 415])
+    async def test_a_refusal_that_waiting_cannot_cure_is_raised_at_once(
+        self, scripted: ScriptedApi, status: int
+    ) -> None:
+        scripted.answers = [(status, {"detail": "the secret in X-Register-Secret is wrong"}, {})]
+        with pytest.raises(RegistrationRefused, match="the secret in X-Register-Secret is wrong") as caught:
+            await registrar(scripted).__aenter__()
+        assert caught.value.answered == status
+        assert scripted.methods() == ["POST"]
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    async def test_a_busy_api_is_tried_again(self, scripted: ScriptedApi, status: int) -> None:
+        scripted.answers = [(status, {}, {}), (200, GRANTED, {})]
+        async with registrar(scripted) as entered:
+            assert not entered.is_registered
+            async with asyncio.timeout(5):
+                await entered.wait_registered()
+        assert scripted.methods() == ["POST", "POST", "DELETE"]
+
+    async def test_the_time_that_a_busy_api_asks_for_is_given(self, scripted: ScriptedApi) -> None:
+        scripted.answers = [(429, {}, {"Retry-After": "3600"})]
+        with pytest.raises(RegistrationRefused) as caught:
+            await registrar(scripted).register()
+        assert caught.value.retry_after == 3600
+
+    async def test_a_backend_starts_without_its_proxy_and_leaves_without_a_lease(
+        self, scripted: ScriptedApi, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gone = Api("http://127.0.0.1:1", "hush", KEY)
+        async with Registrar(gone, BACKEND) as entered:
+            assert not entered.is_registered
+        assert "app.example is not registered: http://127.0.0.1:1: " in caplog.text
+        assert "hush" not in caplog.text
+        assert "not deregistered" not in caplog.text
+
+    async def test_a_lease_that_cannot_be_given_back_is_a_warning(
+        self, scripted: ScriptedApi, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scripted.answers = [(200, GRANTED, {}), (500, {}, {})]
+        async with registrar(scripted):
+            pass
+        assert [(r.levelno, r.name) for r in caplog.records if "not deregistered" in r.getMessage()] == [
+            (logging.WARNING, "portero_py.client.registrar")
+        ]
+
+    async def test_a_later_refusal_is_logged_and_tried_again(
+        self, scripted: ScriptedApi, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        soon = {**GRANTED, "renew_after": 0.01}
+        scripted.answers = [(200, soon, {}), (403, {"detail": "wrong"}, {}), (200, GRANTED, {})]
+        async with registrar(scripted) as entered:
+            await scripted.saw(3)
+            async with asyncio.timeout(5):
+                await entered.wait_registered()
+        assert "403: wrong" in caplog.text
+
+    async def test_a_redirect_is_not_followed_with_the_secret(self, scripted: ScriptedApi) -> None:
+        scripted.answers = [(307, {}, {"Location": f"{scripted.url}/register"})]
+        with pytest.raises(RegistrationRefused):
+            await registrar(scripted).__aenter__()
+        assert len(scripted.requests) == 1
+
+    async def test_an_endless_answer_is_given_up(self, scripted: ScriptedApi) -> None:
+        scripted.answers = [(200, {"x": "y" * 100_000}, {})]
+        single = registrar(scripted)
+        with pytest.raises(PorteroUnreachable, match="too long"):
+            await single.register()
+        await single.__aexit__()
+
+    async def test_a_session_of_the_caller_s_stays_open(self, scripted: ScriptedApi) -> None:
+        import aiohttp
+
+        async with aiohttp.ClientSession() as session:
+            async with Registrar(Api(scripted.url, "hush", KEY), BACKEND, session):
+                pass
+            assert not session.closed
+            async with session.post(f"{scripted.url}/register", json={}) as response:
+                assert response.status == 200
+
+    def test_no_repr_shows_a_secret(self) -> None:
+        assert "hush" not in repr(Api("http://x", "hush", "hush"))
