@@ -25,8 +25,6 @@ app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, r
 #: The base of all errors about flags; click's or Typer's own, as the version of Typer has it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
-Text = Annotated[str, typer.Option(metavar="TEXT")]
-
 
 def _option(help_text: str, metavar: str = "TEXT") -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(metavar=metavar, help=help_text, show_default=False)
@@ -40,7 +38,6 @@ HttpAddr = Annotated[str | None, _option("Redirect plain HTTP from here, e.g. [:
 AcmeUpstream = Annotated[str | None, _option("Who answers ACME challenges on --http-addr.", _ADDRESS)]
 TlsCertDir = Annotated[str | None, _option("Certificates. Default /etc/portero/certs.", "DIR")]
 TlsMinVersion = Annotated[str | None, _option("Lowest TLS version: 1.2 (default) or 1.3.", "VERSION")]
-Switch = Annotated[bool, typer.Option(show_default=False)]
 NoTls = Annotated[bool, typer.Option("--no-tls", help="Serve plain HTTP.", show_default=False)]
 RegisterSecret = Annotated[str | None, _option("The shared secret of all backends.")]
 RegisterSecretFile = Annotated[str | None, _option("A file that holds it.", "FILE")]

@@ -37,8 +37,9 @@ API: Final = "api.localhost"
 #: Named for CSS colours: the pages show them.
 BACKENDS: Final = ("coral", "teal")
 
-#: Seconds that the proxy has to start and to end.
+#: Seconds that the proxy has to start and to end; the drain is told to be done before.
 PATIENCE: Final = 20.0
+DRAIN: Final = 3
 
 #: The token in the printed curl line is good for this long, seconds.
 TOKEN_TTL: Final = 86_400
@@ -71,18 +72,19 @@ def run(directory: str) -> int:
         ports = {"https": 8443, "http": 8080, "register": 18080}
         chosen = {name: _port(name, wanted, host) for name, wanted in ports.items()}
         places = Places(Path(directory).resolve(), host, **chosen)
-        _make_certificates(places.directory)
+        _write_files(places.directory)
         return asyncio.run(_demo(places))
 
 
 # Private
 
 
-def _make_certificates(directory: Path) -> None:
+def _write_files(directory: Path) -> None:
     try:
         authority = Authority()
         (directory / "certs").mkdir(parents=True, exist_ok=True)
         (directory / "ca.pem").write_bytes(authority.pem)
+        (directory / "portero.toml").write_text(f"[timeouts]\ndrain = {DRAIN}\n")
         for name in (APP, API):
             authority.issue(name).write(directory / "certs" / name)
     except OSError as error:
@@ -139,7 +141,9 @@ async def _demo(places: Places) -> int:
         await _end(proxy, ended)
     if fell:
         _say(f"the proxy ended by itself, with status {proxy.returncode}")
-    return 1 if fell else 0
+    elif proxy.returncode:
+        _say(f"the proxy did not end as it should, but with status {proxy.returncode}")
+    return 1 if fell or proxy.returncode else 0
 
 
 async def _start_proxy(places: Places, api: Api) -> asyncio.subprocess.Process:
@@ -154,6 +158,7 @@ async def _start_proxy(places: Places, api: Api) -> asyncio.subprocess.Process:
         f"--register-addr=127.0.0.1:{places.register}",
         f"--http-addr={'[::1]' if places.host == '::1' else '127.0.0.1'}:{places.http}",
         f"--tls-cert-dir={places.directory / 'certs'}",
+        f"--config={places.directory / 'portero.toml'}",
         "--access-log=text",
         env={
             **_without_portero(os.environ),

@@ -18,7 +18,6 @@ Signals, one after the other through one queue
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -216,12 +215,16 @@ class Supervisor:
             draining.cancel()
             return 1
         hurry.cancel()
-        draining.result()
-        with contextlib.suppress(TimeoutError):
+        fault = draining.exception()
+        if fault is not None:
+            _log.error("the drain failed", exc_info=fault)
+        try:
             async with asyncio.timeout(timeouts.shutdown):
                 await self._close_control()
+        except TimeoutError:
+            _log.warning("the control plane did not close within %g s", timeouts.shutdown)
         _log.info("stopped")
-        return 0
+        return 0 if fault is None else 1
 
     async def _told_again(self) -> None:
         while await self._signals.get() == signal.SIGHUP:

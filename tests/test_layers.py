@@ -31,12 +31,12 @@ IMPURE = {
 
 def imports(path: Path) -> Iterator[str]:
     """The dotted names that a file imports; `from a import b` counts as a.b."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    for found in ast.walk(ast.parse(path.read_text())):
+        if isinstance(found, ast.Import):
+            yield from (alias.name for alias in found.names)
+        elif isinstance(found, ast.ImportFrom):
+            assert found.level == 0, f"{path}: relative import"
+            yield from (f"{found.module}.{alias.name}" for alias in found.names)
 
 
 def floor(path: Path) -> str:

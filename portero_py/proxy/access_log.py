@@ -1,9 +1,9 @@
 """The access log: one line an exchange, JSON or text, written by a thread of its own.
 
-A worker must never wait for whoever reads its log. Lines are collected during an event-loop iteration and handed to
-the writer thread in one piece; when the reader is so far behind that `QUEUE_BYTES` wait, lines are dropped, counted
-(`portero_access_log_dropped`) and never waited for. Cookies, authorization and query strings of secrets do not occur:
-no header field is logged, and of the target only the path.
+A worker must never wait for whoever reads its log. Lines are collected during an event-loop iteration and
+handed to the writer thread in one piece; when the reader is so far behind that `QUEUE_BYTES` wait, lines are
+dropped, counted (`portero_access_log_dropped`) and never waited for. Cookies, authorization and query strings
+of secrets do not occur: no header field is logged, and of the target only the path.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import math
 from typing import Final, Protocol
 
 TICK: Final = 1.0
-#: A round. Shorter: forgotten moves are noticed sooner. Longer: fewer looks at idle connections (100,000 of them
-#: cost 0.2 µs each, a round).
+#: A round. Shorter: forgotten moves are noticed sooner. Longer: fewer looks at idle connections (100,000 of
+#: them cost 0.2 µs each, a round).
 SLOTS: Final = 6
 
 

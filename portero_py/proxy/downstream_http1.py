@@ -13,11 +13,11 @@ States
 
 The traps
 - An exchange can end inside `start()` (a 404): `_process` loops over pipelined requests and never recurses.
-- A response that is complete before its request was read to its end ends the connection: what follows could be
-  taken for a request.
+- A response that is complete before its request was read to its end ends the connection: what follows could
+  be taken for a request.
 - The response's head is held back until its first body bytes, so that a small response is one write.
-- A client that sends requests and reads no answers would fill our memory: no request is begun while written bytes
-  wait, and reading stops soon after.
+- A client that sends requests and reads no answers would fill our memory: no request is begun while written
+  bytes wait, and reading stops soon after.
 - A client that has closed its side is still owed an answer to every request that came before.
 """
 

@@ -11,8 +11,8 @@ Backpressure
 - A backend does not read: the core gives no window back for that stream.
 
 Time
-One deadline for the connection, none for a stream: a sweep every LOOK seconds compares with what it found
-the last time. So all time-outs here fire up to LOOK seconds (an idle connection: up to IDLE_LOOK) late.
+One deadline for the connection, none for a stream: a sweep every few seconds compares with what it found the
+last time. So all time-outs here fire up to two sweeps (LOOK seconds each) late, and no request sets a timer.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from portero_py.proxy.worker import Worker
     from portero_py.wire.message import Fields, RequestHead
 
-#: Seconds between two sweeps, with and without open streams.
+#: Most seconds between two sweeps; less when a time-out is short.
 LOOK: Final = 5.0
-IDLE_LOOK: Final = 15.0
 #: Seconds that a response may wait for the client without any progress.
 STALLED: Final = 60.0
 #: Seconds between the two GOAWAY of a drain when the client does not answer the PING, and for the last bytes.
@@ -111,12 +110,12 @@ class Http2Stream(Stream):
             worker.request_refused(self._shell.client, error, worker.next_request_id())
 
     def on_held_up(self) -> None:
-        if self._exchange is not None:
-            self._exchange.downstream_paused()
+        assert self._exchange is not None
+        self._exchange.downstream_paused()
 
     def on_relieved(self) -> None:
-        if self._exchange is not None:
-            self._exchange.downstream_resumed()
+        assert self._exchange is not None
+        self._exchange.downstream_resumed()
 
     # What the exchange calls, beside the methods of Stream
 
@@ -147,8 +146,9 @@ class Http2Stream(Stream):
 
     def _time_out(self, error: PorteroError) -> None:
         """Tell the exchange, then answer if that is still possible."""
-        exchange = self._exchange
-        if exchange is not None and self.response < ENDING:
+        if self.response < ENDING:
+            exchange = self._exchange
+            assert exchange is not None
             exchange.downstream_gone(error)
             if self.response == HEAD:
                 self._reply(error, exchange.request_id)
@@ -168,6 +168,7 @@ class Http2Downstream(asyncio.Protocol):
         "_full_since",
         "_idle_since",
         "_last_stream",
+        "_look",
         "_reading",
         "_transport",
         "_unfinished",
@@ -205,7 +206,10 @@ class Http2Downstream(asyncio.Protocol):
         self._unfinished = self._connection.unfinished_head
         self._unfinished_since = now
         self._full_since = 0.0
-        self.deadline = now + min(worker.timeouts.head, IDLE_LOOK)
+        timeouts = worker.timeouts
+        shortest = min(timeouts.head, timeouts.body_idle, timeouts.keep_alive)
+        self._look = min(LOOK, max(1.0, shortest / 4))
+        self.deadline = now + self._look
         worker.deadlines.watch(self)
 
     def start_drain(self) -> None:
@@ -266,10 +270,7 @@ class Http2Downstream(asyncio.Protocol):
             self._idle_since = now
         elif now - self._idle_since >= timeouts.keep_alive:
             connection.finish_drain()
-        if connection.streams or self._unfinished:
-            self.deadline = now + LOOK
-        else:
-            self.deadline = now + max(1.0, min(IDLE_LOOK, self._idle_since + timeouts.keep_alive - now))
+        self.deadline = now + self._look
         self._write()
 
     # Private

@@ -5,20 +5,21 @@ Each end calls the exchange when bytes come in, and the exchange calls the other
 event-loop callbacks: nothing here awaits.
 
 Who calls what (`x` is the exchange)
-- Downstream -> exchange: `x.start()` once the head is complete, then `x.request_body(data)` any number of times
-  and `x.request_end(trailers)` exactly once (not needed when the head's `body_length` is 0);
+- Downstream -> exchange: `x.start()` once the head is complete, then `x.request_body(data)` any number of
+  times and `x.request_end(trailers)` exactly once (not needed when the head's `body_length` is 0);
   `x.downstream_paused()` / `x.downstream_resumed()` when the client reads slower than the backend sends;
   `x.downstream_gone(error)` when the client vanished or broke the protocol. After that call, or after the
   exchange called `send_end` or `abort`, neither side calls the other again for this exchange.
-- Exchange -> downstream: `send_informational*`, then `send_response`, or `send_head`, `send_body*`, `send_end`; or
-  `abort` at any time.
+- Exchange -> downstream: `send_informational*`, then `send_response`, or `send_head`, `send_body*`,
+  `send_end`; or `abort` at any time.
 - Exchange -> upstream: `send_head`, `send_body*`, `send_end`; or `abort`.
-- Upstream -> exchange: `x.response_informational(head)*`, then `x.response(head, body, now)` when all of it is at
-  hand, else `x.response_head(head)`, `x.response_body(data)*`, `x.response_end(trailers)`; or `x.upstream_failed(error, ...)` or
-  `x.upstream_timed_out(error)`; `x.upstream_paused()` / `x.upstream_resumed()`.
+- Upstream -> exchange: `x.response_informational(head)*`, then `x.response(head, body, now)` when all of it
+  is at hand, else `x.response_head(head)`, `x.response_body(data)*`, `x.response_end(trailers)`; or
+  `x.upstream_failed(error, ...)` or `x.upstream_timed_out(error)`; `x.upstream_paused()` /
+  `x.upstream_resumed()`.
 
-Backpressure: `pause_*` asks an end to stop delivering as soon as it can. What it has already read it may still
-deliver; it must not read more from its socket (HTTP/1) or give back flow-control window (HTTP/2).
+Backpressure: `pause_*` asks an end to stop delivering as soon as it can. What it has already read it may
+still deliver; it must not read more from its socket (HTTP/1) or give back flow-control window (HTTP/2).
 """
 
 from __future__ import annotations

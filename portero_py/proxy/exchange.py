@@ -1,7 +1,8 @@
 """One request and its response: route, claim, send, relay, retry, release.
 
-The heart of the data plane. It knows a `Downstream` and an `Upstream` (proxy/endpoints.py) and never asks which
-HTTP version they speak. Everything happens inside event-loop callbacks; the only wait is for a new connection.
+The heart of the data plane. It knows a `Downstream` and an `Upstream` (proxy/endpoints.py) and never asks
+which HTTP version they speak. Everything happens inside event-loop callbacks; the only wait is for a new
+connection.
 
 Phases
     ROUTING -> CONNECTING -> WAITING -> RESPONDING -> DONE
@@ -12,7 +13,8 @@ Phases
     DONE         released and counted; every later call is ignored
 
 The invariants
-- A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way out.
+- A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
+  out.
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
 - A backend that fails before the head is passed on costs the client nothing while another one can serve.

@@ -1,8 +1,9 @@
 """A bound socket to protocols: TLS, then HTTP/2 or HTTP/1 by ALPN.
 
-aiohttp's low-level server and runner own the life cycle (accept, stop accepting, drain, close); the protocols are
-ours. Every connection starts as `Arriving`, which hands its transport over as soon as it knows what the client speaks:
-at once under TLS, with the first bytes on a plain listener (an HTTP/2 client may start with its preface there).
+aiohttp's low-level server and runner own the life cycle (accept, stop accepting, drain, close); the protocols
+are ours. Every connection starts as `Arriving`, which hands its transport over as soon as it knows what the
+client speaks: at once under TLS, with the first bytes on a plain listener (an HTTP/2 client may start with
+its preface there).
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ The theory
 - It holds no certificate. Each certificate has a context of its own; the SNI callback puts the right one
   in its place for one connection. From then on OpenSSL takes certificate, ciphers and ALPN from that one,
   but minimum version, options and ticket keys remain the front's. All of them are set on both anyway.
-- A context that failed to load a pair is broken: always a fresh one, swapped in when it is whole. No file
-  is opened: OpenSSL, which wants a path, reads the PEM from a memfd.
+- A context that failed to load a pair is broken: always a fresh one, swapped in when it is whole. The disk
+  is not touched: OpenSSL, which wants a path, reads the PEM from a memfd.
 - Handshakes that fail are invisible to an asyncio protocol: it is never called. They are seen here, in
   `do_handshake` of our `SSLObject`; those that end without a word (the client left, or the time ran out)
   when the object dies. Neither asyncio nor uvloop logs an `ssl.SSLError` above debug level.
@@ -48,6 +48,8 @@ CIPHERS: Final = ":".join(
     for key in ("ECDSA", "RSA")
 )
 ALPN: Final = ("h2", "http/1.1")
+#: Most certificates that are loaded at once when a table is applied: 1 ms and 25 KiB each.
+EAGER: Final = 16
 
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 #: Ours is the order, but a client that puts ChaCha20 first has no AES hardware. (openssl/ssl.h; not in `ssl`)
@@ -104,7 +106,8 @@ class FrontTls:
         self.context.sni_callback = self._on_server_name  # type: ignore[assignment]  # typeshed wants SSLSocket
         # one table
         self._table = CertificateTable()
-        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._contexts: dict[str, ssl.SSLContext] = {}  # of those that were loaded
+        self._former: dict[str, tuple[Certificate, ssl.SSLContext]] = {}  # until its successor is loaded
 
     @property
     def table(self) -> CertificateTable:
@@ -114,26 +117,31 @@ class FrontTls:
     def apply(self, table: CertificateTable) -> None:
         """Serve these certificates to new connections; live ones keep theirs.
 
-        Only what changed is loaded, 0.6 ms each. A pair that OpenSSL refuses is logged and left out, or
+        A few changed ones are loaded at once; the others when the first client asks for them, because a
+        thousand would stop all traffic for a second. A pair that OpenSSL refuses is logged and left out, or
         replaced by what was served under its name before.
         """
-        served: list[Certificate] = []
         contexts: dict[str, ssl.SSLContext] = {}
+        former: dict[str, tuple[Certificate, ssl.SSLContext]] = {}
+        changed: list[Certificate] = []
         for certificate in table.certificates:
-            former = self._table.get(certificate.name)
-            if former is None or not former.same_bytes(certificate):
-                try:
-                    contexts[certificate.name] = self._load(certificate)
-                except (ssl.SSLError, OSError) as error:
-                    _log.error("certificate %s cannot be served: %s", certificate.origin, _reason(error))
-                    if former is None:
-                        continue
-                    certificate = former
-            if certificate.name not in contexts:
-                contexts[certificate.name] = self._contexts[certificate.name]
-            served.append(certificate)
-        self._contexts = contexts
-        self._table = CertificateTable(served, table.version)
+            name = certificate.name
+            known, context = self._table.get(name), self._contexts.get(name)
+            if known is not None and known.same_bytes(certificate):
+                if context is not None:
+                    contexts[name] = context
+            else:
+                changed.append(certificate)
+                if known is not None and context is not None:
+                    former[name] = known, context
+            if name not in contexts and name not in former and name in self._former:
+                former[name] = self._former[name]
+        self._table, self._contexts, self._former = table, contexts, former
+        try:
+            for certificate in changed[:EAGER]:
+                self._load(certificate)
+        except OSError as error:  # the first client will try again
+            _log.error("a certificate cannot be loaded: %s", error)
 
     # Private
 
@@ -151,10 +159,30 @@ class FrontTls:
         )
         context.num_tickets = 1  # 2 by default, for clients with parallel connections; 15 µs a handshake
 
-    def _load(self, certificate: Certificate) -> ssl.SSLContext:
+    def _choose(self, name: str) -> tuple[Certificate, ssl.SSLContext] | None:
+        while (certificate := self._table.select(name)) is not None:
+            context = self._contexts.get(certificate.name) or self._load(certificate)
+            if context is not None:
+                return certificate, context
+        return None
+
+    def _load(self, certificate: Certificate) -> ssl.SSLContext | None:
+        """Make a certificate's context. When OpenSSL refuses it, it leaves the table: choose again."""
+        name = certificate.name
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._set_up(context)
-        load_pair(context, certificate.chain_pem, certificate.key_pem)
+        try:
+            load_pair(context, certificate.chain_pem, certificate.key_pem)
+        except ssl.SSLError as error:
+            _log.error("certificate %s cannot be served: %s", certificate.origin, error.reason or error)
+            served = {one.name: one for one in self._table.certificates}
+            del served[name]
+            if name in self._former:
+                served[name], self._contexts[name] = self._former.pop(name)
+            self._table = CertificateTable(served.values(), self._table.version)
+            return None
+        self._contexts[name] = context
+        self._former.pop(name, None)
         return context
 
     def _on_server_name(self, tls: FrontSSLObject, sni: str | None, _: ssl.SSLContext) -> int | None:
@@ -162,13 +190,15 @@ class FrontTls:
         # for a resumed session, and twice after a HelloRetryRequest. What returns is an alert, or None.
         try:
             name = server_name(sni)
-            certificate = self._table.select(name)
-            if certificate is None:
+            chosen = self._choose(name)
+            if chosen is None:
                 tls.refusal = NO_CERTIFICATE
                 return int(ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
             tls.sni = name
-            tls.certificate = certificate
-            tls.context = self._contexts[certificate.name]
+            tls.certificate, tls.context = chosen
+        except OSError as error:  # no descriptor or no memory left: the certificate is not to blame
+            _log.error("a certificate cannot be loaded: %s", error)
+            return int(ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
         except Exception:
             _log.exception("choosing a certificate failed")
             return int(ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
@@ -179,7 +209,8 @@ class FrontSSLObject(ssl.SSLObject):
     """A client's TLS connection. The proxy reads the attributes from `get_extra_info("ssl_object")`.
 
     sni          the name that the client sent, normalised; "" when it sent none or no valid one
-    certificate  the one that was presented; None before the handshake is over
+    certificate  the one that is presented; None until the client's hello was read
+    refusal      why the choice of a certificate refused this client, if it did
     """
 
     sni: str = ""
@@ -279,7 +310,3 @@ def load_pair(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None
 def _result(error: ssl.SSLError) -> str:
     reason = error.reason or ""
     return _RESULTS.get(reason) or (_ALERT if "_ALERT_" in reason else FAILED)
-
-
-def _reason(error: OSError) -> str:
-    return getattr(error, "reason", None) or error.strerror or str(error)

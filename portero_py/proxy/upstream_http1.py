@@ -9,9 +9,9 @@ States
     TUNNEL       after a 101: bytes both ways
     CLOSED       given up
 
-A connection is used again only if the response was framed, both messages are complete, the backend did not ask
-to close, and not one byte came behind the response: a byte too many may be the beginning of an answer to a
-request that somebody else is going to send (response-queue poisoning).
+A connection is used again only if the response was framed, both messages are complete, the backend did not
+ask to close, and not one byte came behind the response: a byte too many may be the beginning of an answer to
+a request that somebody else is going to send (response-queue poisoning).
 """
 
 from __future__ import annotations
@@ -405,7 +405,7 @@ class UpstreamHttp1(asyncio.Protocol):
             self._reusable
             and self._request_ended
             and not extra
-            and not self._writing_paused  # it answered without reading: the next request would wait behind this
+            and not self._writing_paused  # an answer to what was not read: the next request would wait
             and not self._transport.is_closing()
         ):
             self._state = _IDLE

@@ -3,8 +3,8 @@
 The rules
 - A connection is idle in exactly one pool, or belongs to exactly one exchange.
 - Last in, first out: the busiest connections stay fresh, the others time out.
-- A backend may close an idle connection at any moment. A request that can be sent again takes any of them; one
-  that can't (a body, or a method that is not idempotent) takes only one that was used within the last
+- A backend may close an idle connection at any moment. A request that can be sent again takes any of them;
+  one that can't (a body, or a method that is not idempotent) takes only one that was used within the last
   second, because servers close idle connections after 2 s (gunicorn), 5 s (node, uvicorn) or 75 s (nginx),
   and the race between its last moment and our first byte would lose the request.
 - TLS connections are shared among requests with the same server name only: the backend saw it as SNI.

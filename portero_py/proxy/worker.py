@@ -1,8 +1,8 @@
 """One data-plane process, or the only one: routing tables in, traffic through, counters out.
 
-It owns what the connections share (parsers, pools, deadlines, log) and holds the one reference to the current routing
-table; a new table or certificate table is swapped in by an assignment. It never waits for the control plane: if that
-stalls, the worker goes on serving the last table.
+It owns what the connections share (parsers, pools, deadlines, log) and holds the one reference to the current
+routing table; a new table or certificate table is swapped in by an assignment. It never waits for the control
+plane: if that stalls, the worker goes on serving the last table.
 """
 
 from __future__ import annotations

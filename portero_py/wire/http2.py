@@ -46,10 +46,7 @@ from portero_py.wire.http2_frames import (
     INITIAL_WINDOW_SIZE,
     LARGEST_STREAM,
     LARGEST_WINDOW,
-    MAX_CONCURRENT_STREAMS,
     MAX_FRAME_SIZE,
-    MAX_HEADER_LIST_SIZE,
-    NO_RFC7540_PRIORITIES,
     PADDED,
     PING,
     PREFACE,
@@ -63,11 +60,11 @@ from portero_py.wire.http2_frames import (
     ConnectionFault,
     ErrorCode,
     goaway_frame,
+    our_settings,
     ping_frame,
     read_long,
     read_settings,
     reset_frame,
-    settings_frame,
     window_frame,
     without_padding,
 )
@@ -205,8 +202,7 @@ class ServerConnection:
         self.phase = Phase.OVER
         self._rest = b""
         for stream in list(self.streams.values()):
-            if stream.id in self.streams:
-                self.forget(stream, reset=True)
+            if stream.id in self.streams and self.forget(stream, reset=True):
                 stream.on_lost(error)
 
     def fail(self, code: ErrorCode, message: str) -> None:
@@ -216,8 +212,9 @@ class ServerConnection:
 
     # What streams call
 
-    def forget(self, stream: Stream, *, reset: bool) -> None:
-        """The stream is closed; `reset`: the client may not know yet."""
+    def forget(self, stream: Stream, *, reset: bool) -> bool:
+        """The stream is closed, `reset` if by us. Say whether its response was incomplete."""
+        incomplete = stream.response < ENDING
         stream.response = DONE
         del self.streams[stream.id]
         (self._reset if reset else self._closed).append(stream.id)
@@ -226,6 +223,7 @@ class ServerConnection:
         if stream.withheld:
             size, stream.withheld = stream.withheld, 0
             self._return(size)
+        return incomplete
 
     def give_back(self, stream: Stream, size: int) -> None:
         """The client may send `size` bytes more on the stream and on the connection."""
@@ -435,8 +433,7 @@ class ServerConnection:
         self._refuse_idle(number)
         self._floods.resets.draw(self._now)
         stream = self.streams.get(number)
-        if stream is not None:
-            self.forget(stream, reset=False)
+        if stream is not None and self.forget(stream, reset=False):
             stream.on_lost(ClientGone("the client reset the stream"))
 
     def _on_window_update(self, number: int, payload: bytes) -> None:
@@ -466,15 +463,8 @@ class ServerConnection:
 
     def _greet(self) -> None:
         """Our SETTINGS, and the connection's window, which SETTINGS cannot change."""
-        greeting = settings_frame(
-            (
-                (MAX_CONCURRENT_STREAMS, self._max_streams),
-                (INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-                (MAX_HEADER_LIST_SIZE, self._limits.list_bytes),
-                (NO_RFC7540_PRIORITIES, 1),
-            )
-        )
-        self.output.control(greeting + window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
+        settings = our_settings(self._max_streams, STREAM_WINDOW, self._limits.list_bytes)
+        self.output.control(settings + window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     def _take_preface(self, data: bytes) -> int:
         """Compare what came of the preface; return its length, or of what came of it."""
@@ -500,8 +490,8 @@ class ServerConnection:
     def _stream_fault(self, stream: Stream, code: ErrorCode, message: str) -> None:
         self._floods.faults.draw(self._now)
         self.output.control(reset_frame(stream.id, code))
-        self.forget(stream, reset=True)
-        stream.on_lost(BadRequest(message))
+        if self.forget(stream, reset=True):
+            stream.on_lost(BadRequest(message))
 
     def _fail(self, fault: ConnectionFault) -> None:
         self.fault = fault

@@ -4,7 +4,7 @@
 - A block is bounded by its size and by its frames (CONTINUATION flood, CVE-2024-27316): a client that cuts 16
   bytes into 16 frames is no better than one that sends 16 MiB.
 - A request block that leaves the table alone, such as every repetition of a request, means the same until the
-  table changes: it is decoded and checked once, and its head is shared (measured: 0.3 instead of 4 µs).
+  table changes: it is decoded and checked once, and its head is shared (whole core: 2.5 instead of 7.5 µs).
 """
 
 from __future__ import annotations

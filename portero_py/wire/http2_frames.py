@@ -91,16 +91,6 @@ class ConnectionFault(WireError):
         self.code = code
 
 
-class StreamFault(WireError):
-    """A stream error (RFC 9113, 5.4.2): RST_STREAM with `code`, and the connection goes on."""
-
-    reason = "http2_stream"
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 def frame_header(length: int, kind: int, flags: int, stream: int) -> bytes:
     """Return the nine bytes before a payload of `length` bytes."""
     return FRAME.pack(length >> 8, length & 0xFF, kind, flags, stream)
@@ -125,6 +115,18 @@ def settings_frame(settings: Iterable[tuple[int, int]]) -> bytes:
     """Return a SETTINGS frame with (identifier, value) pairs."""
     payload = b"".join([_SETTING.pack(identifier, value) for identifier, value in settings])
     return frame_header(len(payload), SETTINGS, 0, 0) + payload
+
+
+def our_settings(streams: int, window: int, list_bytes: int) -> bytes:
+    """Return the SETTINGS that open a connection: most streams, window of each, size of a header list."""
+    return settings_frame(
+        (
+            (MAX_CONCURRENT_STREAMS, streams),
+            (INITIAL_WINDOW_SIZE, window),
+            (MAX_HEADER_LIST_SIZE, list_bytes),
+            (NO_RFC7540_PRIORITIES, 1),
+        )
+    )
 
 
 def read_settings(payload: bytes) -> Iterator[tuple[int, int]]:

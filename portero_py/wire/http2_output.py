@@ -82,10 +82,9 @@ class Output:
         return b"".join(pieces)
 
     def tell(self) -> None:
-        """Say, once a batch, that there is something to take."""
-        if not self.told:
-            self.told = True
-            self._wake()
+        """Say that there is something to take. Callers look at `told` first: once a batch is enough."""
+        self.told = True
+        self._wake()
 
     def control(self, frame: bytes) -> None:
         """Send a whole frame that no window holds back."""

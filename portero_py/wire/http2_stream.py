@@ -109,7 +109,7 @@ class Stream:
         raise NotImplementedError
 
     def on_lost(self, error: PorteroError) -> None:
-        """The stream is closed, and not by us: nothing can be sent, nothing more comes."""
+        """The stream was closed before its response was complete, and not by us."""
         raise NotImplementedError
 
     def on_held_up(self) -> None:
@@ -286,10 +286,9 @@ class Stream:
 
     def drop_queue(self) -> None:
         """The stream is closed: what waits will not be sent."""
-        if self._queue is not None:
-            self._queue = None
-            self._queued = 0
-            self._output.waiting.pop(self, None)
+        self._queue = None
+        self._queued = 0
+        self._output.waiting.pop(self, None)
 
     # Private
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -151,8 +152,10 @@ class TestRegistrar:
 
     async def test_the_time_that_a_busy_api_asks_for_is_given(self, scripted: ScriptedApi) -> None:
         scripted.answers = [(429, {}, {"Retry-After": "3600"})]
-        with pytest.raises(RegistrationRefused) as caught:
-            await registrar(scripted).register()
+        async with aiohttp.ClientSession() as session:
+            single = Registrar(Api(scripted.url, "hush", KEY), BACKEND, session)
+            with pytest.raises(RegistrationRefused) as caught:
+                await single.register()
         assert caught.value.retry_after == 3600
 
     async def test_a_backend_starts_without_its_proxy_and_leaves_without_a_lease(
@@ -194,14 +197,12 @@ class TestRegistrar:
 
     async def test_an_endless_answer_is_given_up(self, scripted: ScriptedApi) -> None:
         scripted.answers = [(200, {"x": "y" * 100_000}, {})]
-        single = registrar(scripted)
-        with pytest.raises(PorteroUnreachable, match="too long"):
-            await single.register()
-        await single.__aexit__()
+        async with aiohttp.ClientSession() as session:
+            single = Registrar(Api(scripted.url, "hush", KEY), BACKEND, session)
+            with pytest.raises(PorteroUnreachable, match="too long"):
+                await single.register()
 
     async def test_a_session_of_the_caller_s_stays_open(self, scripted: ScriptedApi) -> None:
-        import aiohttp
-
         async with aiohttp.ClientSession() as session:
             async with Registrar(Api(scripted.url, "hush", KEY), BACKEND, session):
                 pass

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -81,10 +81,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Desk]:
+def desk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Desk:
     directory = tmp_path / "certs"
     directory.mkdir()
-    yield Desk(directory, caplog)
+    return Desk(directory, caplog)
 
 
 # Layouts
@@ -299,7 +299,7 @@ async def test_a_change_within_the_grain_of_file_times_is_seen(desk: Desk) -> No
     folder = desk.directory / "a.example"
     times = [(folder / file, (folder / file).stat()) for file in ("fullchain.pem", "privkey.pem")]
     real_stat = Path.stat
-    frozen = {path: found for path, found in times}
+    frozen = dict(times)
 
     def stat_of_a_coarse_clock(path: Path, **options: bool) -> os.stat_result:
         return frozen[path] if path in frozen else real_stat(path, **options)
@@ -492,7 +492,7 @@ async def following(store: CertificateStore) -> AsyncIterator[None]:
 
 async def until_served(desk: Desk, served: dict[str, str], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while not desk.tables or desk.served() != served:  # noqa: ASYNC110
+        while not desk.tables or desk.served() != served:
             await asyncio.sleep(0.02)
 
 

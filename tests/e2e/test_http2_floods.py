@@ -53,14 +53,15 @@ def backend(tls_proxy: ProxyProcess, start_backend: StartBackend, service: str) 
 
 
 def _resets(client: Http2Client, service: str) -> Callable[[int], bytes]:
-    block = client.block(fields_of(service, b"/reset"))
-    block = client.block(fields_of(service, b"/reset"))  # all of it is in the table now
+    first = frame(HEADERS, END_HEADERS | END_STREAM, 1, client.block(fields_of(service, b"/reset")))
+    again = client.block(fields_of(service, b"/reset"))  # all of it is in the table now
 
     def piece(i: int) -> bytes:
-        streams = range(1 + 200 * i, 1 + 200 * (i + 1), 2)
-        return b"".join(
-            frame(HEADERS, END_HEADERS | END_STREAM, stream, block) + rst_stream(stream) for stream in streams
-        )
+        parts = [] if i else [first, rst_stream(1)]
+        for stream in range(3 + 200 * i, 3 + 200 * (i + 1), 2):
+            parts.append(frame(HEADERS, END_HEADERS | END_STREAM, stream, again))
+            parts.append(rst_stream(stream))
+        return b"".join(parts)
 
     return piece
 

@@ -275,16 +275,16 @@ def test_the_same_block_again_is_the_same_request_again() -> None:
 def test_a_block_means_something_else_after_the_table_changed() -> None:
     """Index 62 is the newest entry: the same byte, two values."""
     dialogue = Dialogue()
+    upload = dialogue.upload(1)
     base = b"\x82\x87\x84\x01\x01a"
-    dialogue.send_frame(HEADERS, 5, 1, base + b"\x40\x01x\x011")
-    for stream, value in ((3, b"1"), (5, b"1")):
+    dialogue.send_frame(HEADERS, 5, 3, base + b"\x40\x01x\x011")
+    for stream in (5, 7):
         dialogue.send_frame(HEADERS, 5, stream, base + b"\xbe")
         opened = dialogue.stream(stream)
         assert opened is not None
-        assert opened.head.fields == [(b"x", value)]
-    trailers = dialogue.upload(7)
-    dialogue.send_frame(HEADERS, 5, 7, b"\x40\x01x\x012")
-    assert trailers.request_ended
+        assert opened.head.fields == [(b"x", b"1")]
+    dialogue.send_frame(HEADERS, 5, 1, b"\x40\x01x\x012")
+    assert upload.request_ended
     dialogue.send_frame(HEADERS, 5, 9, base + b"\xbe")
     opened = dialogue.stream(9)
     assert opened is not None

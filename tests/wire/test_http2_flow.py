@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -383,10 +386,28 @@ def test_an_unfinished_request_is_reset_after_its_delayed_response() -> None:
     assert [one.kind for one in dialogue.frames()] == [DATA, RST_STREAM]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        frame(RST_STREAM, 0, 1, bytes(4)),
+        frame(WINDOW_UPDATE, 0, 1, bytes(4)),
+        frame(WINDOW_UPDATE, 0, 0, bytes(4)),
+    ],
+    ids=["client", "stream error", "connection error"],
+)
+def test_whoever_has_given_his_whole_response_hears_nothing_of_its_fate(end: bytes) -> None:
+    dialogue = Dialogue()
+    dialogue.send(settings_frame([(INITIAL_WINDOW_SIZE, 1)]))
+    dialogue.open(1).send_response(OK, b"abc")
+    dialogue.send(end)
+    assert dialogue.connection.streams == {}
+    assert dialogue.said == [("head", 1, b"GET", b"/")]
+
+
 def test_signs_of_life_are_seen_without_a_clock() -> None:
     dialogue = Dialogue()
     stream = dialogue.upload(1)
-    signs = [
+    signs: list[Callable[[], None]] = [
         lambda: dialogue.data(1, b"x"),
         stream.resume_body,
         lambda: stream.send_head(OK),

@@ -1,0 +1,337 @@
+"""A proxy without sockets: scripted transports on both sides, and the state machines between them.
+
+    client = world.client()
+    client.send(b"GET / HTTP/1.1\\r\\nHost: app.example\\r\\n\\r\\n")
+    backend = await world.backend()          # the connection that the pool made
+    backend.send(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")
+    assert client.received == ...
+
+`World` stands in for the worker: real parsers, router, balancers, pools and deadline wheel, no listener. The
+scripted transport is as strict as uvloop's: writing behind a close or an end of file raises.
+Time: `world.clock` is the clock of all of it; `world.pass_time(seconds)` moves it and the wheel; nothing sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, cast
+
+from portero_py.config import Config, Limits, Timeouts
+from portero_py.core.balancer import Balancers
+from portero_py.core.counters import Counters
+from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.router import Router
+from portero_py.core.routing_table import RoutingTable
+from portero_py.proxy.client import Client
+from portero_py.proxy.deadlines import DeadlineWheel
+from portero_py.proxy.downstream_http1 import Http1Downstream
+from portero_py.proxy.upstream_pool import BackendPool, Pools
+from portero_py.wire.http1 import RequestParser, ResponseParser
+
+if TYPE_CHECKING:
+    from portero_py.errors import PorteroError
+    from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.worker import Worker
+
+HIGH_WATER = 65536
+GET = b"GET / HTTP/1.1\r\nHost: app.example\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class ScriptedTransport(asyncio.Transport):
+    """One side of a connection, seen by the protocol; the test plays the peer."""
+
+    def __init__(self, *, tls: bool = False) -> None:
+        super().__init__()
+        self.protocol: asyncio.Protocol | None = None
+        self.received = b""  # by the peer
+        self.ended = False  # write_eof was called
+        self.aborted = False
+        self.reading = True
+        self.lost = False
+        self.unsent = 0
+        self.peer_reads = True
+        self._tls = tls
+        self._closing = False
+        self._writing_paused = False
+
+    # What the peer does
+
+    def send(self, data: bytes) -> None:
+        """The peer sends bytes; nobody may be reading, which a test has to know."""
+        assert self.reading, "the peer's bytes stay in the kernel: reading is paused"
+        assert self.protocol is not None
+        if not self._closing:
+            self.protocol.data_received(data)
+
+    def send_end(self) -> None:
+        """The peer closes its side."""
+        assert self.protocol is not None
+        if not self._closing and not self.protocol.eof_received():
+            self.close()
+
+    def vanish(self, error: Exception | None = None) -> None:
+        """The connection is gone."""
+        self._closing = True
+        self._lose(error)
+
+    def stop_reading(self) -> None:
+        """The peer leaves what is sent in the socket's buffers."""
+        self.peer_reads = False
+
+    def read_all(self) -> None:
+        """The peer reads everything, and goes on reading."""
+        self.peer_reads = True
+        self.unsent = 0
+        if self._writing_paused:
+            self._writing_paused = False
+            assert self.protocol is not None
+            self.protocol.resume_writing()
+        if self._closing:
+            self._lose(None)
+
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
+    # asyncio.Transport
+
+    def write(self, data: Any) -> None:
+        assert data, "an empty write"
+        if self._closing:
+            raise RuntimeError("write to a closed transport")
+        if self.ended:
+            raise RuntimeError("write after write_eof")
+        self.received += bytes(data)
+        if not self.peer_reads:
+            self.unsent += len(data)
+            if self.unsent > HIGH_WATER and not self._writing_paused:
+                self._writing_paused = True
+                assert self.protocol is not None
+                self.protocol.pause_writing()
+
+    def can_write_eof(self) -> bool:
+        return not self._tls
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def pause_reading(self) -> None:
+        assert not self._closing
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self._closing
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            if not self.unsent:
+                asyncio.get_running_loop().call_soon(self._lose, None)
+
+    def abort(self) -> None:
+        self.aborted = True
+        self._closing = True
+        asyncio.get_running_loop().call_soon(self._lose, None)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("192.0.2.7", 50000) if name == "peername" else default
+
+    # Private
+
+    def _lose(self, error: Exception | None) -> None:
+        if not self.lost:
+            self.lost = True
+            assert self.protocol is not None
+            self.protocol.connection_lost(error)
+
+
+class ScriptedLoop:
+    """What the pool needs of a loop; each outcome in `outcomes` answers one attempt to connect."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[OSError | asyncio.Event] = []
+        self.connections: list[ScriptedTransport] = []
+        self.addresses: list[tuple[str, int]] = []
+        self.greet: Callable[[ScriptedTransport], None] | None = None
+
+    def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(work)
+
+    async def create_connection(
+        self, factory: Callable[[], asyncio.Protocol], host: str, port: int, **_: object
+    ) -> tuple[ScriptedTransport, asyncio.Protocol]:
+        self.addresses.append((host, port))
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if isinstance(outcome, asyncio.Event):
+            await outcome.wait()
+        elif outcome is not None:
+            raise outcome
+        transport = ScriptedTransport()
+        transport.protocol = factory()
+        transport.protocol.connection_made(transport)
+        self.connections.append(transport)
+        if self.greet is not None:
+            self.greet(transport)
+        return transport, transport.protocol
+
+
+class Clock:
+    """Stands in for `monotonic` in the modules under test."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class World:
+    """The worker's stand-in."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.loop = ScriptedLoop()
+        self.counters = Counters()
+        self.draining = False
+        self.router = Router()
+        self.balancers = Balancers()
+        self.deadlines = DeadlineWheel(clock())
+        self.timeouts = Timeouts()
+        self.limits = Limits()
+        self.config = Config()
+        self.request_parser = RequestParser(self.limits.request_line, self.limits.header_fields)
+        self.response_parser = ResponseParser(self.limits.header_fields)
+        self.pools = Pools(cast("Worker", self))
+        self.done: list[Exchange] = []
+        self.refused: list[PorteroError] = []
+        self.clients: list[ScriptedTransport] = []
+        self.misdirects = False
+        self.upstream_tls: Any = None
+        self._ids = 0
+        self._seen = 0
+        self.register(1)
+
+    # The test's side
+
+    def register(self, backends: int) -> None:
+        """Lease so many backends for app.example."""
+        leases = tuple(
+            Lease("app.example", f"b{n}", Backend("127.0.0.1", 9000 + n), self.clock() + 1e6, 60)
+            for n in range(backends)
+        )
+        self.table = RoutingTable(1, {"app.example": Service("app.example", leases)})
+
+    def client(self, *, tls: bool = False) -> ScriptedTransport:
+        """A client connects."""
+        transport = ScriptedTransport(tls=tls)
+        about = Client(transport, ())
+        if tls:
+            about.tls_version = "TLSv1.3"
+        self.counters.connections_open += 1
+        transport.protocol = Http1Downstream(cast("Worker", self), about, transport)
+        self.clients.append(transport)
+        return transport
+
+    async def backend(self) -> ScriptedTransport:
+        """The next connection to a backend that was made."""
+        await settle()
+        assert len(self.loop.connections) > self._seen, "no connection was made"
+        self._seen += 1
+        return self.loop.connections[self._seen - 1]
+
+    async def idle_backend(self) -> ScriptedTransport:
+        """A connection that waits in the pool after one exchange of another client."""
+        client = self.client()
+        client.send(GET)
+        backend = await self.backend()
+        backend.send(OK)
+        backend.received = b""
+        client.vanish()
+        await settle()
+        return backend
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let the deadline wheel turn, a second at a time."""
+        for _ in range(int(seconds)):
+            self.clock.now += 1
+            self.deadlines.advance(self.clock.now)
+            await settle()
+
+    def all_pools(self) -> list[BackendPool]:
+        """Every pool there is."""
+        return list(self.pools._pools.values())
+
+    def check_released(self) -> None:
+        """Nothing is held any more: every exchange ended once and gave back what it had."""
+        assert self.counters.exchanges_in_flight == 0
+        assert [pool.claims for pool in self.all_pools()] == [0] * len(self.all_pools())
+        assert len(set(self.done)) == len(self.done), "an exchange ended twice"
+
+    async def close(self) -> None:
+        """End every connection, and see that nothing stays behind."""
+        await settle()
+        self.check_released()
+        for transport in (*self.clients, *self.loop.connections):
+            if not transport.lost:
+                transport.vanish()
+        await self.pools.close()
+        await settle()
+        self.check_released()
+        assert len(self.deadlines) == 0, "a connection is still watched"
+        assert self.counters.connections_open == 0
+
+    # The worker's side
+
+    def next_request_id(self) -> bytes:
+        self._ids += 1
+        return b"id-%d" % self._ids
+
+    def misdirected(self, presented: object, authority: bytes) -> bool:
+        return self.misdirects
+
+    def connection_closed(self, connection: Http1Downstream) -> None:
+        self.deadlines.forget(connection)
+        self.counters.connections_open -= 1
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        assert exchange.status, "an exchange without a status"
+        self.counters.exchanges_in_flight -= 1
+        self.done.append(exchange)
+
+    def request_refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
+        self.refused.append(error)
+
+
+async def settle() -> None:
+    """Let everything happen that can happen without a peer."""
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
+def statuses(received: bytes) -> list[int]:
+    """The status codes in what a client received, given that no body holds a status line."""
+    return [int(code) for code in re.findall(rb"HTTP/1\.1 ([0-9]{3}) ", received)]
+
+
+def get(path: bytes, fields: bytes = b"", host: bytes = b"app.example") -> bytes:
+    """A GET request."""
+    return b"GET %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (path, host, fields)
+
+
+def post(body: bytes, fields: bytes = b"") -> bytes:
+    """A POST request with a body of known length."""
+    return b"POST / HTTP/1.1\r\nHost: app.example\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        len(body),
+        fields,
+        body,
+    )

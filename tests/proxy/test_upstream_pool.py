@@ -1,0 +1,233 @@
+"""Idle connections: who may use one, and when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from portero_py.core.model import Backend, Service
+from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import UpstreamTlsFailed
+from portero_py.proxy import upstream_pool
+from portero_py.proxy.upstream_pool import FRESH_SECONDS, IDLE_SECONDS
+from tests.proxy.dialogue import GET, OK, ScriptedTransport, World, post, settle, statuses
+
+if TYPE_CHECKING:
+    from portero_py.proxy.exchange import Exchange
+
+
+async def test_the_last_connection_that_was_used_is_the_next(world: World) -> None:
+    clients = [world.client() for _ in range(3)]
+    backends = []
+    for client in clients:
+        client.send(GET)
+        backends.append(await world.backend())
+    for backend in backends:
+        backend.send(OK)
+    clients[0].send(GET)
+    assert [backend.received.count(b"GET") for backend in backends] == [1, 1, 2]
+    backends[2].send(OK)
+
+
+async def test_an_idle_connection_is_closed_after_its_time(world: World) -> None:
+    backend = await world.idle_backend()
+    await world.pass_time(IDLE_SECONDS - 1)
+    assert not backend.closed
+    await world.pass_time(8)
+    assert backend.closed
+    assert [pool.idle for pool in world.all_pools()] == [0]
+
+
+async def test_an_idle_connection_that_does_not_close_is_aborted(world: World) -> None:
+    backend = await world.idle_backend()
+    backend.unsent = 1
+    await world.pass_time(IDLE_SECONDS + 7)
+    assert backend.closed
+    assert not backend.aborted
+    await world.pass_time(17)
+    assert backend.aborted
+
+
+async def test_a_request_that_cannot_be_repeated_takes_only_a_fresh_connection(world: World) -> None:
+    old = await world.idle_backend()
+    world.clock.now += FRESH_SECONDS + 0.1
+    client = world.client()
+    client.send(post(b"abc"))
+    new = await world.backend()
+    assert old.received == b""
+    new.send(OK)
+    client.send(post(b"def"))
+    assert new.received.endswith(b"def")
+    new.send(OK)
+    assert statuses(client.received) == [200, 200]
+
+
+async def test_a_connection_that_the_backend_closed_is_not_taken(world: World) -> None:
+    backend = await world.idle_backend()
+    backend.send_end()  # and nobody was told yet
+    client = world.client()
+    client.send(GET)
+    (await world.backend()).send(OK)
+    assert backend.received == b""
+    assert statuses(client.received) == [200]
+
+
+async def test_no_more_connections_are_kept_than_allowed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_pool, "MAX_IDLE", 1)
+    clients = [world.client() for _ in range(2)]
+    backends = []
+    for client in clients:
+        client.send(GET)
+        backends.append(await world.backend())
+    for backend in backends:
+        backend.send(OK)
+    assert [backend.closed for backend in backends] == [False, True]
+
+
+async def test_a_backend_that_left_loses_its_idle_connections_and_keeps_the_busy_ones(world: World) -> None:
+    idle = await world.idle_backend()
+    client, other = world.client(), world.client()
+    client.send(GET)
+    other.send(GET)
+    busy = await world.backend()
+    idle.send(OK)
+    world.table = RoutingTable(2, {"app.example": Service("app.example", ())})
+    world.pools.keep_only(world.table)
+    assert idle.closed
+    assert not busy.closed
+    busy.send(OK)
+    assert statuses(other.received) == [200]
+    assert busy.closed
+    world.pools.keep_only(world.table)
+    assert world.all_pools() == []
+
+
+async def test_a_backend_that_comes_back_keeps_its_connections_again(world: World) -> None:
+    client = world.client()
+    client.send(GET)
+    busy = await world.backend()
+    table = world.table
+    world.pools.keep_only(RoutingTable(2, {}))
+    world.pools.keep_only(table)
+    busy.send(OK)
+    assert not busy.closed
+    assert [pool.idle for pool in world.all_pools()] == [1]
+
+
+async def test_a_lost_connection_is_not_kept(world: World) -> None:
+    connected = asyncio.Event()
+    world.loop.outcomes = [connected]
+    world.loop.greet = lambda transport: transport.vanish()
+    client = world.client()
+    client.send(GET)
+    await settle()
+    client.vanish()
+    connected.set()
+    await settle()
+    assert [pool.idle for pool in world.all_pools()] == [0]
+
+
+async def test_closing_ends_connections_that_are_being_made(world: World) -> None:
+    world.loop.outcomes = [asyncio.Event()]
+    client = world.client()
+    client.send(GET)
+    await settle()
+    client.vanish()
+    await world.pools.close()
+    assert world.loop.connections == []
+    assert world.all_pools() == []
+
+
+async def test_a_backend_that_does_not_answer_in_time_is_a_502(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.loop.outcomes = [cast("OSError", TimeoutError())]
+    client = world.client()
+    client.send(GET)
+    await settle()
+    assert statuses(client.received) == [502]
+    assert str(world.done[0].error) == "backend 127.0.0.1:9000 did not answer within 3 s"
+
+
+class TestTls:
+    """A backend that speaks TLS: one pool for each name that it has seen as SNI."""
+
+    backend = Backend("127.0.0.1", 9443, use_tls=True)
+
+    class Policy:
+        """Stands in for `UpstreamTls`."""
+
+        def __init__(self, failure: UpstreamTlsFailed | None = None) -> None:
+            self.failure = failure
+
+        def context(self, backend: Backend) -> ssl.SSLContext:
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+        def check_pin(self, backend: Backend, transport: ScriptedTransport) -> None:
+            if self.failure is not None:
+                raise self.failure
+
+    @pytest.fixture
+    def tls_world(self, world: World) -> World:
+        world.register(1)
+        lease = world.table.services["app.example"].leases[0]
+        leases = (type(lease)("app.example", "tls", self.backend, lease.expires_at, 60),)
+        world.table = RoutingTable(
+            2,
+            {
+                "app.example": Service("app.example", leases),
+                "*.app.example": Service("*.app.example", leases),
+            },
+        )
+        world.upstream_tls = self.Policy()
+        return world
+
+    async def test_names_do_not_share_connections_and_spellings_of_one_name_do(self, tls_world: World) -> None:
+        client = tls_world.client()
+        hosts = (b"app.example", b"App.Example.", b"app.example:443", b"a.app.example")
+        for host in hosts:
+            client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+            await settle()
+            tls_world.loop.connections[-1].send(OK)
+        assert len(tls_world.loop.connections) == 2
+
+    async def test_names_that_clients_made_up_do_not_stay_for_ever(self, tls_world: World) -> None:
+        client = tls_world.client()
+        for number in range(20):
+            client.send(b"GET / HTTP/1.1\r\nHost: n%d.app.example\r\n\r\n" % number)
+            (await tls_world.backend()).send(OK)
+        assert len(tls_world.all_pools()) == 20
+        tls_world.pools.keep_only(tls_world.table)
+        assert len(tls_world.all_pools()) == 20
+        await tls_world.pass_time(IDLE_SECONDS + 8)
+        tls_world.pools.keep_only(tls_world.table)
+        assert tls_world.all_pools() == []
+
+    async def test_a_wrong_certificate_is_a_502_and_nothing_was_sent(self, tls_world: World) -> None:
+        tls_world.upstream_tls = self.Policy(UpstreamTlsFailed("not the certificate of this backend"))
+        client = tls_world.client()
+        client.send(GET)
+        backend = await tls_world.backend()
+        assert statuses(client.received) == [502]
+        assert backend.aborted
+        assert backend.received == b""
+        assert [done.error and done.error.reason for done in tls_world.done] == ["upstream_tls_failed"]
+
+    async def test_a_handshake_that_fails_is_a_502(self, tls_world: World) -> None:
+        tls_world.loop.outcomes = [ssl.SSLError(1, "bad record")]
+        client = tls_world.client()
+        client.send(GET)
+        await settle()
+        assert statuses(client.received) == [502]
+        assert [done.error and done.error.reason for done in tls_world.done] == ["upstream_tls_failed"]
+
+
+def test_a_connection_that_is_given_up_has_no_exchange() -> None:
+    connecting = upstream_pool.Connecting(cast("Exchange", object()))
+    connecting.give_up()
+    assert connecting.exchange is None

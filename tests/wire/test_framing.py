@@ -1,0 +1,335 @@
+"""Where a body ends, and everything that tries to make two readers disagree about it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portero_py.errors import BadRequest, BadResponse, WireError
+from portero_py.wire.framing import (
+    CHUNK_LINE_LIMIT,
+    EXTENSION_ALLOWANCE,
+    TRAILER_LIMIT,
+    ChunkedDecoder,
+    chunk,
+    last_chunk,
+    may_trail,
+    request_body_length,
+    response_body_length,
+)
+from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Fields
+
+NOT_A_LENGTH = [
+    b"",
+    b" 1",
+    b"1 ",
+    b"+1",
+    b"-1",
+    b"0x1",
+    b"1_0",
+    b"1,1",
+    b"1, 1",
+    b"1;1",
+    b"1.0",
+    b"1\x00",
+    b"\xb2",
+    b"9" * 19,
+]
+NOT_CHUNKED = [
+    b"",
+    b"identity",
+    b"gzip, chunked",
+    b"chunked, gzip",
+    b"chunked;x=y",
+    b"chunked ",
+    b"xchunked",
+    b"chunked\x0b",
+]
+
+
+def decode(pieces: list[bytes]) -> tuple[bytes, bytes | None, Fields]:
+    """Decode a body that comes in pieces; what comes behind its end is the rest."""
+    decoder = ChunkedDecoder(BadRequest)
+    body, rest = b"", None
+    for piece in pieces:
+        if rest is not None:
+            rest += piece
+            continue
+        part, rest = decoder.decode(piece)
+        body += part
+    return body, rest, decoder.trailers
+
+
+def outcome(pieces: list[bytes]) -> tuple[bytes, bytes | None, Fields] | str:
+    try:
+        return decode(pieces)
+    except BadRequest:
+        return "refused"
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, *(place % (len(data) + 1) for place in cuts), len(data)})
+    return [data[begin:end] for begin, end in zip(places, places[1:], strict=False)]
+
+
+# The length of a request
+
+
+@pytest.mark.parametrize(
+    ("lengths", "codings", "length"),
+    [
+        ([], [], 0),
+        ([b"0"], [], 0),
+        ([b"007"], [], 7),
+        ([b"9" * 18], [], 10**18 - 1),
+        ([], [b"chunked"], CHUNKED),
+        ([], [b"ChUnKeD"], CHUNKED),
+    ],
+)
+def test_a_request_says_its_length_in_one_way(
+    lengths: list[bytes], codings: list[bytes], length: int
+) -> None:
+    assert request_body_length(b"1.1", lengths, codings) == length
+
+
+@pytest.mark.parametrize("value", NOT_A_LENGTH)
+def test_what_is_not_one_plain_number_is_no_length(value: bytes) -> None:
+    with pytest.raises(BadRequest):
+        request_body_length(b"1.1", [value], [])
+    with pytest.raises(BadResponse):
+        response_body_length(b"GET", 200, b"1.1", [value], [])
+
+
+@pytest.mark.parametrize("value", NOT_CHUNKED)
+def test_what_is_not_exactly_chunked_is_refused(value: bytes) -> None:
+    with pytest.raises(BadRequest):
+        request_body_length(b"1.1", [], [value])
+    with pytest.raises(BadResponse):
+        response_body_length(b"GET", 200, b"1.1", [], [value])
+
+
+@pytest.mark.parametrize(
+    ("version", "lengths", "codings"),
+    [
+        (b"1.1", [b"1", b"1"], []),
+        (b"1.1", [b"1"], [b"chunked"]),
+        (b"1.1", [], [b"chunked", b"chunked"]),
+        (b"1.1", [], [b"identity", b"chunked"]),
+        (b"1.0", [], [b"chunked"]),
+    ],
+)
+def test_a_message_with_two_lengths_is_refused(
+    version: bytes, lengths: list[bytes], codings: list[bytes]
+) -> None:
+    with pytest.raises(BadRequest):
+        request_body_length(version, lengths, codings)
+    with pytest.raises(BadResponse):
+        response_body_length(b"GET", 200, version, lengths, codings)
+
+
+@given(
+    st.sampled_from([b"1.0", b"1.1"]),
+    st.lists(st.one_of(st.sampled_from([b"0", b"5", *NOT_A_LENGTH]), st.binary(max_size=4)), max_size=3),
+    st.lists(st.one_of(st.sampled_from([b"chunked", *NOT_CHUNKED]), st.binary(max_size=8)), max_size=3),
+)
+def test_whatever_is_said_a_request_has_one_length_or_none(
+    version: bytes, lengths: list[bytes], codings: list[bytes]
+) -> None:
+    plain = len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) < 19
+    try:
+        length = request_body_length(version, lengths, codings)
+    except BadRequest:
+        assert lengths or codings
+        assert codings or not plain
+    else:
+        if codings:
+            assert (version, lengths, [coding.lower() for coding in codings]) == (b"1.1", [], [b"chunked"])
+            assert length == CHUNKED
+        else:
+            assert length == (int(lengths[0]) if lengths else 0)
+            assert plain or not lengths
+
+
+# The length of a response
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "lengths", "codings", "length"),
+    [
+        (b"GET", 200, [], [], UNTIL_CLOSE),
+        (b"GET", 200, [b"5"], [], 5),
+        (b"GET", 200, [], [b"chunked"], CHUNKED),
+        (b"HEAD", 200, [b"5"], [], 0),
+        (b"HEAD", 200, [], [b"chunked"], 0),
+        (b"HEAD", 200, [], [], 0),
+        (b"GET", 204, [b"5"], [], 0),
+        (b"GET", 304, [b"5"], [], 0),
+        (b"GET", 100, [], [], 0),
+        (b"GET", 199, [], [], 0),
+        (b"GET", 205, [b"0"], [], 0),
+    ],
+)
+def test_a_response_says_its_length_in_one_way(
+    method: bytes, status: int, lengths: list[bytes], codings: list[bytes], length: int
+) -> None:
+    assert response_body_length(method, status, b"1.1", lengths, codings) == length
+
+
+# Chunks
+
+
+@pytest.mark.parametrize(
+    ("data", "body", "rest"),
+    [
+        (b"0\r\n\r\n", b"", b""),
+        (b"3\r\nabc\r\n0\r\n\r\nGET", b"abc", b"GET"),
+        (b"00003;a=b;c\r\nabc\r\n000\r\n\r\n", b"abc", b""),
+        (b"a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n", b"0123456789" * 2, b""),
+        (b"2\r\n\r\n\r\n0\r\n\r\n", b"\r\n", b""),
+    ],
+)
+def test_chunks_are_taken_out_of_their_frames_however_they_are_cut(
+    data: bytes, body: bytes, rest: bytes
+) -> None:
+    for begin in range(len(data) + 1):
+        for end in range(begin, len(data) + 1):
+            assert decode([data[:begin], data[begin:end], data[end:]]) == (body, rest, [])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n",
+        b"g\r\n",
+        b"-1\r\n",
+        b"+1\r\n",
+        b" 1\r\n",
+        b"1 \r\n",
+        b"0x1\r\n",
+        b"1 ;a\r\n",
+        b"1,1\r\n",
+        b"\xb2\r\n",
+        b"1_0\r\n",
+        b"1" * 16 + b"\r\n",
+        b"3\nabc\r\n",
+        b"3\rabc\r\n",
+        b"3;a\nb\r\nabc",
+        b"3;a\rb\r\nabc",
+        b"3;\x00\r\nabc",
+        b"3\r\nabcd\r\n",
+        b"3\r\nabc\n\r\n",
+        b"3\r\nabc\rx",
+        b"3\r\nabc\n",
+        b"0\r\nX\r\n\r\n",
+        b"0\r\n: y\r\n\r\n",
+        b"0\r\nX : y\r\n\r\n",
+        b"0\r\nX: a\r\n b\r\n\r\n",
+        b"0\r\nX: a\nb\r\n\r\n",
+        b"0\r\nX: \x00\r\n\r\n",
+        b"0\r\n\nGET",
+        b"0\r\n\rGET",
+    ],
+)
+def test_what_is_not_in_the_grammar_is_refused_however_it_is_cut(data: bytes) -> None:
+    for end in range(len(data)):
+        with pytest.raises(BadRequest):
+            decode([data[:end], data[end:]])
+
+
+def test_the_error_is_the_one_that_was_asked_for() -> None:
+    with pytest.raises(BadResponse):
+        ChunkedDecoder(BadResponse).decode(b"x\r\n")
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.binary(max_size=9), st.lists(st.integers(0)))
+def test_what_was_encoded_is_decoded_whatever_the_pieces(
+    bodies: list[bytes], rest: bytes, cuts: list[int]
+) -> None:
+    data = b"".join(map(chunk, bodies)) + last_chunk([(b"X-Sum", b"1"), (b"Y", b"")]) + rest
+    assert decode(cut(data, cuts)) == (b"".join(bodies), rest, [(b"X-Sum", b"1"), (b"Y", b"")])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([b"3\r\nabc\r\n", b"0\r\n", b"\r\n", b"\r", b"\n", b"1;x", b"X: y\r\n", b"f\r\n"]),
+            st.binary(max_size=6),
+        ),
+        max_size=10,
+    ).map(b"".join),
+    st.lists(st.integers(0), max_size=6),
+)
+def test_garbage_is_refused_or_waits_for_more_whatever_the_pieces(data: bytes, cuts: list[int]) -> None:
+    whole, pieces = outcome([data]), outcome(cut(data, cuts))
+    assert pieces == whole
+
+
+@pytest.mark.parametrize("size", [CHUNK_LINE_LIMIT, CHUNK_LINE_LIMIT + 1])
+def test_the_longest_chunk_line_is_the_same_however_it_is_cut(size: int) -> None:
+    line = b"3;" + b"x" * (size - 2)
+    data = line + b"\r\nabc\r\n0\r\n\r\n"
+    expected = (b"abc", b"", []) if size == CHUNK_LINE_LIMIT else "refused"
+    for end in (0, size - 1, size, size + 1, size + 2):
+        assert outcome([data[:end], data[end:]]) == expected
+
+
+def test_a_chunk_line_without_an_end_is_not_kept_for_ever() -> None:
+    decoder = ChunkedDecoder(BadRequest)
+    with pytest.raises(BadRequest):
+        for _ in range(CHUNK_LINE_LIMIT + 2):
+            decoder.decode(b"0")
+
+
+@pytest.mark.parametrize("size", [TRAILER_LIMIT, TRAILER_LIMIT + 1])
+def test_the_longest_trailer_section_is_the_same_however_it_is_cut(size: int) -> None:
+    line = b"X: " + b"x" * (size - 5)
+    data = b"0\r\n" + line + b"\r\n\r\n"
+    for end in (0, size, size + 1, size + 2, size + 3):
+        assert (outcome([data[:end], data[end:]]) == "refused") == (size > TRAILER_LIMIT)
+
+
+def test_many_trailers_are_as_bad_as_a_long_one() -> None:
+    with pytest.raises(BadRequest):
+        decode([b"0\r\n", b"X: y\r\n" * (TRAILER_LIMIT // 6 + 1)])
+
+
+def test_a_trailer_without_an_end_is_not_kept_for_ever() -> None:
+    decoder = ChunkedDecoder(BadRequest)
+    decoder.decode(b"0\r\nX: ")
+    with pytest.raises(BadRequest):
+        for _ in range(TRAILER_LIMIT):
+            decoder.decode(b"x")
+
+
+def test_extensions_may_not_outweigh_the_data() -> None:
+    piece = b"1;" + b"x" * 998 + b"\r\na\r\n"
+    decoder = ChunkedDecoder(BadRequest)
+    decoder.decode(piece * (EXTENSION_ALLOWANCE // 1000))
+    with pytest.raises(BadRequest):
+        decoder.decode(piece)
+
+
+def test_bytes_of_data_earn_bytes_of_extensions() -> None:
+    piece = b"400;" + b"x" * 996 + b"\r\n" + bytes(1024) + b"\r\n"
+    assert len(ChunkedDecoder(BadRequest).decode(piece * 100)[0]) == 102_400
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"Content-Length", b"transfer-encoding", b"HOST", b"Content_Length", b"Cookie", b"X-Real-IP"],
+)
+def test_trailers_that_frame_route_or_authenticate_are_dropped(name: bytes) -> None:
+    assert decode([b"0\r\nX-Sum: 1 \r\n" + name + b": 1\r\n\r\n"]) == (b"", b"", [(b"X-Sum", b"1")])
+    assert not may_trail(name)
+
+
+def test_the_last_chunk_ends_the_body() -> None:
+    assert last_chunk(None) == last_chunk([]) == b"0\r\n\r\n"
+    assert last_chunk([(b"X", b"y")]) == b"0\r\nX: y\r\n\r\n"
+    assert chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
+
+
+def test_every_error_of_a_decoder_is_a_wire_error() -> None:
+    assert issubclass(BadRequest, WireError)
+    assert issubclass(BadResponse, WireError)

@@ -1,0 +1,39 @@
+"""The vocabulary: what a head is when nobody said more."""
+
+from __future__ import annotations
+
+from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead
+
+
+def test_a_request_head_has_nothing_that_nobody_gave_it() -> None:
+    head = RequestHead(b"GET", b"/", b"app.example", b"2", [])
+    assert (head.body_length, head.expects_continue, head.keep_alive) == (0, False, True)
+    assert (head.forwarded, head.upgrade, head.wants_trailers, head.lines) == ((), b"", False, b"")
+
+
+def test_a_request_head_has_what_it_was_given() -> None:
+    forwarded = [(b"X-Request-ID", b"1")]
+    head = RequestHead(
+        b"POST",
+        b"/",
+        b"app.example",
+        b"2",
+        [(b"a", b"b")],
+        CHUNKED,
+        expects_continue=True,
+        forwarded=forwarded,
+        wants_trailers=True,
+    )
+    assert (head.body_length, head.expects_continue, head.wants_trailers) == (CHUNKED, True, True)
+    assert head.forwarded == forwarded
+    assert RequestHead(b"GET", b"/", b"a", b"2", []).forwarded == ()
+
+
+def test_a_response_head_has_what_it_was_given() -> None:
+    head = ResponseHead(101, b"Switching Protocols", [], upgrade=b"websocket")
+    assert (head.status, head.body_length, head.upgrade, head.lines) == (101, 0, b"websocket", b"")
+
+
+def test_the_two_unknown_lengths_differ_from_each_other_and_from_every_length() -> None:
+    assert len({CHUNKED, UNTIL_CLOSE}) == 2
+    assert max(CHUNKED, UNTIL_CLOSE) < 0
