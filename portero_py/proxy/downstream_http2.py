@@ -217,6 +217,10 @@ class Http2Downstream(asyncio.Protocol):
         self._connection.start_drain()
         self._look_by(self.worker.loop.time() + DRAIN_PAUSE)
 
+    def kill(self) -> None:
+        """End at once, whatever is going on."""
+        self._transport.abort()
+
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
@@ -228,7 +232,7 @@ class Http2Downstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        self.worker.deadlines.forget(self)
+        self.worker.connection_closed(self)
         self._connection.lose(ClientGone("the client closed the connection"))
 
     def pause_writing(self) -> None:

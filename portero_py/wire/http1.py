@@ -194,7 +194,7 @@ _USUAL_OPTIONS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te"})
 class _Grammar:
     """llhttp, reduced to one question: which fields does this head have?"""
 
-    __slots__ = ("_complete", "_fields", "_fresh", "_parser", "_parser_type", "_upgraded")
+    __slots__ = ("_complete", "_fields", "_fresh", "_goes_on", "_parser", "_parser_type", "_upgraded")
 
     def __init__(
         self, parser_type: type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
@@ -205,6 +205,7 @@ class _Grammar:
         self._fields: list[Field] = []
         self._complete = False
         self._upgraded = False
+        self._goes_on = False
 
     def fields(self, raw: bytes) -> list[Field]:
         """Return all fields of one complete head. Raises HttpParserError."""
@@ -225,7 +226,7 @@ class _Grammar:
 
     def skip_body(self, length: int) -> None:
         """Make the parser ready for the next head behind a body of `length` bytes, if that is cheap."""
-        if 0 <= length <= len(_DUMMY_BODY) and not self._upgraded and self._parser.should_keep_alive():
+        if 0 <= length <= len(_DUMMY_BODY) and self._goes_on and not self._upgraded:
             if length:
                 self._parser.feed_data(_DUMMY_BODY[:length])
             self._fresh = True
@@ -239,6 +240,9 @@ class _Grammar:
 
     def on_headers_complete(self) -> None:
         self._complete = True
+        # Asked here, because llhttp forgets the flags of a message that has no body at once. After a message
+        # with "Connection: close" it refuses the next one, which is another client's.
+        self._goes_on = self._parser.should_keep_alive()
 
 
 def _request_head(method: bytes, target: bytes, version: bytes, fields: list[Field]) -> RequestHead:

@@ -94,19 +94,23 @@ class ProxyProcess:
 
     # Life cycle
 
-    def start(self, prefix: Sequence[str] = (), *, wait: bool = True) -> ProxyProcess:
+    def start(self, prefix: Sequence[str] = (), *, pass_fds: Sequence[int] = ()) -> ProxyProcess:
         """Start, and wait until it says that it is ready."""
         command = [*prefix, sys.executable, "-m", "portero_py", *self._flags]
         with self._logs[0].open("wb") as out, self._logs[1].open("wb") as err:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self._environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=self._environment,
+                pass_fds=pass_fds,
             )
-        if wait:
-            try:
-                eventually(self._is_ready, "the proxy is ready")
-            except AssertionError:
-                self.kill()
-                raise AssertionError(f"the proxy did not become ready:\n{self.log()}") from None
+        try:
+            eventually(self._is_ready, "the proxy is ready")
+        except AssertionError:
+            self.kill()
+            raise AssertionError(f"the proxy did not become ready:\n{self.log()}") from None
         return self
 
     def stop(self) -> None:
