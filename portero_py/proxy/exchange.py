@@ -296,7 +296,7 @@ class Exchange:
         self._claim = pool = worker.pools.of(backend, head.authority)
         pool.claims += 1
         if not self._fresh:
-            upstream = pool.take(now, retriable=self._is_repeatable())
+            upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
             if upstream is not None:
                 self.upstream_started = now
                 self._send(upstream)

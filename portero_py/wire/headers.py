@@ -59,11 +59,11 @@ _FORWARDED: Final = (
 def _underscored(name: bytes) -> list[bytes]:
     """Every spelling of `name` in which at least one dash is an underscore."""
     words = name.split(b"-")
-    spellings = []
-    for dashes in product((b"-", b"_"), repeat=len(words) - 1):
-        if b"_" in dashes:
-            spellings.append(b"".join([w + d for w, d in zip(words, (*dashes, b""), strict=True)]))
-    return spellings
+    return [
+        b"".join([word + dash for word, dash in zip(words, (*dashes, b""), strict=True)])
+        for dashes in product((b"-", b"_"), repeat=len(words) - 1)
+        if b"_" in dashes
+    ]
 
 
 def _request_kinds() -> dict[bytes, int]:

@@ -26,6 +26,7 @@ class Pair:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (("privkey.pem", self.key), ("fullchain.pem", self.chain)):
             part = folder / f".{name}.part"
+            part.touch(0o600)
             part.write_bytes(data)
             part.rename(folder / name)
         return folder

@@ -8,7 +8,8 @@
 
 `World` stands in for the worker: real parsers, router, balancers, pools and deadline wheel, no listener. The
 scripted transport is as strict as uvloop's: writing behind a close or an end of file raises.
-Time: `world.clock` is the clock of all of it; `world.pass_time(seconds)` moves it and the wheel; nothing sleeps.
+Time: `world.clock` is the clock of all of it; `world.pass_time(seconds)` moves it and turns the wheel;
+nothing sleeps.
 """
 
 from __future__ import annotations

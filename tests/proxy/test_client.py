@@ -13,6 +13,8 @@ from portero_py.proxy.client import Client
 if TYPE_CHECKING:
     import asyncio
 
+    from portero_py.core.certificates import Certificate
+
 TRUSTED = (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
 
 
@@ -62,7 +64,7 @@ def test_a_plain_client_has_no_tls() -> None:
 def test_a_tls_client_says_what_was_negotiated() -> None:
     class Tls(ssl.SSLObject):
         sni = "app.example"
-        certificate = "the certificate"
+        certificate = cast("Certificate", object())
 
         def __init__(self) -> None:
             pass
@@ -71,7 +73,8 @@ def test_a_tls_client_says_what_was_negotiated() -> None:
             return "TLSv1.3"
 
     about = client(("192.0.2.1", 5), Tls())
-    assert (about.tls_version, about.sni, about.certificate) == ("TLSv1.3", "app.example", "the certificate")
+    assert (about.tls_version, about.sni) == ("TLSv1.3", "app.example")
+    assert about.certificate is Tls.certificate
     assert dict(about.forwarding.fields(b"a", ()).fields)[b"X-Forwarded-Proto"] == b"https"
 
 

@@ -105,6 +105,9 @@ class FakeWorker:
     def request_refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
         self.refused.append(error.reason)
 
+    def connection_closed(self, connection: Http2Downstream) -> None:
+        self.deadlines.forget(connection)
+
 
 class Scripted:
     """An exchange that writes down what it is told."""

@@ -187,7 +187,9 @@ class TestTls:
         world.upstream_tls = self.Policy()
         return world
 
-    async def test_names_do_not_share_connections_and_spellings_of_one_name_do(self, tls_world: World) -> None:
+    async def test_names_do_not_share_connections_and_spellings_of_one_name_do(
+        self, tls_world: World
+    ) -> None:
         client = tls_world.client()
         hosts = (b"app.example", b"App.Example.", b"app.example:443", b"a.app.example")
         for host in hosts:

@@ -261,7 +261,8 @@ def test_hop_by_hop_fields_end_here_and_our_own_are_put_aside() -> None:
     head = parse(
         request(
             b"Keep-Alive: 1\r\nProxy-Connection: x\r\nTrailer: x\r\nHTTP2-Settings: x\r\nTE: gzip\r\n"
-            b"Proxy-Authorization: x\r\nConnection: X-Foo, content-length, Cookie\r\nX-Foo: 1\r\nCookie: c\r\n"
+            b"Proxy-Authorization: x\r\nConnection: X-Foo, content-length, Cookie\r\nX-Foo: 1\r\n"
+            b"Cookie: c\r\n"
             b"X-Forwarded-For: 1\r\nX_Forwarded_For: 2\r\nX-Request_ID: 3\r\nUpgrade: x\r\nX-Bar: 4\r\n"
         )
     )
@@ -331,7 +332,8 @@ def test_a_chunked_request_stays_one_and_trailers_may_be_wished_for() -> None:
     assert (head.body_length, head.wants_trailers) == (CHUNKED, True)
     made = request_bytes(head, Forwarded([(b"X-Forwarded-For", b"::1")]), b"id")
     assert made == (
-        b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\nConnection: TE\r\n"
+        b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n"
+        b"TE: trailers\r\nConnection: TE\r\n"
         b"X-Forwarded-For: ::1\r\nX-Request-ID: id\r\n\r\n"
     )
 
@@ -487,6 +489,7 @@ def test_status_lines_and_lengths(
         b"ICY 200 OK\r\n\r\n",
         b"\r\nHTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n",
+        b"HTTP/1.1 101 x\r\n\r\n",
     ],
 )
 def test_responses_that_are_refused(raw: bytes) -> None:
@@ -505,7 +508,8 @@ def test_hop_by_hop_fields_of_a_response_end_here() -> None:
 
 @pytest.mark.parametrize(("status", "kept"), [(200, True), (304, True), (204, False), (101, False)])
 def test_there_is_no_content_length_where_there_can_be_no_content(status: int, kept: bool) -> None:
-    head, _ = parse_response(b"HTTP/1.1 %d x\r\nContent-Length: 3\r\nX: y\r\n\r\n" % status)
+    fields = b"Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\nX: y\r\n"
+    head, _ = parse_response(b"HTTP/1.1 %d x\r\n%b\r\n" % (status, fields))
     assert ((b"Content-Length", b"3") in head.fields) is kept
     assert (b"X", b"y") in head.fields
 
