@@ -30,6 +30,18 @@ class BadCertificate(ConfigError):
     reason = "bad_certificate"
 
 
+class FeedError(PorteroError):
+    """Bytes between control and a worker that are no message: a fault of portero's own."""
+
+    reason = "feed"
+
+
+class BadSnapshot(PorteroError):
+    """A snapshot of the leases in the state directory that cannot be read or written."""
+
+    reason = "bad_snapshot"
+
+
 # Registration (DESIGN.md, section 6)
 
 
@@ -160,6 +172,75 @@ class RegistrationRefused(ClientError):
         super().__init__(message)
         self.answered = answered
         self.retry_after = retry_after
+
+
+# Certificates by ACME
+
+
+class AcmeError(PorteroError):
+    """A certificate that could not be had for now; `retry_after` is in seconds, 0.0 when nobody said any."""
+
+    reason = "acme_failed"
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CaUnreachable(AcmeError):
+    """No answer from the CA, or none in time."""
+
+    reason = "ca_unreachable"
+
+
+class BadCaReply(AcmeError):
+    """The CA answered something that is no ACME, or too long."""
+
+    reason = "bad_ca_reply"
+
+
+class CaRateLimited(AcmeError):
+    reason = "ca_rate_limited"
+
+
+class CaRefused(AcmeError):
+    """The CA said no; `problem` is the last word of its problem's type, "" when it is none of RFC 8555's."""
+
+    reason = "ca_refused"
+
+    def __init__(self, message: str, retry_after: float = 0.0, problem: str = "") -> None:
+        super().__init__(message, retry_after)
+        self.problem = problem
+
+
+class ValidationFailed(AcmeError):
+    """The CA came to look, and did not find its challenge answered."""
+
+    reason = "validation_failed"
+
+
+class OrderLost(AcmeError):
+    """The CA does not know the order any more, or has ended it."""
+
+    reason = "order_lost"
+
+
+class AlreadyReplaced(AcmeError):
+    """The certificate that an order was to replace has a successor already (RFC 9773, 5)."""
+
+    reason = "already_replaced"
+
+
+class StateUnwritable(AcmeError):
+    """The state or the certificate directory cannot be read or written."""
+
+    reason = "state_unwritable"
+
+
+class Busy(AcmeError):
+    """Another instance, or a command, is at the same certificate."""
+
+    reason = "busy"
 
 
 # Bytes on a socket

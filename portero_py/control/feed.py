@@ -19,6 +19,7 @@ from portero_py.core.routing_table import RoutingTable
 
 if TYPE_CHECKING:
     from portero_py.core.certificates import CertificateTable
+    from portero_py.core.challenges import Challenges
 
 
 class Subscriber(Protocol):
@@ -34,6 +35,9 @@ class Subscriber(Protocol):
     def apply_certificates(self, certificates: CertificateTable) -> None:
         """Present these certificates in new handshakes."""
 
+    def apply_challenges(self, challenges: Challenges) -> None:
+        """Answer these ACME challenges in new handshakes."""
+
 
 class Feed:
     """Hands the newest tables to every subscriber, and adds up their counters."""
@@ -42,6 +46,7 @@ class Feed:
         self._subscribers: list[Subscriber] = []
         self._table: RoutingTable | None = None
         self._certificates: CertificateTable | None = None
+        self._challenges: Challenges | None = None
         self._departed = Counters()
 
     def subscribe(self, subscriber: Subscriber) -> None:
@@ -49,6 +54,8 @@ class Feed:
         self._subscribers.append(subscriber)
         if self._certificates is not None:
             subscriber.apply_certificates(self._certificates)
+        if self._challenges is not None:
+            subscriber.apply_challenges(self._challenges)
         if self._table is not None:
             subscriber.apply(self._table)
 
@@ -72,6 +79,12 @@ class Feed:
         self._certificates = certificates
         for subscriber in self._subscribers:
             subscriber.apply_certificates(certificates)
+
+    async def publish_challenges(self, challenges: Challenges) -> None:
+        """Give every subscriber these challenges, and return when all have them."""
+        self._challenges = challenges
+        for subscriber in self._subscribers:
+            subscriber.apply_challenges(challenges)
 
     def counters(self) -> Counters:
         """The sum over all subscribers, a copy."""

@@ -17,6 +17,7 @@ The rules
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from portero_py.core.expiry_queue import ExpiryQueue
@@ -62,12 +63,18 @@ class Registry:
         self._services: dict[str, Service] = {default: Service(default, ())} if default else {}
         self._version = 0
         self._table: RoutingTable | None = None
+        self._since = -1  # the version of the last table that was made
+        self._changed_since: set[str] = set()  # services
 
     @property
     def table(self) -> RoutingTable:
         """The routing table as of now; the same object until something changes."""
         if self._table is None:
-            self._table = RoutingTable(self._version, dict(self._services), self._default)
+            self._table = RoutingTable(
+                self._version, dict(self._services), self._default, self._since, frozenset(self._changed_since)
+            )
+            self._since = self._version
+            self._changed_since.clear()
         return self._table
 
     @property
@@ -146,6 +153,30 @@ class Registry:
         times = [at for at in (self._lease_ends.next(), self._linger_ends.next()) if at is not None]
         return min(times, default=None)
 
+    def restore(self, services: Iterable[Service], version: int, now: float) -> int:
+        """Take over what another registry had granted; returns the number of leases.
+
+        `services` are those of its table, of that `version`; the next table's version is greater. What has
+        ended by `now` is dropped. To be called before the first registration.
+        """
+        restored = 0
+        for service in services:
+            leases: dict[str, Lease] = {}
+            for lease in service.leases:
+                address = (service.name, lease.backend.host, lease.backend.port)
+                if now < lease.expires_at and address not in self._instances:
+                    leases[lease.instance_id] = lease
+                    self._instances[address] = lease.instance_id
+                    self._lease_ends.set((service.name, lease.instance_id), lease.expires_at)
+            if leases:
+                self._leases[service.name] = leases
+            elif service.name != self._default:
+                self._linger_ends.set(service.name, now + LINGER)
+            self._changed(service.name)
+            restored += len(leases)
+        self._version = max(self._version, version + 1)
+        return restored
+
     # Private
 
     def _instance_id(self, request: LeaseRequest) -> str:
@@ -189,10 +220,13 @@ class Registry:
 
     def _changed(self, service: str) -> None:
         self._services[service] = Service(service, tuple(self._leases.get(service, {}).values()))
-        self._version += 1
-        self._table = None
+        self._new_version(service)
 
     def _drop(self, service: str) -> None:
         del self._services[service]
+        self._new_version(service)
+
+    def _new_version(self, service: str) -> None:
         self._version += 1
         self._table = None
+        self._changed_since.add(service)

@@ -19,8 +19,13 @@ class RoutingTable:
 
     `version` grows by one with every change. `default_service` names the service that takes requests
     whose host no other service matches, or "".
+
+    `changed` names the services in which it differs from the table of version `since`: for those who pass on
+    differences. It is only a hint; `since` is -1 when nobody knows.
     """
 
     version: int = 0
     services: Mapping[str, Service] = field(default_factory=lambda: MappingProxyType({}))
     default_service: str = ""
+    since: int = field(default=-1, compare=False, repr=False)
+    changed: frozenset[str] = field(default=frozenset(), compare=False, repr=False)

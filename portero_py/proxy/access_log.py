@@ -8,6 +8,7 @@ of secrets do not occur: no header field is logged, and of the target only the p
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -116,6 +117,7 @@ class AccessLog:
     def _hand_over(self) -> None:
         lines, self._lines = self._lines, []
         if lines and self._writer is not None:
+            self._counters.access_log_dropped += self._writer.take_lost()
             lines.append(b"")
             if not self._writer.put(b"\n".join(lines)):
                 self._counters.access_log_dropped += len(lines) - 1
@@ -133,6 +135,7 @@ class _Writer:
         self._pieces: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
+        self._lost = 0  # lines that could not be written
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
@@ -145,6 +148,12 @@ class _Writer:
             self._bytes += len(piece)
             self._condition.notify()
         return True
+
+    def take_lost(self) -> int:
+        """Return how many lines could not be written since the last call."""
+        with self._condition:
+            lost, self._lost = self._lost, 0
+        return lost
 
     def close(self) -> None:
         with self._condition:
@@ -167,8 +176,12 @@ class _Writer:
                     view = view[os.write(self._descriptor, view) :]
                 except BlockingIOError:  # somebody else made the descriptor non-blocking
                     select.select((), (self._descriptor,), ())
-                except OSError:
-                    return self._stop()  # the reader is gone: nobody to write to, and traffic goes on
+                except OSError as error:
+                    if error.errno in (errno.EPIPE, errno.EBADF):
+                        return self._stop()  # the reader is gone: nobody to write to, and traffic goes on
+                    with self._condition:  # a full disk: it may have room again for the next piece
+                        self._lost += view.tobytes().count(b"\n")
+                    break
 
     def _stop(self) -> None:
         with self._condition:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 #: Bytes of pipelined requests that are kept before reading stops.
 PIPELINE_LIMIT: Final = 65536
+#: Pipelined requests taken in one go: 9,000 fit into one read, and the other clients want their turn.
+BURST: Final = 64
 #: After the last response: how long, and how many bytes, the rest of a request is read and thrown away.
 LINGER_SECONDS: Final = 5.0
 LINGER_BYTES: Final = 1 << 20
@@ -89,6 +91,7 @@ class Http1Downstream(asyncio.Protocol):
         "_response_started",
         "_state",
         "_transport",
+        "_turn",
         "_unsent",
         "_worker",
         "_writing_paused",
@@ -103,6 +106,7 @@ class Http1Downstream(asyncio.Protocol):
         self._state = _HEAD
         self._buffer = b""
         self._processing = False
+        self._turn: asyncio.Handle | None = None  # more requests are at hand than one turn may take
         self._reading_paused = False
         self._writing_paused = False
         self._unsent = 0  # bytes that the client had not taken when it was last looked at
@@ -128,7 +132,7 @@ class Http1Downstream(asyncio.Protocol):
         if state is _HEAD:
             self._buffer = self._buffer + data if self._buffer else data
             self._process()
-            if self._writing_paused and len(self._buffer) > PIPELINE_LIMIT:
+            if len(self._buffer) > PIPELINE_LIMIT:
                 self._update_reading()
         elif state is _RESPONSE:
             self._buffer += data
@@ -145,7 +149,8 @@ class Http1Downstream(asyncio.Protocol):
         if self._client.tls_version:
             return False  # closes the transport; connection_lost does the rest
         state = self._state
-        if state is _RESPONSE or (state is _HEAD and self._writing_paused and self._buffer):
+        waits = self._writing_paused or self._turn is not None
+        if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
             # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
             self._ended = True
             return True
@@ -235,7 +240,7 @@ class Http1Downstream(asyncio.Protocol):
             assert request is not None
             extra = b"" if request.version == b"1.1" else b"Connection: keep-alive\r\n"
             if not self._transport.is_closing():
-                self._transport.write(response_bytes(head, extra) + body)
+                self._transport.write(response_bytes(head, extra, body))
             self._exchange = None
             self._next()
             return
@@ -365,6 +370,7 @@ class Http1Downstream(asyncio.Protocol):
         if self._processing:
             return
         self._processing = True
+        left = BURST
         try:
             while (
                 self._state is _HEAD
@@ -372,6 +378,11 @@ class Http1Downstream(asyncio.Protocol):
                 and not self._writing_paused
                 and not self._transport.is_closing()
             ):
+                if not left:
+                    if self._turn is None:
+                        self._turn = self._worker.loop.call_soon(self._next_turn)
+                    break
+                left -= 1
                 if not self._next_request():
                     if self._ended:
                         self._close()
@@ -381,10 +392,49 @@ class Http1Downstream(asyncio.Protocol):
         finally:
             self._processing = False
 
+    def _next_turn(self) -> None:
+        """The other clients had their turn."""
+        self._turn = None
+        self._process()
+        if self._reading_paused:
+            self._update_reading()
+
     def _next_request(self) -> bool:
         worker = self._worker
         limits = worker.limits
         data = self._buffer
+        end = data.find(b"\r\n\r\n")
+        if 0 < end <= limits.header_bytes and data[0] != 0x0D:
+            end += 4  # as `find_head` would say, without the call
+        elif not (end := self._unusual_head(data)):
+            return False
+        else:
+            data = self._buffer
+        self._head_begun = False
+        if end == len(data):
+            raw = data
+            self._buffer = b""
+        else:
+            raw = data[:end]
+            self._buffer = data[end:]
+        self._head = head = worker.request_parser.parse(raw)
+        self._keep_alive = head.keep_alive
+        self._exchange = exchange = Exchange(worker, self._client, self, head)
+        if head.body_length == 0:
+            self._state = _RESPONSE
+            self.deadline = 0.0
+            exchange.start()
+        else:
+            self._begin_body(exchange, head.body_length)
+        return True
+
+    def _unusual_head(self, data: bytes) -> int:
+        """Return the length of the head in the buffer; 0 when it must wait for more of it.
+
+        Drops the empty lines before it. Raises a WireError for what can never become a head.
+        """
+        worker = self._worker
+        limits = worker.limits
         if data[0] == 0x0D:  # RFC 9112, 2.2: empty lines before a request are ignored
             match = _EMPTY_LINES.match(data)
             assert match is not None
@@ -398,28 +448,11 @@ class Http1Downstream(asyncio.Protocol):
                 self._head_begun = True
                 self.deadline = monotonic() + worker.timeouts.head
                 worker.deadlines.sooner(self)
-            self._buffer = data
-            return False
-        raw = data if end == len(data) else data[:end]
-        self._buffer = data[end:]
-        self._head_begun = False
-        head = worker.request_parser.parse(raw)
-        self._head = head
-        self._keep_alive = head.keep_alive
-        self._begin(head)
-        return True
+        self._buffer = data
+        return end
 
-    def _begin(self, head: RequestHead) -> None:
-        worker = self._worker
-        exchange = Exchange(worker, self._client, self, head)
-        self._exchange = exchange
-        length = head.body_length
-        if length == 0:
-            self._state = _RESPONSE
-            self.deadline = 0.0
-            exchange.start()
-            return
-        self.deadline = monotonic() + worker.timeouts.body_idle
+    def _begin_body(self, exchange: Exchange, length: int) -> None:
+        self.deadline = monotonic() + self._worker.timeouts.body_idle
         if length == CHUNKED:
             self._state = _CHUNKED
             self._decoder = ChunkedDecoder(BadRequest)
@@ -499,7 +532,7 @@ class Http1Downstream(asyncio.Protocol):
         response, body = reply(error, head, request_id)
         self._held = None
         if not self._transport.is_closing():
-            self._transport.write(response_bytes(response, b"Connection: close\r\n") + body)
+            self._transport.write(response_bytes(response, b"Connection: close\r\n", body))
         self._linger()
 
     def _cut_off(self) -> None:

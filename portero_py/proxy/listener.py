@@ -145,6 +145,12 @@ class Arriving(asyncio.Protocol):
         worker.counters.connections_open += 1
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
+            if getattr(
+                tls, "is_challenge", False
+            ):  # a CA has seen what it came for (RFC 8737, 3: no application data follows)
+                self._server.opened(self)
+                transport.close()
+                return
             self._become(Http2Downstream if tls.selected_alpn_protocol() == "h2" else Http1Downstream)
             return
         self._server.opened(self)

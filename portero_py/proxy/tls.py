@@ -17,9 +17,10 @@ The theory
 - OpenSSL hands over whatever name the client sent. Python turns non-ASCII ones into an "unraisable"
   error, a traceback on stderr that any stranger could cause; it becomes a count here.
 
-What acme's tls-alpn-01 needs later fits in `FrontContext.wrap_bio`, which sees the incoming BIO of every
-connection, and at the top of `FrontSSLObject.do_handshake`, which may look at the ClientHello in it
-before OpenSSL does.
+- tls-alpn-01 (RFC 8737): while a challenge is pending, `do_handshake` holds back what comes in until the
+  ClientHello is whole, looks, and hands the same bytes to OpenSSL. Only a hello that offers exactly
+  `acme-tls/1` is given the challenge's context; the other clients of that name get its certificate as ever.
+  While none is pending this costs one comparison a connection.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ import tempfile
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from portero_py.core.certificates import Certificate, CertificateTable, server_name
+from portero_py.core.challenges import ACME_TLS, Challenges
 from portero_py.core.counters import Counters
+from portero_py.wire.client_hello import HelloReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +51,7 @@ CIPHERS: Final = ":".join(
     for key in ("ECDSA", "RSA")
 )
 ALPN: Final = ("h2", "http/1.1")
+_ACME_ONLY: Final = (ACME_TLS.encode(),)
 #: Most certificates that are loaded at once when a table is applied: 1 ms and 25 KiB each.
 EAGER: Final = 16
 
@@ -108,6 +112,9 @@ class FrontTls:
         self._table = CertificateTable()
         self._contexts: dict[str, ssl.SSLContext] = {}  # of those that were loaded
         self._former: dict[str, tuple[Certificate, ssl.SSLContext]] = {}  # until its successor is loaded
+        # one set of challenges
+        self._challenges = Challenges()
+        self.challenge_contexts: dict[str, ssl.SSLContext] = {}
 
     @property
     def table(self) -> CertificateTable:
@@ -143,12 +150,35 @@ class FrontTls:
         except OSError as error:  # the first client will try again
             _log.error("a certificate cannot be loaded: %s", error)
 
+    def apply_challenges(self, challenges: Challenges) -> None:
+        """Answer these tls-alpn-01 challenges, and no others, in new connections. Older ones change nothing.
+
+        A pair that OpenSSL refuses is logged and left out: that validation fails, nothing else does.
+        """
+        if challenges.version < self._challenges.version:
+            return
+        former, known = self._challenges.tls_alpn, self.challenge_contexts
+        contexts: dict[str, ssl.SSLContext] = {}
+        for name, pair in challenges.tls_alpn.items():
+            if name in known and former.get(name) == pair:
+                contexts[name] = known[name]
+                continue
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._set_up(context, (ACME_TLS,))
+            try:
+                load_pair(context, *pair)
+            except OSError as error:  # ssl.SSLError is one
+                _log.error("the challenge's certificate for %s cannot be served: %s", name, error)
+                continue
+            contexts[name] = context
+        self._challenges, self.challenge_contexts = challenges, contexts
+
     # Private
 
-    def _set_up(self, context: ssl.SSLContext) -> None:
+    def _set_up(self, context: ssl.SSLContext, alpn: tuple[str, ...] = ()) -> None:
         context.minimum_version = self._min_version
         context.set_ciphers(CIPHERS)
-        context.set_alpn_protocols(list(self._alpn))
+        context.set_alpn_protocols(list(alpn or self._alpn))
         context.options |= (
             ssl.OP_CIPHER_SERVER_PREFERENCE
             | _OP_PRIORITIZE_CHACHA
@@ -188,6 +218,8 @@ class FrontTls:
     def _on_server_name(self, tls: FrontSSLObject, sni: str | None, _: ssl.SSLContext) -> int | None:
         # Called by OpenSSL within do_handshake, for every ClientHello: also without a name (None), also
         # for a resumed session, and twice after a HelloRetryRequest. What returns is an alert, or None.
+        if tls.is_challenge:
+            return None  # it was chosen already
         try:
             name = server_name(sni)
             chosen = self._choose(name)
@@ -211,24 +243,33 @@ class FrontSSLObject(ssl.SSLObject):
     sni          the name that the client sent, normalised; "" when it sent none or no valid one
     certificate  the one that is presented; None until the client's hello was read
     refusal      why the choice of a certificate refused this client, if it did
+    is_challenge whether this is a CA that validates a name: there is nothing to say after the handshake
     """
 
     sni: str = ""
     certificate: Certificate | None = None
     refusal: str = ""
+    is_challenge: bool = False
     _front: FrontTls | None = None
     _outgoing: ssl.MemoryBIO | None = None
     _failure: ssl.SSLError | None = None
+    _incoming: ssl.MemoryBIO | None = None
+    _hello: HelloReader | None = None
 
-    def watch(self, front: FrontTls, outgoing: ssl.MemoryBIO) -> None:
-        """Count for `front` what becomes of this handshake."""
+    def watch(self, front: FrontTls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+        """Count for `front` what becomes of this handshake; look at the hello if a challenge is pending."""
         self._front = front
         self._outgoing = outgoing
+        if front.challenge_contexts:
+            self._incoming = incoming
+            self._hello = HelloReader()
 
     def do_handshake(self) -> None:
         """Go on with the handshake as the base class does; count its end, once."""
         if self._failure is not None:
             raise self._failure
+        if self._incoming is not None:
+            self._look()
         hook = sys.unraisablehook
         sys.unraisablehook = lambda unraisable: self._on_unraisable(unraisable, hook)
         try:
@@ -250,6 +291,23 @@ class FrontSSLObject(ssl.SSLObject):
         self._count("", "", GONE)
 
     # Private
+
+    def _look(self) -> None:
+        """Take the challenge's context if the hello asks for it. SSLWantReadError until it is whole."""
+        incoming, reader, front = self._incoming, self._hello, self._front
+        assert incoming is not None
+        assert reader is not None
+        hello = reader.feed(incoming.read())
+        if hello is None and not incoming.eof:
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the ClientHello is not whole yet")
+        self._incoming = self._hello = None
+        if not incoming.eof:
+            incoming.write(reader.data)
+        if front is not None and hello is not None and hello.protocols == _ACME_ONLY:
+            context = front.challenge_contexts.get(server_name(hello.server_name))
+            if context is not None:
+                self.is_challenge = True
+                self.context = context
 
     def _count(self, version: str, alpn: str, result: str) -> None:
         front, self._front = self._front, None
@@ -282,7 +340,7 @@ class FrontContext(ssl.SSLContext):
         tls = cast(
             "FrontSSLObject", super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         )
-        tls.watch(self.front, outgoing)
+        tls.watch(self.front, incoming, outgoing)
         return tls
 
 

@@ -214,7 +214,10 @@ class UpstreamHttp1(asyncio.Protocol):
             self.close()
             return
         try:
-            self._read(data, exchange)
+            if self._state is _HEAD and not self._buffer:
+                self._read_head(data, exchange)
+            else:
+                self._read(data, exchange)
         except (BadResponse, HeadTooLarge, TargetTooLong) as error:
             self._fail(error if isinstance(error, BadResponse) else BadResponse(str(error)), silent=False)
             return
@@ -310,7 +313,10 @@ class UpstreamHttp1(asyncio.Protocol):
             # The request is still here: this was meant for somebody else (RFC 9112, 9.2).
             raise BadResponse("a response before the request")
         while True:
-            end = find_head(data, worker.limits.header_bytes, worker.limits.header_bytes, BadResponse)
+            limit = worker.limits.header_bytes
+            end = data.find(b"\r\n\r\n") + 4  # as `find_head` would say, without the call
+            if not 4 < end <= limit:
+                end = find_head(data, limit, limit, BadResponse)
             if not end:
                 self._buffer = data
                 return
@@ -334,7 +340,11 @@ class UpstreamHttp1(asyncio.Protocol):
             return
         length = head.body_length
         if 0 <= length <= len(rest):
-            self._whole(exchange, head, rest)
+            # Head and body are at hand, which is how most responses come.
+            now = monotonic()
+            extra = len(rest) > length
+            self._release(now, extra=extra)
+            exchange.response(head, rest[:length] if extra else rest, now)
             return
         self.deadline = monotonic() + worker.timeouts.upstream_idle
         if length > 0:
@@ -349,14 +359,6 @@ class UpstreamHttp1(asyncio.Protocol):
         exchange.response_head(head)
         if rest and self._exchange is exchange:
             self._read(rest, exchange)
-
-    def _whole(self, exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
-        """Head and body are at hand, which is how most responses come."""
-        now = monotonic()
-        length = head.body_length
-        extra = len(rest) > length
-        self._release(now, extra=extra)
-        exchange.response(head, rest[:length] if extra else rest, now)
 
     def _switch(self, exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
         if not head.upgrade or head.upgrade.lower() != exchange.head.upgrade.lower():

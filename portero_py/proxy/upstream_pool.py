@@ -160,7 +160,7 @@ class BackendPool:
                 backend.host,
                 backend.port,
                 ssl=context,
-                server_hostname=self._server_name if context else None,
+                server_hostname=(self._server_name or backend.host) if context else None,
             )
         if context is not None:
             try:

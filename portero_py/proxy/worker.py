@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from portero_py.config import Config
+    from portero_py.core.challenges import Challenges
     from portero_py.errors import PorteroError
     from portero_py.proxy.client import Client
     from portero_py.proxy.downstream_http1 import Http1Downstream
@@ -100,6 +101,10 @@ class Worker:
         """Present these certificates in new handshakes."""
         self._certificates = certificates
         self.front_tls.apply(certificates)
+
+    def apply_challenges(self, challenges: Challenges) -> None:
+        """Answer these tls-alpn-01 challenges in new handshakes."""
+        self.front_tls.apply_challenges(challenges)
 
     # The life cycle
 

@@ -170,14 +170,17 @@ def request_bytes(head: RequestHead, forwarded: Forwarded, request_id: bytes) ->
     )
 
 
-def response_bytes(head: ResponseHead, extra: bytes) -> bytes:
-    """Return the head of a response to a client; `extra` holds the connection's own field lines."""
+def response_bytes(head: ResponseHead, extra: bytes, body: bytes = b"") -> bytes:
+    """Return the head of a response to a client, and what there is of its body behind it.
+
+    `extra` holds the connection's own field lines.
+    """
     lines = head.lines
     if not lines:
         parts = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.phrase)]
         parts += [b"%b: %b\r\n" % field for field in head.fields]
         head.lines = lines = b"".join(parts)
-    return b"%b%b\r\n" % (lines, extra)
+    return b"%b%b\r\n%b" % (lines, extra, body)
 
 
 # Private

@@ -24,6 +24,9 @@ class Worker:
     def apply_certificates(self, certificates: Any) -> None:
         self.got.append(certificates)
 
+    def apply_challenges(self, challenges: Any) -> None:
+        self.got.append(challenges)
+
 
 async def test_every_subscriber_has_a_table_when_its_publication_returns() -> None:
     feed, workers, table = Feed(), [Worker(), Worker()], RoutingTable(1)
@@ -32,7 +35,9 @@ async def test_every_subscriber_has_a_table_when_its_publication_returns() -> No
     await feed.publish(table)
     certificates: Any = "certificates"
     await feed.publish_certificates(certificates)
-    assert [worker.got for worker in workers] == [[table, "certificates"]] * 2
+    challenges: Any = "challenges"
+    await feed.publish_challenges(challenges)
+    assert [worker.got for worker in workers] == [[table, "certificates", "challenges"]] * 2
 
 
 async def test_who_comes_late_gets_what_was_published_last() -> None:
@@ -43,9 +48,11 @@ async def test_who_comes_late_gets_what_was_published_last() -> None:
     await feed.publish_certificates(certificates)
     await feed.publish(RoutingTable(1))
     await feed.publish(RoutingTable(2))
+    challenges: Any = "challenges"
+    await feed.publish_challenges(challenges)
     feed.subscribe(late)
     # Certificates first: a handshake comes before a route.
-    assert late.got == ["certificates", RoutingTable(2)]
+    assert late.got == ["certificates", "challenges", RoutingTable(2)]
 
 
 async def test_an_older_table_never_replaces_a_newer_one() -> None:

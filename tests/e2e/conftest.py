@@ -12,6 +12,7 @@ import itertools
 import re
 import shutil
 import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,11 @@ from tests.e2e.proxy_process import ProxyProcess
 
 #: Times short enough for tests that leave connections behind at the end.
 SHORT_GOODBYE = "[timeouts]\ndrain = 2\nshutdown = 2\n"
+
+#: Finds a peer's program, or skips the test.
+Need = Callable[[str], str]
+#: Runs curl for a path, with flags.
+Curl = Callable[..., subprocess.CompletedProcess[bytes]]
 
 _numbers = itertools.count(1)
 
@@ -168,7 +174,7 @@ def connect_tls(tls_proxy: ProxyProcess, client_tls: ssl.SSLContext) -> Callable
 
 
 @pytest.fixture
-def need() -> Callable[[str], str]:
+def need() -> Need:
     """The path of a peer's program; the test is skipped where it is not installed."""
 
     def find(program: str) -> str:
@@ -178,6 +184,31 @@ def need() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture
+def ca_file(authority: Authority, tmp_path: Path) -> Path:
+    """The authority's certificate, for programs."""
+    path = tmp_path / "ca.pem"
+    path.write_bytes(authority.pem)
+    return path
+
+
+@pytest.fixture
+def curl(need: Need, tls_proxy: ProxyProcess, ca_file: Path, service: str) -> Curl:
+    """Run curl for a path of the test's service; its output is the body, then status and version."""
+    program = need("curl")
+
+    def run(path: str, *flags: str, to: str = "127.0.0.1") -> subprocess.CompletedProcess[bytes]:
+        url = f"https://{service}:{tls_proxy.port}{path}"
+        resolve = f"{service}:{tls_proxy.port}:{to}"
+        command = [program, "-sS", "--cacert", str(ca_file), "--resolve", resolve, "--noproxy", "*"]
+        command += ["-w", "\n%{http_code} %{http_version}", "-m", "60", *flags, url]
+        done = subprocess.run(command, capture_output=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
 
 
 # Private

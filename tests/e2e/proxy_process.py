@@ -19,6 +19,7 @@ from typing import Any
 
 import jwt
 
+from tests.e2e.backends import RecordingBackend
 from tests.e2e.http1_client import Http1Client
 from tests.e2e.waiting import PATIENCE, eventually
 
@@ -169,6 +170,10 @@ class ProxyProcess:
         found: dict[str, Any] = answer.json
         return found
 
+    def serve(self, service: str, backend: RecordingBackend) -> None:
+        """Register a backend without anything special."""
+        self.register(service, backend.host, backend.port)
+
     def deregister(self, service: str, **fields: object) -> None:
         """Release a lease."""
         answer = self.call("DELETE", "/register", {"service_name": service, **fields})
@@ -213,6 +218,10 @@ class ProxyProcess:
                 if all(found.get(key) == value for key, value in labels.items()):
                     total += float(match[3])
         return total
+
+    def wait_until_idle(self) -> None:
+        """Wait until no exchange is in flight."""
+        eventually(lambda: self.metric("portero_requests_in_flight") == 0, "no exchange in flight")
 
     # What it wrote, what it uses
 

@@ -12,87 +12,12 @@ import threading
 
 import pytest
 
-from tests.e2e.backends import Peer, RecordingBackend, Script, answer_with, echo_each, in_turn, ok
+from tests.e2e.backends import Peer, Script, answer_with, echo_each, in_turn, ok
 from tests.e2e.conftest import StartBackend, StartProxy
+from tests.e2e.http1_answers import BAD_BODIES, BAD_HEADS, OK
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.messages import Response, Truncated
 from tests.e2e.proxy_process import ProxyProcess, free_port
-from tests.e2e.waiting import eventually
-
-_OK = b"HTTP/1.1 200 OK\r\n"
-
-#: Answers without a usable head.
-BAD_HEADS = {
-    "garbage": b"\x00\x01\x02garbage\r\n\r\n",
-    "a line of text": b"hello there\r\n\r\n",
-    "a TLS alert": bytes.fromhex("15030100020228"),
-    "HTTP/2 frames": bytes.fromhex("000000040000000000"),
-    "an HTTP/0.9 answer": b"<html>hello</html>\r\n\r\n",
-    "a status line with HTTP/2.0": b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
-    "a status line with HTTP/1.2": b"HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\nok",
-    "a status line with ICY": b"ICY 200 OK\r\nContent-Length: 2\r\n\r\nok",
-    "a status of two digits": b"HTTP/1.1 99 No\r\nContent-Length: 2\r\n\r\nok",
-    "a status of four digits": b"HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok",
-    "a status of 000": b"HTTP/1.1 000 OK\r\nContent-Length: 2\r\n\r\nok",
-    "a status in letters": b"HTTP/1.1 abc OK\r\nContent-Length: 2\r\n\r\nok",
-    "no status": b"HTTP/1.1\r\nContent-Length: 2\r\n\r\nok",
-    "two spaces before the status": b"HTTP/1.1  200 OK\r\nContent-Length: 2\r\n\r\nok",
-    "a NUL in the reason": b"HTTP/1.1 200 O\x00K\r\nContent-Length: 2\r\n\r\nok",
-    "bare line feeds": b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
-    "a bare CR in a value": _OK + b"A: b\rC: d\r\nContent-Length: 2\r\n\r\nok",
-    "a bare LF in a value": _OK + b"A: b\nC: d\r\nContent-Length: 2\r\n\r\nok",
-    "a NUL in a value": _OK + b"A: b\x00\r\nContent-Length: 2\r\n\r\nok",
-    "a folded line": _OK + b"A: b\r\n c\r\nContent-Length: 2\r\n\r\nok",
-    "a space in a name": _OK + b"A B: c\r\nContent-Length: 2\r\n\r\nok",
-    "a space behind a name": _OK + b"Content-Length : 2\r\n\r\nok",
-    "an empty name": _OK + b": c\r\nContent-Length: 2\r\n\r\nok",
-    "a line without a colon": _OK + b"whatever\r\nContent-Length: 2\r\n\r\nok",
-    "white space before the first field": _OK + b" Content-Length: 2\r\n\r\nok",
-    "Content-Length twice, different": _OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok",
-    "Content-Length with a sign": _OK + b"Content-Length: +2\r\n\r\nok",
-    "a negative Content-Length": _OK + b"Content-Length: -1\r\n\r\n",
-    "an empty Content-Length": _OK + b"Content-Length:\r\n\r\nok",
-    "a hexadecimal Content-Length": _OK + b"Content-Length: 0x2\r\n\r\nok",
-    "a Content-Length over 64 bits": _OK + b"Content-Length: 18446744073709551618\r\n\r\nok",
-    "Content-Length and Transfer-Encoding": _OK
-    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-    "Transfer-Encoding twice": _OK
-    + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-    "an unknown Transfer-Encoding": _OK + b"Transfer-Encoding: xchunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-    "chunked, identity": _OK + b"Transfer-Encoding: chunked, identity\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-    "Transfer-Encoding in HTTP/1.0": b"HTTP/1.0 200 OK\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-    "a switch that nobody asked for": b"HTTP/1.1 101 Switching Protocols\r\n"
-    b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\nraw bytes",
-    "a header bomb": _OK + b"A: " + b"b" * 200_000 + b"\r\nContent-Length: 2\r\n\r\nok",
-    "a head without an end": _OK + b"A: b\r\n" * 50_000,
-    "ten thousand fields": _OK
-    + b"".join(b"A%d: b\r\n" % i for i in range(10_000))
-    + b"Content-Length: 2\r\n\r\nok",
-    "ten thousand informational responses": b"HTTP/1.1 102 Processing\r\n\r\n" * 10_000,
-    "nothing": b"",
-    "half a status line": b"HTTP/1.1 20",
-    "half a head": _OK + b"Content-Le",
-}
-
-#: Answers whose head is good and whose body is not.
-BAD_BODIES = {
-    "a body that is too short": _OK + b"Content-Length: 10\r\n\r\nhello",
-    "no body though one was promised": _OK + b"Content-Length: 10\r\n\r\n",
-    "no chunks": _OK + b"Transfer-Encoding: chunked\r\n\r\n",
-    "half a chunk": _OK + b"Transfer-Encoding: chunked\r\n\r\na\r\nhello",
-    "no last chunk": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
-    "no end of the trailers": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
-    "a chunk size that is no number": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nxyz\r\n\r\n",
-    "a chunk size over 64 bits": _OK
-    + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nFFFFFFFFFFFFFFFFF\r\n",
-    "a negative chunk size": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n-1\r\n",
-    "no CRLF behind a chunk": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n",
-    "chunks with bare line feeds": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\nhello\n0\n\n",
-    "an endless chunk extension": _OK + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"a" * 100_000,
-    "a bad trailer": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nA B: c\r\n\r\n",
-    "endless trailers": _OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n" + b"A: b\r\n" * 50_000,
-}
 
 
 def _misbehave_once(raw: bytes) -> Script:
@@ -110,17 +35,13 @@ def _ask_for_broken(client: Http1Client, request: bytes) -> Response | None:
     return response
 
 
-def _join(proxy: ProxyProcess, backend: RecordingBackend, service: str) -> None:
-    proxy.register(service, backend.host, backend.port)
-
-
 @pytest.mark.parametrize("name", BAD_HEADS)
 def test_an_answer_without_a_good_head_is_a_502(
     name: str, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     # A POST with a body: it may not be sent a second time, so the 502 has to be seen.
     backend = start_backend(_misbehave_once(BAD_HEADS[name]))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         response = client.ask(post(service, b"once", "/once"))
         assert response.status == 502
@@ -134,7 +55,7 @@ def test_an_answer_that_breaks_in_its_body_never_looks_complete(
     name: str, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(_misbehave_once(BAD_BODIES[name]))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         got = _ask_for_broken(client, post(service, b"once", "/once"))
         assert got is None or got.status == 502 or b"hello".startswith(got.body)
@@ -148,7 +69,7 @@ def test_a_cut_off_answer_is_noticed_by_clients_of_http_1_0_too(
     name: str, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(_misbehave_once(BAD_BODIES[name]))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with socket.create_connection(("127.0.0.1", plain_proxy.port), timeout=20) as client:
         client.sendall(get(service, "/", "Content-Length: 4", version="1.0", method="POST") + b"once")
         got = b""
@@ -164,13 +85,13 @@ def test_a_cut_off_answer_is_noticed_by_clients_of_http_1_0_too(
 @pytest.mark.parametrize(
     "first",
     [
-        _OK + b"Content-Length: 2\r\n\r\nok" + _OK + b"Content-Length: 6\r\n\r\npoison",
-        _OK + b"Content-Length: 2\r\n\r\nokpoison",
-        _OK
+        OK + b"Content-Length: 2\r\n\r\nok" + OK + b"Content-Length: 6\r\n\r\npoison",
+        OK + b"Content-Length: 2\r\n\r\nokpoison",
+        OK
         + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
-        + _OK
+        + OK
         + b"Content-Length: 6\r\n\r\npoison",
-        _OK + b"Content-Length: 2\r\n\r\nok\r\n",
+        OK + b"Content-Length: 2\r\n\r\nok\r\n",
     ],
     ids=["a second response", "a body that is too long", "a second response behind chunks", "an empty line"],
 )
@@ -183,7 +104,7 @@ def test_bytes_behind_a_response_never_reach_the_next_client(
         peer.wait_closed()
 
     backend = start_backend(in_turn(misbehave, echo_each))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         assert client.ask(get(service, "/first")).body == b"ok"
         assert client.ask(get(service, "/second")).body == b"GET /second "
@@ -205,7 +126,7 @@ def test_bytes_on_an_idle_connection_never_reach_the_next_client(
         peer.wait_closed()
 
     backend = start_backend(in_turn(misbehave, echo_each))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         assert client.ask(get(service, "/first")).body == b"ok"
         go_on.set()
@@ -216,7 +137,7 @@ def test_bytes_on_an_idle_connection_never_reach_the_next_client(
 @pytest.mark.parametrize(
     ("method", "answer"),
     [
-        ("HEAD", _OK + b"Content-Length: 6\r\n\r\npoison"),
+        ("HEAD", OK + b"Content-Length: 6\r\n\r\npoison"),
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\npoison"),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 6\r\n\r\npoison"),
     ],
@@ -230,7 +151,7 @@ def test_a_body_where_none_may_be_reaches_nobody(
         peer.wait_closed()
 
     backend = start_backend(in_turn(misbehave, echo_each))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         response = client.ask(get(service, "/first", method=method), method.encode())
         assert response.body == b""
@@ -241,8 +162,8 @@ def test_a_body_where_none_may_be_reaches_nobody(
 @pytest.mark.parametrize(
     ("method", "answer", "length"),
     [
-        ("HEAD", _OK + b"Content-Length: 1000\r\n\r\n", b"1000"),
-        ("HEAD", _OK + b"Transfer-Encoding: chunked\r\n\r\n", None),
+        ("HEAD", OK + b"Content-Length: 1000\r\n\r\n", b"1000"),
+        ("HEAD", OK + b"Transfer-Encoding: chunked\r\n\r\n", None),
         ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 1000\r\n\r\n", b"1000"),
         ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", None),
     ],
@@ -256,7 +177,7 @@ def test_responses_without_a_body_leave_both_connections_usable(
     service: str,
 ) -> None:
     backend = start_backend(answer_with(answer))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for _ in range(3):
             response = client.ask(get(service, method=method), method.encode())
@@ -270,7 +191,7 @@ def test_a_status_without_a_reason_is_passed(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(answer_with(b"HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n"))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         assert client.ask(get(service)).status == 299
 
@@ -281,7 +202,7 @@ def test_informational_responses_are_passed_before_the_final_one(
 ) -> None:
     interim = b"HTTP/1.1 %d Interim\r\nLink: </style.css>\r\n\r\n" % status
     backend = start_backend(answer_with(interim + interim + ok(b"done")))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         response = client.ask(get(service))
         assert (response.status, response.body) == (200, b"done")
@@ -296,7 +217,7 @@ def test_a_body_that_the_end_of_the_connection_ends_is_complete(
 ) -> None:
     body = b"until the end " * 10_000
     backend = start_backend(answer_with(b"HTTP/1.0 200 OK\r\n\r\n" + body, then_close=True))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for _ in range(2 if version == "1.1" else 1):
             assert client.ask(get(service, version=version)).body == body
@@ -306,7 +227,7 @@ def test_connections_of_http_1_0_backends_are_not_used_again(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(answer_with(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for _ in range(3):
             assert client.ask(get(service)).body == b"ok"
@@ -316,8 +237,8 @@ def test_connections_of_http_1_0_backends_are_not_used_again(
 def test_connections_that_the_backend_wants_closed_are_not_used_again(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
-    backend = start_backend(answer_with(_OK + b"Content-Length: 2\r\nConnection: close\r\n\r\nok"))
-    _join(plain_proxy, backend, service)
+    backend = start_backend(answer_with(OK + b"Content-Length: 2\r\nConnection: close\r\n\r\nok"))
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for _ in range(3):
             response = client.ask(get(service))
@@ -330,11 +251,11 @@ def test_hop_by_hop_fields_of_the_response_end_at_the_proxy(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     answer = (
-        _OK + b"Content-Length: 2\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=1\r\n"
+        OK + b"Content-Length: 2\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=1\r\n"
         b"Upgrade: h2c\r\nProxy-Authenticate: x\r\nX-End: 2\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\nok"
     )
     backend = start_backend(answer_with(answer))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         response = client.ask(get(service))
     names = {name for name, _ in response.fields}
@@ -347,11 +268,11 @@ def test_trailers_of_a_response_are_never_merged_into_its_head(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     answer = (
-        _OK + b"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n"
+        OK + b"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n"
         b"Content-Length: 50\r\nSet-Cookie: a\r\nTransfer-Encoding: gzip\r\n\r\n"
     )
     backend = start_backend(answer_with(answer))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for lines in ((), ("TE: trailers", "Connection: TE")):
             response = client.ask(get(service, "/", *lines))
@@ -362,12 +283,13 @@ def test_trailers_of_a_response_are_never_merged_into_its_head(
     assert len(backend.peers) == 1
 
 
+@pytest.mark.slow
 def test_a_backend_that_never_answers_is_a_504(
     start_proxy: StartProxy, start_backend: StartBackend, service: str
 ) -> None:
     proxy = start_proxy(toml="[timeouts]\nupstream_head = 0.5\ndrain = 1\nshutdown = 1\n")
     backend = start_backend(lambda peer: peer.wait_closed())
-    _join(proxy, backend, service)
+    proxy.serve(service, backend)
     with proxy.connect() as client:
         assert client.ask(get(service)).status == 504
         assert client.ask(post(service, b"x")).status == 504
@@ -376,16 +298,17 @@ def test_a_backend_that_never_answers_is_a_504(
         assert peer.closed.wait(10)
 
 
+@pytest.mark.slow
 def test_a_backend_that_falls_silent_in_its_body_is_cut_off(
     start_proxy: StartProxy, start_backend: StartBackend, service: str
 ) -> None:
     def fall_silent(peer: Peer) -> None:
         peer.read_request()
-        peer.send(_OK + b"Content-Length: 10\r\n\r\nhello")
+        peer.send(OK + b"Content-Length: 10\r\n\r\nhello")
         peer.wait_closed()
 
     proxy = start_proxy(toml="[timeouts]\nupstream_idle = 0.5\ndrain = 1\nshutdown = 1\n")
-    _join(proxy, start_backend(fall_silent), service)
+    proxy.serve(service, start_backend(fall_silent))
     with proxy.connect() as client, pytest.raises(Truncated) as cut:
         client.ask(get(service))
     assert cut.value.response is not None
@@ -425,7 +348,7 @@ def test_an_idle_connection_that_closes_as_it_is_used_costs_an_idempotent_reques
     method: str, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(in_turn(_answer_once_then_close_at_the_worst_moment, echo_each))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         assert client.ask(get(service, "/first")).status == 200
         response = client.ask(get(service, "/second", method=method), method.encode())
@@ -437,7 +360,7 @@ def test_a_request_with_a_body_is_never_sent_twice(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(in_turn(_answer_once_then_close_at_the_worst_moment, echo_each))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         assert client.ask(get(service, "/first")).status == 200
         status = client.ask(post(service, b"once", "/second")).status
@@ -449,7 +372,7 @@ def test_a_post_without_a_body_is_never_sent_twice(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(in_turn(_answer_once_then_close_at_the_worst_moment, echo_each))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         assert client.ask(get(service, "/first")).status == 200
         assert client.ask(post(service, b"", "/second")).status in (200, 502)
@@ -464,7 +387,7 @@ def test_connections_that_close_while_idle_are_never_noticed_by_clients(
         peer.send(ok(b"%b" % request.path))
 
     backend = start_backend(close_after_one)
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for i in range(50):
             response = client.ask(get(service, f"/{i}"))
@@ -484,7 +407,7 @@ def test_a_backend_that_refuses_costs_nothing_while_another_one_serves(
     backend = start_backend(host="::1")
     plain_proxy.register(service, "127.0.0.1", free_port())
     plain_proxy.register(service, "::1", free_port())
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for i in range(12):
             assert client.ask(post(service, b"x", f"/{i}")).body == b"POST /%d x" % i
@@ -495,7 +418,7 @@ def test_a_backend_that_resets_every_connection_is_a_502(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(lambda peer: peer.reset())
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         assert client.ask(get(service)).status == 502
         assert client.ask(post(service, b"x")).status == 502
@@ -510,7 +433,7 @@ def test_a_response_before_the_body_is_complete_is_passed_at_once(
         peer.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
 
     backend = start_backend(in_turn(refuse_early, echo_each))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         client.send(get(service, "/", "Content-Length: 1000000", method="POST") + b"x" * 1000)
         response: Response = client.read_response()
@@ -527,7 +450,7 @@ def test_what_a_response_streams_arrives_before_its_end(
 
     def stream(peer: Peer) -> None:
         peer.read_request()
-        peer.send(_OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        peer.send(OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for i in range(5):
             more.acquire(timeout=20)
             peer.send(b"9\r\ndata: %d\n\n\r\n" % i)
@@ -535,7 +458,7 @@ def test_what_a_response_streams_arrives_before_its_end(
         peer.wait_closed()
 
     backend = start_backend(stream)
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         client.send(get(service))
         got = b""
@@ -554,7 +477,7 @@ def test_backends_on_ipv6_are_reached(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(host="::1")
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect("::1") as client:
         assert client.ask(get(service)).body == b"GET / "
     assert backend.requests[0].values(b"x-forwarded-for") == [b"::1"]
@@ -564,8 +487,8 @@ def test_nothing_is_left_behind_by_hostile_backends(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
     backend = start_backend(answer_with(b"garbage\r\n\r\n", then_close=True))
-    _join(plain_proxy, backend, service)
+    plain_proxy.serve(service, backend)
     with plain_proxy.connect() as client:
         for _ in range(20):
             assert client.ask(get(service)).status == 502
-    eventually(lambda: plain_proxy.metric("portero_requests_in_flight") == 0, "no exchange in flight")
+    plain_proxy.wait_until_idle()

@@ -33,7 +33,7 @@ from tests.e2e.http2_client import (
     window_update,
 )
 from tests.e2e.proxy_process import ProxyProcess
-from tests.e2e.waiting import eventually, settled
+from tests.e2e.waiting import settled
 
 MEGABYTE = 1 << 20
 
@@ -48,7 +48,7 @@ def h2_tls(authority: Authority) -> ssl.SSLContext:
 def backend(tls_proxy: ProxyProcess, start_backend: StartBackend, service: str) -> RecordingBackend:
     """A backend that serves the test's service."""
     started = start_backend()
-    tls_proxy.register(service, started.host, started.port)
+    tls_proxy.serve(service, started)
     return started
 
 
@@ -132,7 +132,7 @@ def test_a_flood_ends_in_enhance_your_calm_and_others_are_served(
             assert client.goaway == ENHANCE_YOUR_CALM
         assert other.ask(fields_of(service, b"/after")).body == b"GET /after "
         assert tls_proxy.memory() - before < 24 * MEGABYTE
-    eventually(lambda: tls_proxy.metric("portero_requests_in_flight") == 0, "no exchange in flight")
+    tls_proxy.wait_until_idle()
 
 
 def test_pings_of_a_client_that_never_reads_are_bounded(
@@ -179,7 +179,7 @@ def test_stalled_windows_hold_little_memory(
             peer.send(b"x" * 10_000)
 
     backend = start_backend(send_much)
-    tls_proxy.register(service, backend.host, backend.port)
+    tls_proxy.serve(service, backend)
     before = tls_proxy.memory()
     with Http2Client(
         ("127.0.0.1", tls_proxy.port), h2_tls, service, settings=[(4, 0)], opens_windows=False
@@ -191,7 +191,7 @@ def test_stalled_windows_hold_little_memory(
         assert tls_proxy.memory() - before < 150 * MEGABYTE
     for peer in backend.peers:
         assert peer.closed.wait(20), "the client is gone, its backend connections are not"
-    eventually(lambda: tls_proxy.metric("portero_requests_in_flight") == 0, "no exchange in flight")
+    tls_proxy.wait_until_idle()
 
 
 def test_an_upload_never_overruns_the_windows_that_were_given(
@@ -205,7 +205,7 @@ def test_an_upload_never_overruns_the_windows_that_were_given(
         echo_each(peer)
 
     backend = start_backend(read_late)
-    tls_proxy.register(service, backend.host, backend.port)
+    tls_proxy.serve(service, backend)
     before = tls_proxy.memory()
     with Http2Client(("127.0.0.1", tls_proxy.port), h2_tls, service) as client:
         stream = client.new_stream()

@@ -1,71 +1,35 @@
-"""Real peers: curl, h2load, openssl, nginx, websockets, the h2 package and Chromium."""
+"""Independent clients: curl, h2load, openssl and the h2 package."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h2.connection
 import h2.events
 import pytest
-import websockets.sync.client
-import websockets.sync.server
-from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
 
-from tests.e2e.backends import Peer, RecordingBackend, echo_each, ok
+from tests.e2e.backends import Peer, RecordingBackend, ok
 from tests.e2e.certificates import Authority, client_context
-from tests.e2e.conftest import StartBackend
+from tests.e2e.conftest import Curl, Need, StartBackend
 from tests.e2e.messages import Request as Received
-from tests.e2e.proxy_process import ProxyProcess, free_port
-from tests.e2e.waiting import eventually
-
-Need = Callable[[str], str]
-Curl = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-@pytest.fixture
-def ca_file(authority: Authority, tmp_path: Path) -> Path:
-    """The authority's certificate, for programs."""
-    path = tmp_path / "ca.pem"
-    path.write_bytes(authority.pem)
-    return path
-
-
-@pytest.fixture
-def curl(need: Need, tls_proxy: ProxyProcess, ca_file: Path, service: str) -> Curl:
-    """Run curl for a path of the test's service; its output is the body, then status and version."""
-    program = need("curl")
-
-    def run(path: str, *flags: str, to: str = "127.0.0.1") -> subprocess.CompletedProcess[bytes]:
-        url = f"https://{service}:{tls_proxy.port}{path}"
-        resolve = f"{service}:{tls_proxy.port}:{to}"
-        command = [program, "-sS", "--cacert", str(ca_file), "--resolve", resolve, "--noproxy", "*"]
-        command += ["-w", "\n%{http_code} %{http_version}", "-m", "60", *flags, url]
-        done = subprocess.run(command, capture_output=True, timeout=90, check=False)
-        assert done.returncode == 0, done.stderr
-        return done
-
-    return run
+from tests.e2e.proxy_process import ProxyProcess
 
 
 @pytest.fixture
 def backend(tls_proxy: ProxyProcess, start_backend: StartBackend, service: str) -> RecordingBackend:
     """A backend that serves the test's service."""
     started = start_backend()
-    tls_proxy.register(service, started.host, started.port)
+    tls_proxy.serve(service, started)
     return started
 
 
 # curl
+
 
 VERSIONS = pytest.mark.parametrize(
     ("flag", "version"), [("--http1.1", b"1.1"), ("--http2", b"2"), ("--http1.0", b"1.0")]
@@ -115,7 +79,7 @@ def test_curl_waits_for_a_100(
     flag: str, curl: Curl, start_backend: StartBackend, tls_proxy: ProxyProcess, service: str
 ) -> None:
     backend = start_backend(_consent)
-    tls_proxy.register(service, backend.host, backend.port)
+    tls_proxy.serve(service, backend)
     # Without its 100 curl would wait for 30 s here, and the test with it.
     done = curl(
         "/", flag, "-d", "hello", "-H", "Expect: 100-continue", "--expect100-timeout", "30", "-m", "20"
@@ -135,6 +99,16 @@ def test_curl_uploads_and_downloads_much(
         b"PUT /data " + data
     ).hexdigest() or body.endswith(data)
     assert backend.requests[0].body == data
+
+
+def test_curl_speaks_http2_without_tls(
+    need: Need, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    plain_proxy.serve(service, start_backend())
+    command = [need("curl"), "-sS", "--noproxy", "*", "--http2-prior-knowledge", "-H", f"Host: {service}"]
+    command += ["-w", "%{http_version}", "-m", "60", "-d", "hello", f"http://127.0.0.1:{plain_proxy.port}/"]
+    done = subprocess.run(command, capture_output=True, timeout=90, check=False)
+    assert done.stdout == b"POST / hello2", done.stderr
 
 
 # h2load
@@ -207,150 +181,6 @@ def test_openssl_is_served_from_tls_1_2_on(need: Need, tls_proxy: ProxyProcess) 
         assert done.returncode != 0
 
 
-# nginx as a backend
-
-_NGINX = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-worker_processes 1;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    keepalive_requests 7;
-    server {{
-        listen 127.0.0.1:{port};
-        listen 127.0.0.1:{tls_port} ssl;
-        ssl_certificate {folder}/fullchain.pem;
-        ssl_certificate_key {folder}/privkey.pem;
-        root {folder}/www;
-        location /hello {{ return 200 "hello from $host $request_method $http_x_forwarded_proto"; }}
-        location /empty {{ return 204; }}
-        location /moved {{ return 301 /hello; }}
-    }}
-}}
-"""
-
-
-@pytest.fixture
-def nginx(need: Need, authority: Authority, tmp_path: Path) -> Iterator[tuple[int, int, str]]:
-    """nginx with a plain and a TLS port, and the fingerprint of its certificate."""
-    program = need("nginx")
-    folder = tmp_path / "nginx"
-    pair = authority.issue("nginx.test")
-    pair.write(folder)
-    (folder / "www").mkdir()
-    (folder / "www" / "big").write_bytes(bytes(range(256)) * 20_000)
-    tmp_path.chmod(0o755)
-    port, tls_port = free_port(), free_port()
-    (folder / "nginx.conf").write_text(_NGINX.format(folder=folder, port=port, tls_port=tls_port))
-    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
-    command += ["-g", "user root;"] if _is_root() else []
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        eventually(lambda: _listens(tls_port), "nginx listens")
-        yield port, tls_port, pair.fingerprint
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _is_root() -> bool:
-    return Path("/proc/self").stat().st_uid == 0
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port)):
-            return True
-    except ConnectionRefusedError:
-        return False
-
-
-@pytest.mark.parametrize("over", ["plain", "tls", "pinned"])
-@pytest.mark.parametrize("flag", ["--http1.1", "--http2"])
-def test_nginx_serves_through_the_proxy(
-    over: str, flag: str, nginx: tuple[int, int, str], curl: Curl, tls_proxy: ProxyProcess, service: str
-) -> None:
-    port, tls_port, fingerprint = nginx
-    fields: dict[str, object] = {"use_tls": over != "plain"}
-    if over == "pinned":
-        fields["tls_fingerprint"] = fingerprint
-    tls_proxy.register(service, "127.0.0.1", port if over == "plain" else tls_port, **fields)
-    for _ in range(20):  # nginx closes every connection after seven requests
-        assert curl("/hello", flag).stdout.startswith(f"hello from {service} GET https\n200".encode())
-    assert curl("/empty", flag).stdout.startswith(b"\n204")
-    assert b"\n301" in curl("/moved", flag).stdout
-    big = curl("/big", flag).stdout.rsplit(b"\n", 1)[0]
-    assert big == bytes(range(256)) * 20_000
-    assert b"\n206" in curl("/big", flag, "-r", "0-99").stdout
-    assert b"\n404" in curl("/nothing", flag).stdout
-
-
-# WebSockets
-
-
-@pytest.fixture
-def websocket_backend() -> Iterator[int]:
-    """The port of a server that echoes, and serves the page that Chromium loads."""
-
-    def echo(connection: websockets.sync.server.ServerConnection) -> None:
-        try:
-            for message in connection:
-                connection.send(message)
-        except ConnectionClosed:
-            return
-
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0, max_size=1 << 24, server_header=None) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.socket.getsockname()[1]
-        server.shutdown()
-        thread.join(20)
-
-
-def test_websockets_pass_both_ways(
-    websocket_backend: int, tls_proxy: ProxyProcess, authority: Authority, service: str
-) -> None:
-    tls_proxy.register(service, "127.0.0.1", websocket_backend)
-    raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20)
-    with websockets.sync.client.connect(
-        f"wss://{service}:{tls_proxy.port}/chat",
-        sock=raw,
-        ssl=client_context(authority.pem),
-        max_size=1 << 24,
-    ) as client:
-        for message in ("hello", "", b"\x00\xff", "x" * 1_000_000, b"y" * 5_000_000):
-            client.send(message)
-            assert client.recv(timeout=20) == message
-        for i in range(200):
-            client.send(str(i))
-        assert [client.recv(timeout=20) for _ in range(200)] == [str(i) for i in range(200)]
-        client.ping().wait(20)
-    (entry,) = eventually(lambda: tls_proxy.access_log(host=f"{service}:{tls_proxy.port}"), "the log line")
-    assert (entry["status"], entry["path"]) == (101, "/chat")
-    eventually(lambda: tls_proxy.metric("portero_requests_in_flight") == 0, "no exchange in flight")
-
-
-def test_a_refused_upgrade_is_an_ordinary_answer(
-    tls_proxy: ProxyProcess, start_backend: StartBackend, authority: Authority, service: str
-) -> None:
-    backend = start_backend(echo_each)
-    tls_proxy.register(service, backend.host, backend.port)
-    raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20)
-    with raw, pytest.raises(websockets.exceptions.InvalidStatus) as refused:
-        websockets.sync.client.connect(
-            f"wss://{service}:{tls_proxy.port}/", sock=raw, ssl=client_context(authority.pem)
-        )
-    assert refused.value.response.status_code == 200
-    assert backend.requests[0].values(b"upgrade") == [b"websocket"]
-
-
 # The h2 package
 
 
@@ -395,71 +225,6 @@ def test_the_h2_package_sees_no_violation(
         sock.sendall(connection.data_to_send())
     assert [bodies[1 + 2 * i] for i in range(20)] == [b"GET /%d " % i for i in range(20)]
     assert bodies[41] == b"POST /up " + upload
-
-
-# Chromium
-
-_PAGE = """<!doctype html><title>portero</title><script>
-const seen = {protocol: performance.getEntriesByType("navigation")[0].nextHopProtocol};
-const socket = new WebSocket("wss://" + location.host + "/socket");
-socket.onopen = () => socket.send("hello");
-socket.onmessage = (event) => {
-  if (seen.echo) return;
-  seen.echo = event.data;
-  socket.send(JSON.stringify(seen));
-};
-</script>"""
-
-_CHROMIUM_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--ignore-certificate-errors",
-    "--remote-debugging-port=0",
-)
-
-
-@pytest.mark.slow
-def test_chromium_loads_a_page_over_h2_and_opens_a_websocket(
-    need: Need, tls_proxy: ProxyProcess, service: str, tmp_path: Path
-) -> None:
-    program = need("chromium")
-    seen: list[dict[str, str]] = []
-
-    def page(connection: websockets.sync.server.ServerConnection, request: Request) -> Response | None:
-        if request.path == "/socket":
-            return None
-        fields = Headers({"Content-Type": "text/html", "Content-Length": str(len(_PAGE))})
-        return Response(200 if request.path == "/" else 404, "", fields, _PAGE.encode())
-
-    def echo(connection: websockets.sync.server.ServerConnection) -> None:
-        for message in connection:
-            connection.send(message)
-            if isinstance(message, str) and message.startswith("{"):
-                seen.append(json.loads(message))
-
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0, process_request=page) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        tls_proxy.register(service, *server.socket.getsockname()[:2])
-        command = [program, *_CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
-        command += [f"--host-resolver-rules=MAP {service} 127.0.0.1"]
-        command.append(f"https://{service}:{tls_proxy.port}/")
-        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            (found, *_) = eventually(lambda: seen, "the page has reported", 60)
-        finally:
-            browser.terminate()
-            browser.wait(20)
-            server.shutdown()
-            thread.join(20)
-    assert found == {"protocol": "h2", "echo": "hello"}
 
 
 def test_tls_sessions_are_resumed(tls_proxy: ProxyProcess, authority: Authority) -> None:

@@ -165,6 +165,9 @@ class ScriptedLoop:
         self.addresses: list[tuple[str, int]] = []
         self.greet: Callable[[ScriptedTransport], None] | None = None
 
+    def call_soon(self, callback: Callable[..., None], *arguments: object) -> asyncio.Handle:
+        return asyncio.get_running_loop().call_soon(callback, *arguments)
+
     def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work)
 
@@ -317,6 +320,15 @@ async def settle() -> None:
     """Let everything happen that can happen without a peer."""
     for _ in range(12):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let things happen until `condition` holds; they need no peer, so it must come to hold soon."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not come to hold")
 
 
 def statuses(received: bytes) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import threading
@@ -187,3 +188,31 @@ def test_a_descriptor_that_somebody_made_non_blocking_loses_nothing(pipe: tuple[
     reader.join(timeout=10)
     assert orjson.loads(received) == {"text": "x" * 500_000}
     log.close()
+
+
+def test_a_full_disk_costs_lines_that_are_counted_and_not_the_log(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write = os.write
+    full = True
+
+    def write_when_there_is_room(descriptor: int, data: bytes) -> int:
+        if full and descriptor == pipe[1]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_when_there_is_room)
+    counters = Counters()
+    log, _ = open_log("json", pipe[1], counters)
+    write(log, "x")
+    write(log, "y")
+    log._hand_over()
+    assert log._writer is not None
+    while log._writer._pieces or not log._writer._lost:
+        pass
+    full = False
+    write(log, "z")
+    log._hand_over()
+    assert counters.access_log_dropped == 2
+    log.close()
+    assert [orjson.loads(line)["path"] for line in os.read(pipe[0], 65536).splitlines()] == ["z"]

@@ -9,7 +9,7 @@ import pytest
 from portero_py.errors import BadRequest, HeadTimeout, HeadTooLarge, TargetTooLong
 from portero_py.proxy import downstream_http1
 from portero_py.proxy.downstream_http1 import LINGER_BYTES, PIPELINE_LIMIT, Http1Downstream
-from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses
+from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses, until
 
 NOWHERE = get(b"/", host=b"nowhere.example")
 
@@ -57,7 +57,25 @@ async def test_a_flood_of_empty_lines_costs_no_more_than_reading_it(
 async def test_hundreds_of_pipelined_requests_that_end_at_once_are_all_answered(world: World) -> None:
     client = world.client()
     client.send(NOWHERE * 700)
+    assert len(statuses(client.received)) == downstream_http1.BURST  # then the others have their turn
+    await until(lambda: len(statuses(client.received)) == 700)
     assert statuses(client.received) == [404] * 700
+
+
+async def test_a_client_that_pipelines_and_leaves_is_answered_to_the_last_request(world: World) -> None:
+    client = world.client()
+    client.send(NOWHERE * 200)
+    client.send_end()
+    await until(lambda: client.closed)
+    assert statuses(client.received) == [404] * 200
+
+
+async def test_a_flood_of_pipelined_requests_is_not_read_faster_than_it_is_answered(world: World) -> None:
+    client = world.client()
+    client.send(NOWHERE * 5000)
+    assert not client.reading
+    await until(lambda: client.reading)
+    await until(lambda: len(statuses(client.received)) == 5000)
 
 
 async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
@@ -78,6 +96,7 @@ async def test_a_client_that_reads_no_answers_gets_no_more_of_them_and_is_given_
     client.stop_reading()
     while client.reading:
         client.send(NOWHERE * 100)
+        await settle()
     assert client.unsent < HIGH_WATER + 1000
     assert len(client.received) < HIGH_WATER + 1000
     await world.pass_time(77)
@@ -91,10 +110,11 @@ async def test_a_client_that_reads_late_gets_all_its_answers(world: World) -> No
     while client.reading:
         client.send(NOWHERE * 100)
         sent += 100
-    client.read_all()
+        await settle()
     while len(statuses(client.received)) < sent:
         before = len(client.received)
         client.read_all()
+        await settle()
         assert len(client.received) > before
     assert client.reading
     assert statuses(client.received) == [404] * sent
@@ -136,11 +156,13 @@ async def test_a_half_closed_client_that_reads_late_gets_the_answers_to_all_its_
     client = world.client()
     client.stop_reading()
     client.send(NOWHERE * 700)
+    await settle()
     assert len(statuses(client.received)) < 700
     client.send_end()
     assert not client.closed
     while not client.closed:
         client.read_all()
+        await settle()
     assert statuses(client.received) == [404] * 700
 
 

@@ -1,0 +1,315 @@
+"""What control and the workers say to each other when they are several processes: messages <-> bytes.
+
+The rules
+- A frame is four bytes of length (big-endian) and JSON: `[kind, number, content]`. JSON and not pickle: a
+  worker reads what strangers send, and whoever takes one over must not be able to run code in control. It is
+  not slower either: orjson writes the dataclasses of the model by itself.
+- Numbers count up in one connection. What control sends under number n is in force in the worker when the
+  worker answers `Ack(n)`, and so is everything before it. Number 0 wants no answer.
+- Only what changed is sent: a renewal in a table of 10,000 services is one service. The first update of a
+  connection is `whole`.
+- A new field of the model or of `Counters` travels along by itself, if JSON knows its type.
+
+The worker says `Hello` first, with all that a control process needs which has just taken a dead one's place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import orjson
+
+from portero_py.core.certificates import Certificate, CertificateTable
+from portero_py.core.challenges import Challenges
+from portero_py.core.counters import Counters
+from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import FeedError
+
+#: The longest frame, bytes: 100,000 leases, the most that a registry holds, are 40 MB.
+MAX_FRAME: Final = 256 << 20
+
+_LENGTH: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TableUpdate:
+    """The way from a routing table to the next one. `whole`: nothing of the former table stays."""
+
+    version: int
+    default_service: str
+    changed: tuple[Service, ...]
+    dropped: tuple[str, ...] = ()
+    whole: bool = False
+
+    @classmethod
+    def between(cls, former: RoutingTable | None, table: RoutingTable) -> TableUpdate:
+        """What has to be said to somebody who has `former`, or nothing, so that he has `table`."""
+        if former is None:
+            return cls(table.version, table.default_service, tuple(table.services.values()), whole=True)
+        old, new = former.services, table.services
+        if table.since == former.version:
+            names = table.changed
+        else:
+            names = frozenset(name for name in {**old, **new} if old.get(name) is not new.get(name))
+        changed = tuple(new[name] for name in names if name in new)
+        return cls(table.version, table.default_service, changed, tuple(n for n in names if n not in new))
+
+    def applied_to(self, former: RoutingTable) -> RoutingTable:
+        """The table that comes out; `former` stays as it is."""
+        services = {} if self.whole else dict(former.services)
+        for name in self.dropped:
+            services.pop(name, None)
+        services.update((service.name, service) for service in self.changed)
+        return RoutingTable(self.version, services, self.default_service)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateUpdate:
+    """The way from a table of certificates to the next one."""
+
+    version: int
+    changed: tuple[Certificate, ...]
+    dropped: tuple[str, ...] = ()
+    whole: bool = False
+
+    @classmethod
+    def between(cls, former: CertificateTable | None, table: CertificateTable) -> CertificateUpdate:
+        """As `TableUpdate.between`."""
+        if former is None:
+            return cls(table.version, table.certificates, whole=True)
+        changed = tuple(each for each in table.certificates if former.get(each.name) != each)
+        dropped = tuple(each.name for each in former.certificates if table.get(each.name) is None)
+        return cls(table.version, changed, dropped)
+
+    def applied_to(self, former: CertificateTable) -> CertificateTable:
+        """The table that comes out; `former` stays as it is."""
+        kept = {} if self.whole else {each.name: each for each in former.certificates}
+        for name in self.dropped:
+            kept.pop(name, None)
+        kept.update((each.name, each) for each in self.changed)
+        return CertificateTable(kept.values(), self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """The sum of what workers had counted that are gone. Every worker keeps it for the next control process."""
+
+    version: int = 0
+    counters: Counters = field(default_factory=Counters)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Control wants `Counted` now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker's first word: who it is, what it has, and what control may have forgotten."""
+
+    worker: int
+    serving: bool
+    table: TableUpdate
+    counters: Counters
+    departed: Departed
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The worker accepts connections from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """All that the worker has counted up to now."""
+
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Everything up to the number of this frame is in force."""
+
+
+Message = (
+    TableUpdate | CertificateUpdate | Challenges | Departed | Ask | Hello | Serving | Counted | Ack
+)
+
+
+def encode(message: Message, number: int = 0) -> bytes:
+    """One frame. Raises FeedError when it would be longer than `MAX_FRAME`."""
+    kind = type(message).__name__
+    to_json = _TO_JSON.get(type(message))
+    content = message if to_json is None else to_json(message)
+    payload = orjson.dumps([kind, number, content])
+    if len(payload) > MAX_FRAME:
+        raise FeedError(f"a {kind} of {len(payload)} bytes is too long for the feed")
+    return len(payload).to_bytes(_LENGTH, "big") + payload
+
+
+class FrameReader:
+    """Collects bytes, gives messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, Message]]:
+        """The messages that are whole now, each with its number. Raises FeedError; nothing follows then."""
+        buffer = self._buffer
+        buffer += data
+        found = []
+        at = 0
+        while len(buffer) >= at + _LENGTH:
+            length = int.from_bytes(buffer[at : at + _LENGTH], "big")
+            if length > MAX_FRAME:
+                raise FeedError(f"a frame of {length} bytes is too long for the feed")
+            end = at + _LENGTH + length
+            if len(buffer) < end:
+                break
+            found.append(_decode(bytes(buffer[at + _LENGTH : end])))
+            at = end
+        del buffer[:at]
+        return found
+
+
+def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
+    """The lease that orjson wrote. Raises KeyError, TypeError when it did not."""
+    return Lease(**{**fields_of_lease, "backend": Backend(**fields_of_lease["backend"])})
+
+
+# Private
+
+
+def _decode(payload: bytes) -> tuple[int, Message]:
+    try:
+        kind, number, content = orjson.loads(payload)
+        return int(number), _FROM_JSON[kind](content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FeedError(f"a frame that cannot be read: {type(error).__name__}") from error
+
+
+def _table_from(content: dict[str, Any]) -> TableUpdate:
+    changed = tuple(
+        Service(**{**each, "leases": tuple(map(lease_from, each["leases"]))}) for each in content["changed"]
+    )
+    return TableUpdate(**{**content, "changed": changed, "dropped": tuple(content["dropped"])})
+
+
+def _certificates_to(update: CertificateUpdate) -> dict[str, Any]:
+    return {
+        "version": update.version,
+        "changed": [
+            {each.name: _plain(getattr(certificate, each.name)) for each in fields(Certificate)}
+            for certificate in update.changed
+        ],
+        "dropped": update.dropped,
+        "whole": update.whole,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):  # PEM
+        return value.decode("latin-1")
+    if isinstance(value, str):  # a file's name may be no UTF-8
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
+
+
+def _certificates_from(content: dict[str, Any]) -> CertificateUpdate:
+    changed = tuple(
+        Certificate(
+            **{
+                **each,
+                "chain_pem": each["chain_pem"].encode("latin-1"),
+                "key_pem": each["key_pem"].encode("latin-1"),
+                "names": tuple(each["names"]),
+            }
+        )
+        for each in content["changed"]
+    )
+    return CertificateUpdate(**{**content, "changed": changed, "dropped": tuple(content["dropped"])})
+
+
+def _challenges_to(challenges: Challenges) -> dict[str, Any]:
+    pairs = {name: [_plain(chain), _plain(key)] for name, (chain, key) in challenges.tls_alpn.items()}
+    return {"version": challenges.version, "tls_alpn": pairs, "http": dict(challenges.http)}
+
+
+def _challenges_from(content: dict[str, Any]) -> Challenges:
+    pairs = {
+        name: (chain.encode("latin-1"), key.encode("latin-1"))
+        for name, (chain, key) in content["tls_alpn"].items()
+    }
+    return Challenges(content["version"], pairs, content["http"])
+
+
+def _counters_to(counters: Counters) -> dict[str, Any]:
+    # JSON knows no tuples as keys: a mapping is a list of pairs.
+    values = {each.name: getattr(counters, each.name) for each in fields(Counters)}
+    return {
+        name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()
+    }
+
+
+def _counters_from(content: dict[str, Any]) -> Counters:
+    counters = Counters()
+    for name, value in content.items():
+        if isinstance(value, list):
+            pairs = {tuple(key) if isinstance(key, list) else key: each for key, each in value}
+            setattr(counters, name, Counter(pairs) if isinstance(getattr(counters, name), Counter) else pairs)
+        else:
+            setattr(counters, name, value)
+    return counters
+
+
+def _departed_to(departed: Departed) -> dict[str, Any]:
+    return {"version": departed.version, "counters": _counters_to(departed.counters)}
+
+
+def _departed_from(content: dict[str, Any]) -> Departed:
+    return Departed(content["version"], _counters_from(content["counters"]))
+
+
+def _hello_to(hello: Hello) -> dict[str, Any]:
+    return {
+        "worker": hello.worker,
+        "serving": hello.serving,
+        "table": hello.table,
+        "counters": _counters_to(hello.counters),
+        "departed": _departed_to(hello.departed),
+    }
+
+
+def _hello_from(content: dict[str, Any]) -> Hello:
+    return Hello(
+        content["worker"],
+        content["serving"],
+        _table_from(content["table"]),
+        _counters_from(content["counters"]),
+        _departed_from(content["departed"]),
+    )
+
+
+_TO_JSON: Final[Mapping[type, Callable[[Any], Any]]] = {
+    CertificateUpdate: _certificates_to,
+    Challenges: _challenges_to,
+    Counted: lambda counted: _counters_to(counted.counters),
+    Departed: _departed_to,
+    Hello: _hello_to,
+}
+
+_FROM_JSON: Final[Mapping[str, Callable[[Any], Message]]] = {
+    "TableUpdate": _table_from,
+    "CertificateUpdate": _certificates_from,
+    "Challenges": _challenges_from,
+    "Counted": lambda content: Counted(_counters_from(content)),
+    "Departed": _departed_from,
+    "Hello": _hello_from,
+    "Ask": lambda _: Ask(),
+    "Serving": lambda _: Serving(),
+    "Ack": lambda _: Ack(),
+}

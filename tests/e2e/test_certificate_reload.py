@@ -1,0 +1,141 @@
+"""Certificates that change while clients are connected."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.certificates import Authority, client_context
+from tests.e2e.conftest import StartBackend
+from tests.e2e.http1_client import Http1Client, get
+from tests.e2e.messages import Closed, Truncated
+from tests.e2e.proxy_process import ProxyProcess
+from tests.e2e.waiting import eventually
+
+
+def _serial(proxy: ProxyProcess, authority: Authority, name: str) -> int:
+    tls = client_context(authority.pem, "http/1.1")
+    with Http1Client(("127.0.0.1", proxy.port), tls=tls, sni=name) as client:
+        assert isinstance(client.socket, ssl.SSLSocket)
+        found = client.socket.getpeercert()
+        assert found is not None
+        return int(str(found["serialNumber"]), 16)
+
+
+@pytest.fixture
+def own_certificates(tmp_path: Path, authority: Authority) -> Path:
+    """A certificate directory that the test may change."""
+    folder = tmp_path / "own-certificates"
+    authority.issue("a.own.test").write(folder / "a.own.test")
+    return folder
+
+
+@pytest.fixture
+def own_proxy(tmp_path: Path, own_certificates: Path) -> Iterator[ProxyProcess]:
+    """A TLS proxy on it."""
+    proxy = ProxyProcess(
+        tmp_path / "own-proxy", certificates=own_certificates, toml="[timeouts]\ndrain = 1\nshutdown = 1\n"
+    )
+    proxy.start()
+    try:
+        yield proxy
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["after SIGHUP", "by itself"])
+def test_a_changed_certificate_is_served_and_live_connections_go_on(
+    told: bool,
+    own_proxy: ProxyProcess,
+    own_certificates: Path,
+    authority: Authority,
+    start_backend: StartBackend,
+) -> None:
+    backend = start_backend()
+    own_proxy.register("a.own.test", backend.host, backend.port)
+    tls = client_context(authority.pem, "http/1.1")
+    with Http1Client(("127.0.0.1", own_proxy.port), tls=tls, sni="a.own.test") as live:
+        assert live.ask(get("a.own.test", "/1")).status == 200
+        pair = authority.issue("a.own.test")
+        pair.write(own_certificates / "a.own.test")
+        authority.issue("b.own.test").write(own_certificates / "b.own.test")
+        if told:
+            own_proxy.signal(signal.SIGHUP)
+        eventually(lambda: _serial(own_proxy, authority, "a.own.test") == pair.serial, "the new certificate")
+        eventually(lambda: _covers(own_proxy, authority, "b.own.test"), "the added certificate")
+        assert live.ask(get("a.own.test", "/2")).status == 200
+
+
+def _covers(proxy: ProxyProcess, authority: Authority, name: str) -> bool:
+    try:
+        return _serial(proxy, authority, name) > 0
+    except ssl.SSLCertVerificationError:
+        return False
+
+
+def test_a_bad_pair_never_replaces_a_good_one(
+    own_proxy: ProxyProcess, own_certificates: Path, authority: Authority
+) -> None:
+    before = _serial(own_proxy, authority, "a.own.test")
+    folder = own_certificates / "a.own.test"
+    (folder / "privkey.pem").write_bytes(authority.issue("a.own.test").key)  # of another certificate
+    authority.issue("b.own.test").write(own_certificates / "b.own.test")
+    own_proxy.signal(signal.SIGHUP)
+    eventually(lambda: _covers(own_proxy, authority, "b.own.test"), "the others are loaded all the same")
+    assert _serial(own_proxy, authority, "a.own.test") == before
+    (folder / "fullchain.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\nhalf")
+    own_proxy.signal(signal.SIGHUP)
+    eventually(lambda: _errors_about(own_proxy, "a.own.test"), "the log says why")
+    assert _serial(own_proxy, authority, "a.own.test") == before
+
+
+@pytest.mark.slow
+def test_no_handshake_fails_while_certificates_change_under_load(
+    own_proxy: ProxyProcess, own_certificates: Path, authority: Authority, start_backend: StartBackend
+) -> None:
+    backend = start_backend()
+    own_proxy.register("a.own.test", backend.host, backend.port)
+    pairs = [authority.issue("a.own.test") for _ in range(10)]
+    failures: list[BaseException] = []
+    done = threading.Event()
+    served = [0]
+
+    def load() -> None:
+        tls = client_context(authority.pem, "http/1.1")
+        while not done.is_set():
+            try:
+                with Http1Client(("127.0.0.1", own_proxy.port), tls=tls, sni="a.own.test") as client:
+                    assert client.ask(get("a.own.test")).status == 200
+                served[0] += 1
+            except (AssertionError, Closed, Truncated, OSError) as failure:
+                failures.append(failure)
+                return
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    try:
+        for pair in pairs:
+            pair.write(own_certificates / "a.own.test")
+            own_proxy.signal(signal.SIGHUP)
+            eventually(
+                lambda wanted=pair.serial: _serial(own_proxy, authority, "a.own.test") == wanted,  # type: ignore[misc]
+                "the new certificate",
+            )
+    finally:
+        done.set()
+        thread.join(20)
+    assert not failures
+    assert served[0] > 10
+
+
+# Private
+
+
+def _errors_about(proxy: ProxyProcess, name: str) -> list[str]:
+    return [line for line in proxy.operator_log().splitlines() if " ERROR " in line and name in line]

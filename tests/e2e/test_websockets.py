@@ -1,0 +1,148 @@
+"""WebSockets through the proxy: the `websockets` package, and Chromium over h2."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import websockets.sync.client
+import websockets.sync.server
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from tests.e2e.backends import echo_each
+from tests.e2e.certificates import Authority, client_context
+from tests.e2e.conftest import Need, StartBackend
+from tests.e2e.proxy_process import ProxyProcess
+from tests.e2e.waiting import eventually
+
+# WebSockets
+
+
+@pytest.fixture
+def websocket_backend() -> Iterator[int]:
+    """The port of a server that echoes, and serves the page that Chromium loads."""
+
+    def echo(connection: websockets.sync.server.ServerConnection) -> None:
+        try:
+            for message in connection:
+                connection.send(message)
+        except ConnectionClosed:
+            return
+
+    with websockets.sync.server.serve(echo, "127.0.0.1", 0, max_size=1 << 24, server_header=None) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.socket.getsockname()[1]
+        server.shutdown()
+        thread.join(20)
+
+
+def test_websockets_pass_both_ways(
+    websocket_backend: int, tls_proxy: ProxyProcess, authority: Authority, service: str
+) -> None:
+    tls_proxy.register(service, "127.0.0.1", websocket_backend)
+    raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20)
+    with websockets.sync.client.connect(
+        f"wss://{service}:{tls_proxy.port}/chat",
+        sock=raw,
+        ssl=client_context(authority.pem),
+        max_size=1 << 24,
+    ) as client:
+        for message in ("hello", "", b"\x00\xff", "x" * 1_000_000, b"y" * 5_000_000):
+            client.send(message)
+            assert client.recv(timeout=20) == message
+        for i in range(200):
+            client.send(str(i))
+        assert [client.recv(timeout=20) for _ in range(200)] == [str(i) for i in range(200)]
+        client.ping().wait(20)
+    (entry,) = eventually(lambda: tls_proxy.access_log(host=f"{service}:{tls_proxy.port}"), "the log line")
+    assert (entry["status"], entry["path"]) == (101, "/chat")
+    tls_proxy.wait_until_idle()
+
+
+def test_a_refused_upgrade_is_an_ordinary_answer(
+    tls_proxy: ProxyProcess, start_backend: StartBackend, authority: Authority, service: str
+) -> None:
+    backend = start_backend(echo_each)
+    tls_proxy.serve(service, backend)
+    raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20)
+    with raw, pytest.raises(websockets.exceptions.InvalidStatus) as refused:
+        websockets.sync.client.connect(
+            f"wss://{service}:{tls_proxy.port}/", sock=raw, ssl=client_context(authority.pem)
+        )
+    assert refused.value.response.status_code == 200
+    assert backend.requests[0].values(b"upgrade") == [b"websocket"]
+
+
+# Chromium
+
+
+_PAGE = """<!doctype html><title>portero</title><script>
+const seen = {protocol: performance.getEntriesByType("navigation")[0].nextHopProtocol};
+const socket = new WebSocket("wss://" + location.host + "/socket");
+socket.onopen = () => socket.send("hello");
+socket.onmessage = (event) => {
+  if (seen.echo) return;
+  seen.echo = event.data;
+  socket.send(JSON.stringify(seen));
+};
+</script>"""
+
+
+_CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--ignore-certificate-errors",
+    "--remote-debugging-port=0",
+)
+
+
+@pytest.mark.slow
+def test_chromium_loads_a_page_over_h2_and_opens_a_websocket(
+    need: Need, tls_proxy: ProxyProcess, service: str, tmp_path: Path
+) -> None:
+    program = need("chromium")
+    seen: list[dict[str, str]] = []
+
+    def page(connection: websockets.sync.server.ServerConnection, request: Request) -> Response | None:
+        if request.path == "/socket":
+            return None
+        fields = Headers({"Content-Type": "text/html", "Content-Length": str(len(_PAGE))})
+        return Response(200 if request.path == "/" else 404, "", fields, _PAGE.encode())
+
+    def echo(connection: websockets.sync.server.ServerConnection) -> None:
+        for message in connection:
+            connection.send(message)
+            if isinstance(message, str) and message.startswith("{"):
+                seen.append(json.loads(message))
+
+    with websockets.sync.server.serve(echo, "127.0.0.1", 0, process_request=page) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        tls_proxy.register(service, *server.socket.getsockname()[:2])
+        command = [program, *_CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
+        command += [f"--host-resolver-rules=MAP {service} 127.0.0.1"]
+        command.append(f"https://{service}:{tls_proxy.port}/")
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            (found, *_) = eventually(lambda: seen, "the page has reported", 60)
+        finally:
+            browser.terminate()
+            browser.wait(20)
+            server.shutdown()
+            thread.join(20)
+    assert found == {"protocol": "h2", "echo": "hello"}
