@@ -34,6 +34,14 @@ class Listening:
     proxy: list[socket.socket] = field(default_factory=list)
     registration: list[socket.socket] = field(default_factory=list)
     plain_http: list[socket.socket] = field(default_factory=list)
+    scheme: str = "https"  # what the proxy speaks
+
+    def summary(self) -> str:
+        """Where portero listens, in one line."""
+        parts = [f"{self.scheme} on {_said(self.proxy)}", f"registration on {_said(self.registration)}"]
+        if self.plain_http:
+            parts.append(f"http on {_said(self.plain_http)}")
+        return "; ".join(parts)
 
     def close(self) -> None:
         """Close all of them; harmless when some are closed already."""
@@ -63,6 +71,7 @@ def open_sockets(config: Config, inherited: Inherited) -> Listening:
             proxy=listen("https", "listen-addr", config.proxy.listen),
             registration=listen("register", "register-addr", [config.registration.listen]),
             plain_http=listen("http", "http-addr", [plain] if plain else []),
+            scheme="https" if config.tls.enabled else "http",
         )
         opened.pop_all()
         return listening
@@ -75,6 +84,10 @@ def address_of(sock: socket.socket) -> Address:
 
 
 # Private
+
+
+def _said(sockets: list[socket.socket]) -> str:
+    return ", ".join(str(address_of(sock)) for sock in sockets)
 
 
 def _bind(address: Address, flag: str) -> list[socket.socket]:

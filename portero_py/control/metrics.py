@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -38,11 +38,24 @@ _BOUNDS: Final = (*(str(bound) for bound in DURATION_BUCKETS), "+Inf")
 
 
 class Metrics:
-    """Control's own counts, and the text of a scrape. `counters` gives the workers' merged ones."""
+    """Control's own counts, and the text of a scrape. `counters` gives the workers' merged ones.
 
-    def __init__(self, registry: Registry, counters: Callable[[], Counters]) -> None:
+    When the workers are processes, `refresh` fetches what they count, and `restarts` tells how often each
+    process ("0", "1", ..., "control") had to be replaced.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        counters: Callable[[], Counters],
+        *,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+        restarts: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
         self._registry = registry
         self._counters = counters
+        self._refresh = refresh
+        self._restarts = restarts
         self._registrations: Counter[str] = Counter()
         self._reloads: Counter[str] = Counter()
         self._expiries: Mapping[str, float] = {}
@@ -61,6 +74,8 @@ class Metrics:
 
     async def scrape(self) -> bytes:
         """The text exposition of everything, as of now; its type is `CONTENT_TYPE`."""
+        if self._refresh is not None:
+            await self._refresh()
         snapshot = _Snapshot(
             hosts=self._registry.host_count,
             services=self._registry.service_count,
@@ -69,6 +84,7 @@ class Metrics:
             registrations=Counter(self._registrations),
             reloads=Counter(self._reloads),
             expiries=self._expiries,
+            restarts=self._restarts() if self._restarts is not None else {},
         )
         return await asyncio.to_thread(_text, snapshot)
 
@@ -85,6 +101,7 @@ class _Snapshot(Collector):
     registrations: Counter[str]
     reloads: Counter[str]
     expiries: Mapping[str, float]
+    restarts: Mapping[str, int]
 
     def collect(self) -> Iterator[Metric]:
         yield from self._control()
@@ -114,6 +131,12 @@ class _Snapshot(Collector):
             "Certificate pairs read again",
             ["result"],
             (((result,), count) for result, count in self.reloads.items()),
+        )
+        yield _counters(
+            "worker_restarts",
+            "Processes that died or hung and were replaced",
+            ["worker"],
+            (((worker,), count) for worker, count in self.restarts.items()),
         )
         build = GaugeMetricFamily(
             "portero_build_info", "Versions, as labels", labels=["version", "python_version"]

@@ -32,8 +32,9 @@ _OTHERS: Final = {
     "caa": "the name's CAA record forbids this CA: add the CA to it, or remove the record",
     "rejectedIdentifier": "the CA does not sign this name: it is on its list of refusals, or no public name",
     "unsupportedIdentifier": "the CA does not sign names of this kind",
-    "externalAccountRequired": "the CA wants to know the account: set --acme-eab-kid and --acme-eab-hmac-file",
+    "externalAccountRequired": "the CA must know the account: set --acme-eab-kid and --acme-eab-hmac-file",
     "accountDoesNotExist": "the CA does not know the account any more: a new one is made",
+    "unauthorized": "the CA does not let this account do that",
     "invalidContact": "the CA does not take the e-mail address: see --acme-email",
     "unsupportedContact": "the CA does not take the e-mail address: see --acme-email",
     "userActionRequired": "the CA's terms have changed: read them at the address it gives",
@@ -48,15 +49,19 @@ def kind_of(problem: str) -> str:
     return problem.removeprefix(_PREFIX) if problem.startswith(_PREFIX) else ""
 
 
-def fault(problem: str, detail: str, retry_after: float = 0.0) -> AcmeError:
-    """The error for a problem document: its `type`, its `detail`, and the reply's Retry-After in seconds."""
+def fault(problem: str, detail: str, retry_after: float = 0.0, *, of_validation: bool = False) -> AcmeError:
+    """The error for a problem document: its `type`, its `detail`, and the reply's Retry-After in seconds.
+
+    `of_validation`: it is in a challenge or an order, and not the answer to a request; some words mean
+    something else there.
+    """
     kind = kind_of(problem)
     said = "".join(c if c.isprintable() else " " for c in detail)[:MAX_DETAIL].strip() or kind or "no reason"
     if kind == "rateLimited":
         return CaRateLimited(f"the CA's rate limit is reached ({said})", retry_after)
     if kind == "alreadyReplaced":
         return AlreadyReplaced(f"the CA says that the certificate was replaced already ({said})", retry_after)
-    if kind in _OF_VALIDATION:
+    if of_validation and kind in _OF_VALIDATION:
         return ValidationFailed(f"validation failed: {_OF_VALIDATION[kind]} ({said})", retry_after)
     advice = _OTHERS.get(kind)
     words = f"{advice} ({said})" if advice else f"the CA refused: {said}"

@@ -71,12 +71,11 @@ def decide(
     now: float,
     *,
     is_ours: bool,
-    has_ari: bool,
 ) -> Decision:
     """What to do about the certificate for `names`.
 
     `kept` is the pair in the state directory, `served` the one in the certificate directory; `is_ours` says
-    whether that one was put there by portero, `has_ari` whether the CA may know a better time for renewal.
+    whether that one was put there by portero.
     """
     if served is not None and not is_ours:
         return Decision(Act.LEAVE)
@@ -93,8 +92,6 @@ def decide(
     renew_at = renewal_time(kept, progress)
     if now >= renew_at:
         return Decision(Act.ORDER)
-    if not has_ari:
-        return Decision(Act.WAIT, renew_at)
     if now >= progress.ask_at:
         return Decision(Act.ASK)
     return Decision(Act.WAIT, min(renew_at, progress.ask_at))

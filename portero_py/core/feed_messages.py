@@ -96,7 +96,7 @@ class CertificateUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Departed:
-    """The sum of what workers had counted that are gone. Every worker keeps it for the next control process."""
+    """What workers had counted that are gone. The others keep it for the next control process."""
 
     version: int = 0
     counters: Counters = field(default_factory=Counters)
@@ -135,9 +135,7 @@ class Ack:
     """Everything up to the number of this frame is in force."""
 
 
-Message = (
-    TableUpdate | CertificateUpdate | Challenges | Departed | Ask | Hello | Serving | Counted | Ack
-)
+Message = TableUpdate | CertificateUpdate | Challenges | Departed | Ask | Hello | Serving | Counted | Ack
 
 
 def encode(message: Message, number: int = 0) -> bytes:
@@ -250,9 +248,7 @@ def _challenges_from(content: dict[str, Any]) -> Challenges:
 def _counters_to(counters: Counters) -> dict[str, Any]:
     # JSON knows no tuples as keys: a mapping is a list of pairs.
     values = {each.name: getattr(counters, each.name) for each in fields(Counters)}
-    return {
-        name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()
-    }
+    return {name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()}
 
 
 def _counters_from(content: dict[str, Any]) -> Counters:

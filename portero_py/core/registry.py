@@ -71,7 +71,11 @@ class Registry:
         """The routing table as of now; the same object until something changes."""
         if self._table is None:
             self._table = RoutingTable(
-                self._version, dict(self._services), self._default, self._since, frozenset(self._changed_since)
+                self._version,
+                dict(self._services),
+                self._default,
+                self._since,
+                frozenset(self._changed_since),
             )
             self._since = self._version
             self._changed_since.clear()

@@ -4,6 +4,8 @@ A worker must never wait for whoever reads its log. Lines are collected during a
 handed to the writer thread in one piece; when the reader is so far behind that `QUEUE_BYTES` wait, lines are
 dropped, counted (`portero_access_log_dropped`) and never waited for. Cookies, authorization and query strings
 of secrets do not occur: no header field is logged, and of the target only the path.
+
+Several workers write to one descriptor, in turns: a line is never cut in two by another worker's.
 """
 
 from __future__ import annotations
@@ -34,10 +36,18 @@ _PROTOCOLS: Final = {b"1.0": "HTTP/1.0", b"1.1": "HTTP/1.1", b"2": "HTTP/2"}
 
 
 class AccessLog:
-    """Writes lines to a file descriptor. `style` is "json", "text" or "off"."""
+    """Writes lines to a file descriptor. `style` is "json", "text" or "off".
+
+    `lock` is the descriptor of a file that the workers who write there lock, -1 when there is only one.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, counters: Counters, style: str, descriptor: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counters: Counters,
+        style: str,
+        descriptor: int,
+        lock: int = -1,
     ) -> None:
         self.style = style
         self.enabled = style != "off"
@@ -45,7 +55,7 @@ class AccessLog:
         self._loop = loop
         self._counters = counters
         self._lines: list[bytes] = []
-        self._writer = _Writer(descriptor) if self.enabled else None
+        self._writer = _Writer(descriptor, lock) if self.enabled else None
 
     def exchange(self, exchange: Exchange) -> None:
         """Log a finished exchange."""
@@ -129,8 +139,9 @@ class AccessLog:
 class _Writer:
     """A thread that writes pieces to a descriptor in order."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, lock: int) -> None:
         self._descriptor = descriptor
+        self._lock = lock
         self._condition = threading.Condition()
         self._pieces: deque[bytes] = deque()
         self._bytes = 0

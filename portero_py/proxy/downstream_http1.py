@@ -2,8 +2,7 @@
 
 States
     HEAD      waiting for a request's head, or for the rest of one; idle when nothing of it has come
-    LENGTH    inside a request body of known length (`_left` bytes to come)
-    CHUNKED   inside a chunked request body
+    BODY      inside a request body
     RESPONSE  the request is complete, the response is not; what comes now belongs to the next request
               and waits in `_buffer` (pipelining: answered in order because nothing is looked at before)
     TUNNEL    after a 101: bytes both ways
@@ -25,6 +24,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -32,9 +33,8 @@ from typing import TYPE_CHECKING, Final
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, WireError
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.replies import reply
-from portero_py.wire.framing import ChunkedDecoder, chunk, last_chunk
+from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import find_head, response_bytes
-from portero_py.wire.message import CHUNKED
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
@@ -54,20 +54,20 @@ JOIN_LIMIT: Final = 65536
 #: Seconds that a client may leave the last bytes unread.
 CLOSE_SECONDS: Final = 10.0
 
+_RESET: Final = struct.pack("ii", 1, 0)  # linger for 0 seconds
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 
 
 class State(Enum):
     HEAD = 0
-    LENGTH = 1
-    CHUNKED = 2
-    RESPONSE = 3
-    TUNNEL = 4
-    LINGER = 5
-    CLOSED = 6
+    BODY = 1
+    RESPONSE = 2
+    TUNNEL = 3
+    LINGER = 4
+    CLOSED = 5
 
 
-_HEAD, _LENGTH, _CHUNKED, _RESPONSE, _TUNNEL, _LINGER, _CLOSED = State
+_HEAD, _BODY, _RESPONSE, _TUNNEL, _LINGER, _CLOSED = State
 
 
 class Http1Downstream(asyncio.Protocol):
@@ -84,7 +84,7 @@ class Http1Downstream(asyncio.Protocol):
         "_head_begun",
         "_held",
         "_keep_alive",
-        "_left",
+        "_linger_left",
         "_processing",
         "_reading_paused",
         "_response_chunked",
@@ -116,8 +116,8 @@ class Http1Downstream(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._head: RequestHead | None = None
         self._head_begun = False  # some bytes of it have come, and its deadline is set
-        self._left = 0
-        self._decoder: ChunkedDecoder | None = None
+        self._linger_left = 0
+        self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._body_paused = False
         self._keep_alive = True
         self._response_started = False
@@ -139,8 +139,8 @@ class Http1Downstream(asyncio.Protocol):
             if len(self._buffer) > PIPELINE_LIMIT:
                 self._update_reading()
         elif state is _LINGER:
-            self._left -= len(data)
-            if self._left < 0:
+            self._linger_left -= len(data)
+            if self._linger_left < 0:
                 self._close()
         elif state is not _CLOSED:
             self._take_body(data)
@@ -210,7 +210,7 @@ class Http1Downstream(asyncio.Protocol):
                 self._fail(HeadTimeout("the request's head was not received in time"))
             else:
                 self._close()
-        elif state is _LENGTH or state is _CHUNKED:
+        elif state is _BODY:
             self._fail(BodyTimeout("the request's body was not received in time"))
 
     # The life cycle
@@ -443,24 +443,19 @@ class Http1Downstream(asyncio.Protocol):
             end = find_head(data, limits.request_line, limits.header_bytes, BadRequest)
         else:
             end = 0
-        if not end:
-            if data and not self._head_begun:
-                self._head_begun = True
-                self.deadline = monotonic() + worker.timeouts.head
-                worker.deadlines.sooner(self)
+        if not end and data and not self._head_begun:
+            self._head_begun = True
+            self.deadline = monotonic() + worker.timeouts.head
+            worker.deadlines.sooner(self)
         self._buffer = data
         return end
 
     def _begin_body(self, exchange: Exchange, length: int) -> None:
         self.deadline = monotonic() + self._worker.timeouts.body_idle
-        if length == CHUNKED:
-            self._state = _CHUNKED
-            self._decoder = ChunkedDecoder(BadRequest)
-        else:
-            self._state = _LENGTH
-            self._left = length
+        self._state = _BODY
+        self._decoder = body_decoder(length, BadRequest)
         exchange.start()
-        if self._buffer and self._state in (_LENGTH, _CHUNKED):
+        if self._buffer and self._state is _BODY:
             body, self._buffer = self._buffer, b""
             self._take_body(body)
         if self._reading_paused:
@@ -475,18 +470,6 @@ class Http1Downstream(asyncio.Protocol):
             exchange.request_body(data)
             return
         self.deadline = monotonic() + self._worker.timeouts.body_idle
-        if state is _LENGTH:
-            size = len(data)
-            left = self._left
-            if size < left:
-                self._left = left - size
-                exchange.request_body(data)
-                return
-            if size > left:
-                self._buffer = data[left:]
-                data = data[:left]
-            self._body_complete(exchange, data, None)
-            return
         decoder = self._decoder
         assert decoder is not None
         try:
@@ -505,7 +488,7 @@ class Http1Downstream(asyncio.Protocol):
     def _body_complete(self, exchange: Exchange, data: bytes, trailers: Fields | None) -> None:
         if data:
             exchange.request_body(data)
-        if self._exchange is exchange and self._state in (_LENGTH, _CHUNKED):
+        if self._exchange is exchange and self._state is _BODY:
             self._state = _RESPONSE
             if not self._writing_paused:
                 self.deadline = 0.0
@@ -541,7 +524,11 @@ class Http1Downstream(asyncio.Protocol):
         if request is None or request.version == b"1.1":
             self._close()  # the length, or the missing last chunk, tells
         else:
-            self._transport.abort()  # only a reset tells
+            # Only a reset tells, and a socket that is closed with nothing unread sends none by itself.
+            sock = self._transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._transport.abort()
 
     def _linger(self) -> None:
         """The last byte is out: give the client a moment to read it."""
@@ -552,7 +539,7 @@ class Http1Downstream(asyncio.Protocol):
             return
         self._state = _LINGER
         self._buffer = b""
-        self._left = LINGER_BYTES
+        self._linger_left = LINGER_BYTES
         self._unsent = self._transport.get_write_buffer_size()
         self.deadline = monotonic() + LINGER_SECONDS
         self._worker.deadlines.sooner(self)
@@ -578,10 +565,10 @@ class Http1Downstream(asyncio.Protocol):
         if pause and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
-            if self._state in (_LENGTH, _CHUNKED) and not self._writing_paused:
+            if self._state is _BODY and not self._writing_paused:
                 self.deadline = 0.0  # the backend is behind, not the client
         elif not pause and self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
-            if self._state in (_LENGTH, _CHUNKED):
+            if self._state is _BODY:
                 self.deadline = monotonic() + self._worker.timeouts.body_idle

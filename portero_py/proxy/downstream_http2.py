@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 #: Most seconds between two sweeps; less when a time-out is short.
 LOOK: Final = 5.0
-#: Seconds that a response may wait for the client without any progress.
-STALLED: Final = 60.0
 #: Seconds between the two GOAWAY of a drain when the client does not answer the PING, and for the last bytes.
 DRAIN_PAUSE: Final = 1.0
 CLOSE_SECONDS: Final = 5.0
@@ -135,7 +133,7 @@ class Http2Stream(Stream):
         if self.idle_since == 0.0:
             self.idle_since = now
         elif self.stalled:
-            if now - self.idle_since >= STALLED:
+            if now - self.idle_since >= body_idle:
                 self._time_out(ClientGone("the client did not take the response"))
         elif self.request_ended or self.paused or self.response >= ENDING:
             return  # nothing is awaited from the client
@@ -254,7 +252,7 @@ class Http2Downstream(asyncio.Protocol):
     def on_deadline(self, now: float) -> None:
         """Sweep: over the socket, the header block, the streams, the idleness."""
         connection = self._connection
-        if self._closing or (self._full_since and now - self._full_since >= STALLED):
+        if self._closing or (self._full_since and now - self._full_since >= self.worker.timeouts.body_idle):
             self._transport.abort()
             self.deadline = now + CLOSE_SECONDS
             return

@@ -3,8 +3,7 @@
 States
     IDLE         in the pool; any byte from the backend is unasked for and ends the connection
     HEAD         a request was or is being sent; waiting for the head of a final response
-    LENGTH       inside a body of known length (`_left` bytes to come)
-    CHUNKED      inside a chunked body
+    BODY         inside a body that says where it ends
     UNTIL_CLOSE  inside a body that the end of the connection ends
     TUNNEL       after a 101: bytes both ways
     CLOSED       given up
@@ -28,7 +27,7 @@ from portero_py.errors import (
     UpstreamClosed,
     UpstreamTimeout,
 )
-from portero_py.wire.framing import ChunkedDecoder, chunk, last_chunk
+from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import find_head, request_bytes
 from portero_py.wire.message import CHUNKED, UNTIL_CLOSE
 
@@ -51,14 +50,13 @@ TUNNEL_IDLE: Final = 3600.0
 class State(Enum):
     IDLE = 0
     HEAD = 1
-    LENGTH = 2
-    CHUNKED = 3
-    UNTIL_CLOSE = 4
-    TUNNEL = 5
-    CLOSED = 6
+    BODY = 2
+    UNTIL_CLOSE = 3
+    TUNNEL = 4
+    CLOSED = 5
 
 
-_IDLE, _HEAD, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _TUNNEL, _CLOSED = State
+_IDLE, _HEAD, _BODY, _UNTIL_CLOSE, _TUNNEL, _CLOSED = State
 
 
 class UpstreamHttp1(asyncio.Protocol):
@@ -70,7 +68,6 @@ class UpstreamHttp1(asyncio.Protocol):
         "_decoder",
         "_exchange",
         "_informational",
-        "_left",
         "_method",
         "_outgoing",
         "_pool",
@@ -106,8 +103,7 @@ class UpstreamHttp1(asyncio.Protocol):
         self._body_chunked = False
         self._request_ended = False
         self._buffer = b""
-        self._left = 0
-        self._decoder: ChunkedDecoder | None = None
+        self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._reusable = False
         self._informational = 0
 
@@ -294,12 +290,9 @@ class UpstreamHttp1(asyncio.Protocol):
         state = self._state
         if state is _HEAD:
             self._read_head(self._buffer + data if self._buffer else data, exchange)
-        elif state is _LENGTH:
+        elif state is _BODY:
             self.deadline = monotonic() + self._worker.timeouts.upstream_idle
-            self._read_length(data, exchange)
-        elif state is _CHUNKED:
-            self.deadline = monotonic() + self._worker.timeouts.upstream_idle
-            self._read_chunked(data, exchange)
+            self._read_body(data, exchange)
         elif state is _UNTIL_CLOSE:
             self.deadline = monotonic() + self._worker.timeouts.upstream_idle
             exchange.response_body(data)
@@ -347,15 +340,11 @@ class UpstreamHttp1(asyncio.Protocol):
             exchange.response(head, rest[:length] if extra else rest, now)
             return
         self.deadline = monotonic() + worker.timeouts.upstream_idle
-        if length > 0:
-            self._state = _LENGTH
-            self._left = length
-        elif length == CHUNKED:
-            self._state = _CHUNKED
-            self._decoder = ChunkedDecoder(BadResponse)
-        else:
-            assert length == UNTIL_CLOSE
+        if length == UNTIL_CLOSE:
             self._state = _UNTIL_CLOSE
+        else:
+            self._state = _BODY
+            self._decoder = body_decoder(length, BadResponse)
         exchange.response_head(head)
         if rest and self._exchange is exchange:
             self._read(rest, exchange)
@@ -370,20 +359,7 @@ class UpstreamHttp1(asyncio.Protocol):
         if rest and self._exchange is exchange:
             exchange.response_body(rest)
 
-    def _read_length(self, data: bytes, exchange: Exchange) -> None:
-        size = len(data)
-        left = self._left
-        if size < left:
-            self._left = left - size
-            exchange.response_body(data)
-        elif size == left:
-            exchange.response_body(data)
-            self._complete(None, b"")
-        else:
-            exchange.response_body(data[:left])
-            self._complete(None, data[left:])
-
-    def _read_chunked(self, data: bytes, exchange: Exchange) -> None:
+    def _read_body(self, data: bytes, exchange: Exchange) -> None:
         decoder = self._decoder
         assert decoder is not None
         body, rest = decoder.decode(data)

@@ -42,7 +42,11 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """The data plane on one event loop. `log_descriptor` takes the access log."""
+    """The data plane on one event loop. `log_descriptor` takes the access log.
+
+    When there are several workers, `front_tls` was made before they were forked, `start` is another number
+    in each, and `log_lock` is a file that all of them have (see `access_log`).
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Worker:
         *,
         front_tls: FrontTls | None = None,
         log_descriptor: int = 1,
+        log_lock: int = -1,
         start: int = 0,
     ) -> None:
         # process
@@ -67,6 +72,7 @@ class Worker:
         self.pools = Pools(self)
         self._certificates = CertificateTable()
         self._log_descriptor = log_descriptor
+        self._log_lock = log_lock
         self._request_prefix = secrets.token_hex(8).encode()
         self._request_number = 0
         self._server = FrontServer(self)
@@ -181,7 +187,8 @@ class Worker:
     # Private
 
     def _open_log(self, config: Config) -> AccessLog:
-        return AccessLog(self.loop, self.counters, config.log.access, self._log_descriptor)
+        style = config.log.access
+        return AccessLog(self.loop, self.counters, style, self._log_descriptor, self._log_lock)
 
     def _prune(self) -> None:
         self._pruning = None

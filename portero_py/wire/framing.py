@@ -91,6 +91,11 @@ def may_trail(name: bytes) -> bool:
     return name.lower().replace(b"_", b"-") not in _NOT_IN_TRAILERS
 
 
+def body_decoder(length: int, error: type[WireError]) -> LengthDecoder | ChunkedDecoder:
+    """Return what reads a body of `length` bytes, 1 at least, or CHUNKED."""
+    return ChunkedDecoder(error) if length == CHUNKED else LengthDecoder(length)
+
+
 def chunk(data: bytes) -> bytes:
     """Return `data`, which is not empty, as one chunk."""
     return b"%x\r\n%b\r\n" % (len(data), data)
@@ -101,6 +106,29 @@ def last_chunk(trailers: Fields | None) -> bytes:
     if not trailers:
         return b"0\r\n\r\n"
     return b"0\r\n%b\r\n" % b"".join([b"%b: %b\r\n" % field for field in trailers])
+
+
+class LengthDecoder:
+    """Takes one body of `length` bytes, 1 at least, from what was read. The same calls as ChunkedDecoder."""
+
+    __slots__ = ("_left",)
+
+    trailers: Fields = []  # noqa: RUF012  # there are none, and nobody adds any
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+
+    def decode(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Return the body bytes found in `data`, and the rest when the body is complete, else None."""
+        size = len(data)
+        left = self._left
+        if size < left:
+            self._left = left - size
+            return data, None
+        self._left = 0
+        if size == left:
+            return data, b""
+        return data[:left], data[left:]
 
 
 class ChunkedDecoder:

@@ -255,6 +255,8 @@ _CHUNKS = {
     "an empty size": b"\r\nhello\r\n0\r\n\r\n",
     "a size line that is only an extension": b";a\r\nhello\r\n0\r\n\r\n",
     "no CRLF behind the data": b"5\r\nhello0\r\n\r\n",
+    "two other bytes for the CRLF behind the data": b"5\r\nhelloXX0\r\n\r\n",
+    "two bare LFs for the CRLF behind the data": b"5\r\nhello\n\n0\r\n\r\n",
     "more data than its size": b"5\r\nhelloo\r\n0\r\n\r\n",
     "a bare LF behind the size": b"5\nhello\r\n0\r\n\r\n",
     "a bare CR behind the size": b"5\rhello\r\n0\r\n\r\n",

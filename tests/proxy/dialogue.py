@@ -145,7 +145,7 @@ class ScriptedTransport(asyncio.Transport):
         asyncio.get_running_loop().call_soon(self._lose, None)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return ("192.0.2.7", 50000) if name == "peername" else default
+        return ("192.0.2.7", 50000) if name == "peername" else default  # there is no socket
 
     # Private
 

@@ -13,7 +13,7 @@ from portero_py.config import Limits, Timeouts
 from portero_py.errors import BodyTimeout, ClientGone, NoBackend, PorteroError, UpstreamClosed
 from portero_py.proxy.client import Client
 from portero_py.proxy.deadlines import DeadlineWheel
-from portero_py.proxy.downstream_http2 import OUTPUT_LIMIT, STALLED, Http2Downstream, Http2Stream
+from portero_py.proxy.downstream_http2 import OUTPUT_LIMIT, Http2Downstream, Http2Stream
 from portero_py.proxy.endpoints import Downstream
 from portero_py.proxy.worker import Worker
 from portero_py.wire.http2_frames import (
@@ -89,6 +89,9 @@ class Socket:
 
     def resume_reading(self) -> None:
         self.reading = True
+
+
+STALLED = Timeouts().body_idle
 
 
 class FakeWorker:

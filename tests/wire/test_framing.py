@@ -14,6 +14,7 @@ from portero_py.wire.framing import (
     EXTENSION_ALLOWANCE,
     TRAILER_LIMIT,
     ChunkedDecoder,
+    body_decoder,
     chunk,
     last_chunk,
     may_trail,
@@ -341,3 +342,22 @@ def test_the_last_chunk_ends_the_body() -> None:
 def test_every_error_of_a_decoder_is_a_wire_error() -> None:
     assert issubclass(BadRequest, WireError)
     assert issubclass(BadResponse, WireError)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_body_of_known_length_ends_where_its_length_says_however_it_is_cut(cut: int) -> None:
+    data = b"body" + b"GET / HTTP"
+    decoder = body_decoder(4, BadRequest)
+    body, rest = b"", None
+    position = 0
+    while rest is None:
+        piece, rest = decoder.decode(data[position : position + cut])
+        body += piece
+        position += cut
+    assert body == b"body"
+    assert rest + data[position:] == b"GET / HTTP"
+    assert decoder.trailers == []
+
+
+def test_a_body_of_unknown_length_is_read_as_chunks() -> None:
+    assert body_decoder(CHUNKED, BadRequest).decode(b"2\r\nab\r\n0\r\n\r\nrest") == (b"ab", b"rest")

@@ -1,0 +1,112 @@
+"""The certificate directory as ACME writes it: in the usual layout, and never over somebody else's work.
+
+A folder that portero filled holds `.portero-acme`, with the fingerprints of the certificate it put there and
+of the one before. The certificate that is served counts as portero's only while its fingerprint is one of
+these; anything else was put there by a person or another program, and is left alone from then on.
+
+The order of writing: mark, key, chain. Between the last two the pair does not fit, so the certificate store
+keeps what it had; after a crash there the start completes it (`Acme.recover`), before certificates are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from portero_py.control import acme_files
+from portero_py.core.acme_schedule import Held
+from portero_py.core.certificates import Certificate, folder_name
+from portero_py.errors import StateUnwritable
+
+MARK: Final = ".portero-acme"
+_CHAIN: Final = "fullchain.pem"
+_KEY: Final = "privkey.pem"
+_OTHER_CHAIN: Final = "cert.pem"
+
+
+class CertificateFolder:
+    """Where the certificates of `cert_dir` come from, and how one more gets there. It blocks."""
+
+    def __init__(self, cert_dir: str | Path) -> None:
+        self._cert_dir = Path(cert_dir)
+
+    def served(self, name: str) -> tuple[Held | None, bool]:
+        """What is there for `name`, and whether portero put it there: (None, True) when there is nothing.
+
+        Files that are no certificate count as somebody else's. Raises StateUnwritable when the directory
+        cannot be read.
+        """
+        own = self._cert_dir / name
+        for path in self._entries(name):
+            if path != own and (path.is_file() or any((path / part).exists() for part in _PARTS)):
+                return _hand_made(path / _CHAIN if path.is_dir() else path), False
+        if not any((own / part).exists() for part in _PARTS):
+            return None, True
+        fingerprints = self._fingerprints(name)
+        if not (own / _CHAIN).exists():
+            # A key alone, of ours: the end of an installation that broke off.
+            return None, bool(fingerprints) and not (own / _OTHER_CHAIN).exists()
+        found = _hand_made(own / _CHAIN)
+        return found, found.fingerprint in fingerprints
+
+    def install(self, certificate: Certificate) -> None:
+        """Put a pair in its folder. Raises StateUnwritable; what was served before is still there then.
+
+        The caller has made sure that `served` is portero's own.
+        """
+        folder = self._cert_dir / certificate.name
+        try:
+            folder.mkdir(mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise StateUnwritable(f"cannot make {folder}: {os.strerror(error.errno or 0)}") from error
+        fingerprints = [certificate.fingerprint, *self._fingerprints(certificate.name)]
+        mark = json.dumps(list(dict.fromkeys(fingerprints))[:2]).encode()
+        acme_files.write(folder / MARK, mark, 0o644)
+        acme_files.write(folder / _KEY, certificate.key_pem, 0o600)
+        acme_files.write(folder / _CHAIN, certificate.chain_pem, 0o644)
+
+    # Private
+
+    def _entries(self, name: str) -> list[Path]:
+        """Everything in the directory that stands for `name`, however it is spelled."""
+        try:
+            found = sorted(self._cert_dir.iterdir())
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise StateUnwritable(f"cannot read {self._cert_dir}: {reason}") from error
+        return [path for path in found if name in (folder_name(path.name), _combined(path))]
+
+    def _fingerprints(self, name: str) -> list[str]:
+        try:
+            found = json.loads(acme_files.read(self._cert_dir / name / MARK) or b"[]")
+        except ValueError:
+            return []
+        return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+# Private
+
+_PARTS: Final = (_CHAIN, _OTHER_CHAIN, _KEY)
+
+
+def _combined(path: Path) -> str | None:
+    return folder_name(path.stem) if path.suffix == ".pem" else None
+
+
+def _hand_made(path: Path) -> Held:
+    """The first certificate of a file. One without any is a certificate all the same, with no name."""
+    try:
+        leaf = x509.load_pem_x509_certificate(acme_files.read(path) or b"")
+        return Held(
+            frozenset(),
+            leaf.not_valid_before_utc.timestamp(),
+            leaf.not_valid_after_utc.timestamp(),
+            leaf.fingerprint(hashes.SHA256()).hex(),
+        )
+    except ValueError:
+        return Held(frozenset(), 0.0, 0.0, "")

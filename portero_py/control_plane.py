@@ -1,0 +1,166 @@
+"""The control plane put together: registry, registration API, certificates, plain HTTP, snapshot, metrics.
+
+It runs on the event loop of the only process, or in a process of its own beside several workers: it knows
+the workers as subscribers of the feed, wherever they are.
+
+The order of a start: `load` reads certificates and leases and publishes both, so that whoever serves has them
+before the first client; `serve` opens the ports of the registration API and of plain HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from portero_py.config import Config
+from portero_py.control.certificates import CertificateStore
+from portero_py.control.feed import Feed
+from portero_py.control.metrics import Metrics
+from portero_py.control.plain_http import PlainHttp
+from portero_py.control.registration_api import RegistrationApi, State
+from portero_py.control.snapshot import Snapshot
+from portero_py.core.certificates import CertificateTable
+from portero_py.core.registry import Registry
+from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import BadSnapshot, ConfigError
+from portero_py.sockets import Listening
+
+_log = logging.getLogger(__name__)
+
+
+class ControlPlane:
+    """Everything but the traffic. The caller closes the sockets of `listening`.
+
+    `https_port` is where plain HTTP redirects to. `refresh` and `restarts` are for the metrics.
+    Raises ConfigError for what it cannot work with.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        listening: Listening,
+        https_port: int,
+        feed: Feed,
+        *,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+        restarts: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
+        self._config = config
+        self._listening = listening
+        self._https_port = https_port
+        self._feed = feed
+        self._runners: list[web.BaseRunner] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._registry = Registry(config.proxy.default_service)
+        self._metrics = Metrics(self._registry, feed.counters, refresh=refresh, restarts=restarts)
+        self._api = RegistrationApi(
+            config.registration,
+            self._registry,
+            feed,
+            self._metrics,
+            clock=time.monotonic,
+            wall_clock=time.time,
+        )
+        self._store: CertificateStore | None = None
+        if config.tls.enabled:
+            self._store = CertificateStore(
+                config.tls.cert_dir, self._publish_certificates, count=self._metrics.certificate_reload
+            )
+        self._snapshot: Snapshot | None = None
+        if config.state_dir:
+            self._snapshot = Snapshot(config.state_dir, clock=time.monotonic, wall_clock=time.time)
+
+    @property
+    def state(self) -> State:
+        """What /readyz says."""
+        return self._api.state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._api.state = state
+
+    async def load(self) -> None:
+        """Publish the certificates, and the leases that outlived the last run. Raises ConfigError."""
+        if self._store is not None:
+            await self._store.load()
+        if self._snapshot is not None:
+            try:
+                services = await asyncio.to_thread(self._snapshot.load)
+            except BadSnapshot as error:
+                _log.error("starting without the leases of the last run: %s", error)
+            else:
+                restored = self._registry.restore(services, 0, time.monotonic())
+                if restored:
+                    _log.info("restored %d leases of the last run", restored)
+        await self._api.start()
+
+    async def take_over(self, table: RoutingTable) -> None:
+        """In place of `load`: go on where a control process stopped whose last table was `table`."""
+        if self._store is not None:
+            try:
+                await self._store.load()
+            except ConfigError as error:  # the workers present those that they have
+                _log.error("%s", error)
+        restored = self._registry.restore(table.services.values(), table.version, time.monotonic())
+        _log.info("took over %d leases from the workers", restored)
+        await self._api.start()
+
+    async def serve(self) -> None:
+        """Open the ports, and begin to follow certificates and to save leases."""
+        if self._store is not None:
+            self.own(self._store.run(), "certificates")
+        if self._snapshot is not None:
+            self.own(self._snapshot.run(lambda: self._registry.table), "snapshot")
+        await self._open(self._api.runner(), self._listening.registration)
+        if self._listening.plain_http:
+            plain_http = PlainHttp(self._https_port, self._config.plain_http.acme_upstream)
+            await self._open(plain_http.runner(), self._listening.plain_http)
+
+    async def rescan(self) -> None:
+        """Look at the certificates now."""
+        if self._store is not None:
+            await self._store.rescan()
+
+    def own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something until `close`."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(_on_end)
+        self._tasks.append(task)
+
+    async def close(self) -> None:
+        """Close the ports, end what runs, save the leases."""
+        for runner in reversed(self._runners):
+            await runner.cleanup()
+        await self._api.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._snapshot is not None:
+            try:
+                await asyncio.to_thread(self._snapshot.save, self._registry.table)
+            except BadSnapshot as error:
+                _log.error("leases will not survive a restart: %s", error)
+
+    # Private
+
+    async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket]) -> None:
+        await runner.setup()
+        self._runners.append(runner)
+        for sock in sockets:
+            await web.SockSite(runner, sock).start()
+
+    async def _publish_certificates(self, certificates: CertificateTable) -> None:
+        await self._feed.publish_certificates(certificates)
+        self._metrics.certificates({each.name: each.not_after for each in certificates.certificates})
+
+
+def _on_end(task: asyncio.Task[None]) -> None:
+    # What it did is over, but traffic goes on: certificates then change with SIGHUP only.
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("%s ended unexpectedly", task.get_name(), exc_info=task.exception())
