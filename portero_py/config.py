@@ -102,11 +102,32 @@ class PlainHttp:
 
 
 @dataclass(frozen=True, slots=True)
+class Acme:
+    """Certificates by themselves. `domains` has one group of names a certificate, the folder's name first."""
+
+    domains: tuple[tuple[str, ...], ...] = ()
+    on_register: tuple[str, ...] = ()  # patterns of services that bring their certificate along
+    email: str = ""
+    directory: str = "https://acme-v02.api.letsencrypt.org/directory"
+    ca_file: str = ""
+    challenge: str = "auto"  # tls-alpn-01 | http-01 | auto
+    eab_kid: str = ""
+    eab_hmac: str = field(default="", repr=False)
+    agree_tos: bool = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether portero asks a CA for anything."""
+        return bool(self.domains or self.on_register)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     proxy: Proxy = Proxy()
     registration: Registration = Registration()
     plain_http: PlainHttp = PlainHttp()
     tls: Tls = Tls()
+    acme: Acme = Acme()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     log: Log = Log()

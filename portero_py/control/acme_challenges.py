@@ -1,4 +1,4 @@
-"""The challenges that are pending: collected from all orders, published to the listeners, asked by port 80."""
+"""The challenges that are pending: collected from all orders, published to listeners, asked by port 80."""
 
 from __future__ import annotations
 

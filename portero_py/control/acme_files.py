@@ -163,7 +163,7 @@ def write(path: Path, content: bytes, mode: int = 0o600) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         with _removed_on_error(part):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(part, flags, mode), "wb") as file:
@@ -175,6 +175,13 @@ def write(path: Path, content: bytes, mode: int = 0o600) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise _cannot("write", path, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, 0700. Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 # Private

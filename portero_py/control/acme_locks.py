@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from portero_py.control.acme_files import make_folder
 from portero_py.errors import Busy, StateUnwritable
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ class Lock:
         descriptor = _open(self._path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lease = _read(descriptor)
-            if lease.get("owner") not in (None, self._owner) and float(lease.get("until", 0)) > now:
-                raise Busy(f"another machine is at it ({self._path})")
+            self._respect(_read(descriptor), now)
         except BlockingIOError as error:
             os.close(descriptor)
             raise Busy(f"another process is at it ({self._path})") from error
@@ -78,6 +77,10 @@ class Lock:
                 os.close(descriptor)
 
     # Private
+
+    def _respect(self, lease: dict[str, float | str], now: float) -> None:
+        if lease.get("owner") not in (None, self._owner) and float(lease.get("until", 0)) > now:
+            raise Busy(f"another machine is at it ({self._path})")
 
     def _write(self, content: bytes) -> None:
         try:
@@ -105,7 +108,7 @@ def account_in_use(path: Path, *, exclusive: bool = False) -> Iterator[None]:
 
 def _open(path: Path) -> int:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(path.parent)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StateUnwritable(f"cannot open {path}: {os.strerror(error.errno or 0)}") from error

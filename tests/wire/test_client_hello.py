@@ -112,7 +112,6 @@ def test_a_hello_of_one_byte_a_record_is_put_together() -> None:
         record(message(ACME[9:-1])),  # its last extension breaks off
     ],
     ids=range(11),  # ACME is another one in every process
-    ids=lambda data: data[:12].hex(),
 )
 def test_what_is_no_client_hello_is_told_at_once(data: bytes) -> None:
     assert read_hello(data) is NOT_TLS
