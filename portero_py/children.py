@@ -1,4 +1,4 @@
-"""What runs in the processes that the supervisor forks: the control plane in one, the data plane in each other.
+"""What runs in the processes that the supervisor forks: control in the first, a worker in each other one.
 
 The rules
 - A child inherits everything ready: listening sockets, the front TLS context, the feed's socket. It closes
@@ -7,7 +7,7 @@ The rules
   supervisor alone, who tells the others (a terminal sends it to all).
 - A worker: SIGTERM drains, then it ends. SIGHUP reads the configuration again.
 - Control: SIGHUP too, and looks at the certificates. SIGTERM only makes /readyz say 503: backends renew to
-  the end. SIGUSR1, when the workers are gone, ends it.
+  the end. SIGUSR1, when the workers are gone, ends it. (A SIGTERM for it alone ends it too, in the end.)
 - The supervisor's death is the end of the lifeline, a pipe that nobody writes to: a worker drains as if told
   to, control stays until the workers are gone.
 """
@@ -18,7 +18,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -41,6 +40,9 @@ from portero_py.sockets import Listening, Rendezvous
 
 #: Control's slot on the board; the workers have those behind it.
 CONTROL: Final = 0
+
+#: Seconds in which a SIGTERM to control must turn out to be the supervisor's wish.
+STRAY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -184,11 +186,11 @@ class _Control(_Process):
         self._again = again
         self._draining = False
         self._was_ready = again
-        self._alone = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
 
     async def serve(self) -> None:
         heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-        inherited = self.inherited
+        inherited, loop = self.inherited, asyncio.get_running_loop()
         feed = Feed()
         self._server = FeedServer(
             feed, inherited.rendezvous.socket, self.config.workers, lambda _: self._tell_state()
@@ -217,20 +219,29 @@ class _Control(_Process):
             else:
                 self._draining = True
                 self._tell_state()
+                loop.call_later(STRAY_SECONDS, self._end_if_stray)
         await self._plane.close()
         await self._server.close()
         heartbeat.cancel()
 
     def orphaned(self) -> None:
-        self._alone_task = asyncio.create_task(self._wait_for_workers(), name="last worker")
+        self._watch = asyncio.create_task(self._wait_for_workers(), name="last worker")
 
     # Private
 
+    def _end_if_stray(self) -> None:
+        """Somebody else sent SIGTERM, to control alone: end, and be replaced."""
+        if not self.inherited.board.stopping and self._watch is None:
+            self.signals.put_nowait(signal.SIGUSR1)
+
     async def _wait_for_workers(self) -> None:
         """Nobody will send SIGUSR1: see for oneself when the workers are gone."""
-        ends_at = time.monotonic() + self.config.timeouts.drain + self.config.timeouts.shutdown
-        while self._server.connected and time.monotonic() < ends_at:
-            await asyncio.sleep(0.1)
+        timeouts = self.config.timeouts
+        try:
+            async with asyncio.timeout(timeouts.drain + timeouts.shutdown):
+                await self._server.emptied()
+        except TimeoutError:
+            _log.warning("some workers are still there")
         self.signals.put_nowait(signal.SIGUSR1)
 
     def _tell_state(self) -> None:

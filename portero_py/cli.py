@@ -39,6 +39,22 @@ AcmeUpstream = Annotated[str | None, _option("Who answers ACME challenges on --h
 TlsCertDir = Annotated[str | None, _option("Certificates. Default /etc/portero/certs.", "DIR")]
 TlsMinVersion = Annotated[str | None, _option("Lowest TLS version: 1.2 (default) or 1.3.", "VERSION")]
 NoTls = Annotated[bool, typer.Option("--no-tls", help="Serve plain HTTP.", show_default=False)]
+AcmeDomain = Annotated[
+    list[str] | None, _option("Get a certificate for these names; repeatable.", "NAME[,NAME...]")
+]
+AcmeOnRegister = Annotated[
+    list[str] | None, _option("And for services that register and match; repeatable.", "PATTERN")
+]
+AcmeEmail = Annotated[str | None, _option("Whom the CA tells about problems.", "ADDRESS")]
+AcmeDirectory = Annotated[str | None, _option("Which CA. Default Let's Encrypt; or staging.", "URL")]
+AcmeCaFile = Annotated[str | None, _option("Whom to trust for the CA's own https.", "FILE")]
+AcmeChallenge = Annotated[str | None, _option("auto (default), tls-alpn-01 or http-01.", "TYPE")]
+AcmeEabKid = Annotated[str | None, _option("The account's number with a CA that wants one.", "KID")]
+AcmeEabHmac = Annotated[str | None, _option("The key that belongs to it, base64url.", "KEY")]
+AcmeEabHmacFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
+AcmeAgreeTos = Annotated[
+    bool, typer.Option("--acme-agree-tos", help="Agree to the CA's terms of service.", show_default=False)
+]
 RegisterSecret = Annotated[str | None, _option("The shared secret of all backends.")]
 RegisterSecretFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
 JwtHmacKey = Annotated[str | None, _option("The key that signs tokens, taken as it is.", "KEY")]
@@ -61,7 +77,7 @@ UpstreamTlsVerify = Annotated[
 UpstreamCaFile = Annotated[
     str | None, _option("Whom to trust for that, instead of the system's CAs.", "FILE")
 ]
-Workers = Annotated[str | None, _option("Data-plane processes. Default 1.", "N")]
+Workers = Annotated[str | None, _option("Data-plane processes, or auto: one a core. Default 1.", "N")]
 StateDir = Annotated[str | None, _option("Where state that outlives a restart is kept.", "DIR")]
 AccessLog = Annotated[str | None, _option("json (default), text or off.", "STYLE")]
 LogLevel = Annotated[str | None, _option("error, warn, info (default) or debug.", "LEVEL")]
@@ -106,6 +122,16 @@ def root(
     backend_cidr: BackendCidr = None,
     http_addr: HttpAddr = None,
     acme_upstream: AcmeUpstream = None,
+    acme_domain: AcmeDomain = None,
+    acme_on_register: AcmeOnRegister = None,
+    acme_email: AcmeEmail = None,
+    acme_directory: AcmeDirectory = None,
+    acme_ca_file: AcmeCaFile = None,
+    acme_challenge: AcmeChallenge = None,
+    acme_eab_kid: AcmeEabKid = None,
+    acme_eab_hmac: AcmeEabHmac = None,
+    acme_eab_hmac_file: AcmeEabHmacFile = None,
+    acme_agree_tos: AcmeAgreeTos = False,
     trusted_proxy: TrustedProxy = None,
     default_service: DefaultService = None,
     upstream_tls_verify: UpstreamTlsVerify = False,

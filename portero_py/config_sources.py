@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from portero_py import config_values as values
-from portero_py.config import Config, Limits, Log, PlainHttp, Proxy, Registration, Timeouts, Tls
+from portero_py.config import Acme, Config, Limits, Log, PlainHttp, Proxy, Registration, Timeouts, Tls
 from portero_py.errors import ConfigError
 
 #: The most that a secret's file, or the configuration file, may hold, bytes.
@@ -84,6 +84,17 @@ SETTINGS: Final = (
     Setting("tls.enabled", values.switch, "no-tls", shape=_shape_off),
     Setting("tls.cert_dir", values.text, "tls-cert-dir", "TLS_CERT_DIR"),
     Setting("tls.min_version", values.one_of("1.2", "1.3"), "tls-min-version"),
+    Setting("acme.domains", values.many(values.acme_names), "acme-domain", shape=values.shape_words),
+    Setting(
+        "acme.on_register", values.many(values.acme_pattern), "acme-on-register", shape=values.shape_list
+    ),
+    Setting("acme.email", values.email, "acme-email"),
+    Setting("acme.directory", values.acme_directory, "acme-directory"),
+    Setting("acme.ca_file", values.text, "acme-ca-file"),
+    Setting("acme.challenge", values.one_of("auto", "tls-alpn-01", "http-01"), "acme-challenge"),
+    Setting("acme.eab_kid", values.text, "acme-eab-kid"),
+    Setting("acme.eab_hmac", values.secret, "acme-eab-hmac", is_secret=True),
+    Setting("acme.agree_tos", values.switch, "acme-agree-tos", shape=values.shape_switch),
     Setting("timeouts.handshake", values.seconds(0.1)),
     Setting("timeouts.head", values.seconds(0.1)),
     Setting("timeouts.body_idle", values.seconds(0.1)),
@@ -100,7 +111,7 @@ SETTINGS: Final = (
     Setting("limits.h2_streams", values.whole(1, 65_536)),
     Setting("log.access", values.one_of("json", "text", "off"), "access-log"),
     Setting("log.level", values.log_level, "log"),
-    Setting("workers", values.whole(1, 1024), "workers", shape=values.shape_whole),
+    Setting("workers", values.workers, "workers", shape=values.shape_whole),
     Setting("state_dir", values.text, "state-dir"),
 )
 
@@ -123,8 +134,6 @@ def load(flags: Flags, environ: Environ) -> Config:
     named = registration.pop("named_keys", ())
     registration["hmac_keys"] = (*((("", unnamed),) if unnamed else ()), *named)
     top = found.get("", {})
-    if top.get("workers", 1) != 1:
-        raise ConfigError("workers: this version runs one worker process: leave it at 1")
     if not found.get("proxy", {"listen": True}).get("listen", True):
         raise ConfigError("listen-addr: at least one address is needed")
     return Config(
@@ -132,6 +141,7 @@ def load(flags: Flags, environ: Environ) -> Config:
         registration=Registration(**registration),
         plain_http=PlainHttp(**found.get("plain_http", {})),
         tls=Tls(**found.get("tls", {})),
+        acme=Acme(**found.get("acme", {})),
         timeouts=Timeouts(**found.get("timeouts", {})),
         limits=Limits(**found.get("limits", {})),
         log=Log(**found.get("log", {})),

@@ -8,12 +8,16 @@ by `shape_*` first) and returns what `Config` holds. It raises `BadValueError` w
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from portero_py.config import Address, Network
+from portero_py.core.acme_names import read_group, read_pattern
+from portero_py.errors import ConfigError
 
 Reader = Callable[[object], Any]
 
@@ -26,6 +30,12 @@ LOG_LEVELS: Final = {
     "info": "info",
     "debug": "debug",
     "trace": "debug",
+}
+
+#: Short names of CAs.
+ACME_DIRECTORIES: Final = {
+    "letsencrypt": "https://acme-v02.api.letsencrypt.org/directory",
+    "staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
 }
 
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
@@ -52,6 +62,11 @@ def shape_lines(text: str) -> object:
     """One value a line; empty lines and lines that begin with `#` do not count."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def shape_words(text: str) -> object:
+    """Several values, separated by white space only: each may hold commas."""
+    return text.split()
 
 
 def shape_whole(text: str) -> object:
@@ -98,6 +113,15 @@ def whole(lowest: int, highest: int) -> Reader:
         return value
 
     return read
+
+
+def workers(value: object) -> int:
+    """How many data-plane processes; `auto` is one for each core that this process may use."""
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1024:
+        raise BadValueError(f"must be auto or a whole number from 1 to 1024, not {_shown(value)}")
+    return value
 
 
 def seconds(lowest: float, highest: float = 86400) -> Reader:
@@ -228,6 +252,39 @@ def named_key(value: object) -> tuple[str, str]:
     if not equals or not rest or not _KID.fullmatch(kid):
         raise BadValueError("must be KID=KEY, where KID is made of letters, digits and . _ : / + -")
     return kid, rest
+
+
+def acme_names(value: object) -> tuple[str, ...]:
+    """The names of one certificate: `a.example`, or `a.example,www.a.example`."""
+    try:
+        return read_group(text(value))
+    except ConfigError as error:
+        raise BadValueError(str(error)) from None
+
+
+def acme_pattern(value: object) -> str:
+    """A service name, or `*.` in front of one."""
+    try:
+        return read_pattern(text(value))
+    except ConfigError as error:
+        raise BadValueError(str(error)) from None
+
+
+def acme_directory(value: object) -> str:
+    """The https:// address of a CA's directory; `letsencrypt` and `staging` are Let's Encrypt's two."""
+    url = text(value).strip()
+    url = ACME_DIRECTORIES.get(url.lower(), url)
+    if not url.startswith("https://") or not url.isascii() or not urlsplit(url).hostname:
+        raise BadValueError(f"{_shown(value)} is no https:// address: use one, letsencrypt or staging")
+    return url
+
+
+def email(value: object) -> str:
+    """One e-mail address; it is the CA that knows whether it exists."""
+    address = text(value).strip()
+    if not re.fullmatch(r"[^\s@,<>]+@[^\s@,<>]+", address):
+        raise BadValueError(f"{_shown(value)} is no e-mail address")
+    return address
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -19,10 +19,11 @@ from typing import Any
 from aiohttp import web
 
 from portero_py.config import Config
+from portero_py.control.acme import Acme
 from portero_py.control.certificates import CertificateStore
 from portero_py.control.feed import Feed
 from portero_py.control.metrics import Metrics
-from portero_py.control.plain_http import PlainHttp
+from portero_py.control.plain_http import PlainHttp, no_challenges
 from portero_py.control.registration_api import RegistrationApi, State
 from portero_py.control.snapshot import Snapshot
 from portero_py.core.certificates import CertificateTable
@@ -59,6 +60,22 @@ class ControlPlane:
         self._tasks: list[asyncio.Task[None]] = []
         self._registry = Registry(config.proxy.default_service)
         self._metrics = Metrics(self._registry, feed.counters, refresh=refresh, restarts=restarts)
+        self._store: CertificateStore | None = None
+        self._acme: Acme | None = None
+        if config.tls.enabled:
+            store = self._store = CertificateStore(
+                config.tls.cert_dir, self._publish_certificates, count=self._metrics.certificate_reload
+            )
+            if config.acme.enabled:
+                self._acme = Acme(
+                    config.acme,
+                    config.state_dir,
+                    config.tls.cert_dir,
+                    publish=feed.publish_challenges,
+                    table=lambda: store.table,
+                    count=self._metrics.acme_attempt,
+                    has_plain_http=bool(listening.plain_http),
+                )
         self._api = RegistrationApi(
             config.registration,
             self._registry,
@@ -66,12 +83,8 @@ class ControlPlane:
             self._metrics,
             clock=time.monotonic,
             wall_clock=time.time,
+            registered=self._acme.registered if self._acme else None,
         )
-        self._store: CertificateStore | None = None
-        if config.tls.enabled:
-            self._store = CertificateStore(
-                config.tls.cert_dir, self._publish_certificates, count=self._metrics.certificate_reload
-            )
         self._snapshot: Snapshot | None = None
         if config.state_dir:
             self._snapshot = Snapshot(config.state_dir, clock=time.monotonic, wall_clock=time.time)
@@ -87,6 +100,8 @@ class ControlPlane:
 
     async def load(self) -> None:
         """Publish the certificates, and the leases that outlived the last run. Raises ConfigError."""
+        if self._acme is not None:
+            await self._acme.recover()
         if self._store is not None:
             await self._store.load()
         if self._snapshot is not None:
@@ -102,6 +117,8 @@ class ControlPlane:
 
     async def take_over(self, table: RoutingTable) -> None:
         """In place of `load`: go on where a control process stopped whose last table was `table`."""
+        if self._acme is not None:
+            await self._acme.recover()
         if self._store is not None:
             try:
                 await self._store.load()
@@ -119,11 +136,16 @@ class ControlPlane:
             self.own(self._snapshot.run(lambda: self._registry.table), "snapshot")
         await self._open(self._api.runner(), self._listening.registration)
         if self._listening.plain_http:
-            plain_http = PlainHttp(self._https_port, self._config.plain_http.acme_upstream)
+            challenges = self._acme.http_challenge if self._acme else no_challenges
+            plain_http = PlainHttp(self._https_port, self._config.plain_http.acme_upstream, challenges)
             await self._open(plain_http.runner(), self._listening.plain_http)
+        if self._acme is not None:
+            self.own(self._acme.run(), "acme")
 
     async def rescan(self) -> None:
         """Look at the certificates now."""
+        if self._acme is not None:
+            self._acme.look()
         if self._store is not None:
             await self._store.rescan()
 
@@ -141,6 +163,8 @@ class ControlPlane:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._acme is not None:
+            self._acme.close()
         if self._snapshot is not None:
             try:
                 await asyncio.to_thread(self._snapshot.save, self._registry.table)

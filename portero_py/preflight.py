@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from portero_py.config import Config, Registration
+from portero_py.core.acme_names import overlapping
 from portero_py.errors import ConfigError
 
 #: What example files carry, and attackers try first.
@@ -23,6 +24,8 @@ SHORT_KEY: Final = 32
 def require(config: Config) -> list[str]:
     """The warnings about `config`. Raises `ConfigError` when portero must not or cannot serve with it."""
     _require_directories(config)
+    if config.acme.enabled:
+        _require_acme(config)
     warnings = _require_secrets(config.registration)
     if config.plain_http.listen is not None and not config.tls.enabled:
         warnings.append("--http-addr redirects to https, which --no-tls leaves to somebody else")
@@ -51,13 +54,39 @@ def _require_directories(config: Config) -> None:
         _list(config.tls.cert_dir, "tls-cert-dir")
     if config.state_dir:
         _list(config.state_dir, "state-dir")
-    if config.proxy.upstream_ca_file:
+    _require_file(config.proxy.upstream_ca_file, "upstream-ca-file")
+
+
+def _require_acme(config: Config) -> None:
+    acme = config.acme
+    asked = "acme-domain" if acme.domains else "acme-on-register"
+    if not config.tls.enabled:
+        raise ConfigError(f"--{asked} does nothing with --no-tls: leave one of them out")
+    if not config.state_dir:
+        raise ConfigError(f"--{asked} needs --state-dir: keys and progress are kept there")
+    if not acme.agree_tos:
+        raise ConfigError(
+            f"--{asked} needs --acme-agree-tos: read the terms of service that {acme.directory} names"
+        )
+    if acme.challenge == "http-01" and config.plain_http.listen is None:
+        raise ConfigError("--acme-challenge http-01 needs --http-addr: the CA asks on port 80")
+    twice = overlapping(acme.domains)
+    if twice:
+        raise ConfigError(f"--acme-domain: {twice} is given twice")
+    if bool(acme.eab_kid) != bool(acme.eab_hmac):
+        raise ConfigError("--acme-eab-kid and --acme-eab-hmac-file belong together: one is missing")
+    _require_file(acme.ca_file, "acme-ca-file")
+    for directory, flag in ((config.state_dir, "state-dir"), (config.tls.cert_dir, "tls-cert-dir")):
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise ConfigError(f"--{flag}: cannot write to {directory}, which --{asked} needs")
+
+
+def _require_file(path: str, flag: str) -> None:
+    if path:
         try:
-            Path(config.proxy.upstream_ca_file).open("rb").close()
+            Path(path).open("rb").close()
         except OSError as error:
-            raise ConfigError(
-                _cannot_read("upstream-ca-file", config.proxy.upstream_ca_file, error)
-            ) from None
+            raise ConfigError(_cannot_read(flag, path, error)) from None
 
 
 def _list(directory: str, flag: str) -> None:

@@ -1,9 +1,9 @@
 """Child processes as the supervisor sees them: forked, watched through shared memory, reaped, forked again.
 
 The rules
-- Children share one page table of plain numbers with their parent (`Board`): each writes the time of its last
-  heartbeat, its state, and the one line with which it gives up. Nothing has to be read for others to go on, so
-  a parent that is stopped stops nobody, and finds the newest heartbeat when it wakes up.
+- Children and parent share a piece of memory (`Board`): each child writes the time of its last heartbeat, how
+  far it is, and the one line with which it gives up. Nothing has to be read for others to go on: a parent
+  that is stopped stops nobody, and finds the newest heartbeat when it wakes up.
 - A heartbeat is written by the event loop: it stands for the loop, not for the process.
 - A child that dies is forked again at once; when it dies soon after, again and again, the pauses double up to
   `MAX_PAUSE`: no fork bomb, and no giving up.
@@ -21,7 +21,6 @@ import os
 import signal
 import struct
 import sys
-
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
@@ -59,7 +58,17 @@ class Board:
     _COMPLAINT: Final = 20
 
     def __init__(self, slots: int) -> None:
-        self._memory = mmap.mmap(-1, slots * self._SLOT)
+        self._memory = mmap.mmap(-1, slots * self._SLOT + self._COUNT.size)
+        self._end = slots * self._SLOT
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the parent is ending them all."""
+        return bool(self._COUNT.unpack_from(self._memory, self._end)[0])
+
+    def stop(self) -> None:
+        """Say so."""
+        self._COUNT.pack_into(self._memory, self._end, 1)
 
     def clear(self, slot: int, now: float) -> None:
         """A new child begins to live in `slot`."""
@@ -139,7 +148,7 @@ class Child:
         self._board = board
         self._work = work
         self._backoff = Backoff()
-        self._forks = 0
+        self._forked = False
         self.fork_at: float | None = 0.0  # when to fork; None while it lives
         # one process
         self.pid = 0
@@ -157,17 +166,20 @@ class Child:
         """Why it gave up."""
         return self._board.complaint(self.slot)
 
-    def fork(self, now: float) -> None:
-        """Begin to live."""
+    def fork(self, now: float) -> bool:
+        """Begin to live; whether this replaces another one."""
         self._board.clear(self.slot, now)
         self._born = self._judged_from = now
         self.fork_at, self.status = None, None
-        again, self._forks = self._forks > 0, self._forks + 1
+        again, self._forked = self._forked, True
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
             _run_child(self._work, again)
+        if again:
+            self._board.count_restart(self.slot)
+        return again
 
     def reap(self, now: float) -> bool:
         """Whether it has ended since the last call; then `fork_at` says when to fork again."""
@@ -179,10 +191,6 @@ class Child:
         self.pid, self.status = 0, os.waitstatus_to_exitcode(status)
         self.fork_at = now + self._backoff.pause(now - self._born)
         return True
-
-    def count_restart(self) -> None:
-        """Count that it is replaced."""
-        self._board.count_restart(self.slot)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it lives."""
@@ -213,5 +221,3 @@ def _run_child(work: Callable[[bool], int], again: bool) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
-
-

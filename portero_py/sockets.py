@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -45,8 +46,55 @@ class Listening:
 
     def close(self) -> None:
         """Close all of them; harmless when some are closed already."""
-        for sock in (*self.proxy, *self.registration, *self.plain_http):
+        self.close_proxy()
+        self.close_control()
+
+    def close_proxy(self) -> None:
+        """Close those of the data plane."""
+        for sock in self.proxy:
             sock.close()
+
+    def close_control(self) -> None:
+        """Close those of the control plane."""
+        for sock in (*self.registration, *self.plain_http):
+            sock.close()
+
+
+class Rendezvous:
+    """Where workers find control: a unix socket without a name, for this process and those it forks.
+
+    It is bound in a directory that only its owner may enter, and taken off the disk at once. What stays is
+    `path`, through which only a process that has inherited the descriptor behind it can connect; the keys of
+    all certificates pass there. Raises `ConfigError` where the system has no such paths (Linux has).
+    """
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.setblocking(False)
+        try:
+            with tempfile.TemporaryDirectory(prefix="portero-") as directory:
+                place = os.path.join(directory, "feed")  # noqa: PTH118 - bind takes text
+                self.socket.bind(place)
+                self.socket.listen(BACKLOG)
+                self._descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+            self.path = f"/proc/self/fd/{self._descriptor}"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+                trial.connect(self.path)
+                self.socket.accept()[0].close()
+        except (OSError, AttributeError) as error:
+            self.socket.close()
+            raise ConfigError(
+                f"--workers: several need Linux, /proc and a directory for temporary files: {error}"
+            ) from None
+
+    def stop_listening(self) -> None:
+        """Leave listening to the other processes that have the socket."""
+        self.socket.close()
+
+    def close(self) -> None:
+        """Close both ends in this process."""
+        self.socket.close()
+        os.close(self._descriptor)
 
 
 def open_sockets(config: Config, inherited: Inherited) -> Listening:

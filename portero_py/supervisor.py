@@ -1,53 +1,55 @@
-"""The composition root: one process that binds, serves both planes, heeds signals and ends in order.
+"""The composition root: what runs is put together here, in one process or in several.
 
-The order of a start
- 1. configuration and preflight: everything that can be wrong is said before anything is opened;
- 2. the process (memory, open files), then all sockets: nothing serves before every port is ours;
- 3. the event loop: certificates are read and published, the data plane accepts, the registration API and
-    plain HTTP follow; /readyz says 200 and systemd hears READY=1.
+Everything that can be wrong with the configuration is said before anything is opened; then come the process
+(memory, open files) and all sockets: nothing serves before every port is ours.
 
-Signals, one after the other through one queue
-- SIGTERM, SIGINT: /readyz says 503, the listeners close, the exchanges in flight have `timeouts.drain`
-  seconds, then the control plane closes (it stays until then: backends renew their leases to the end). Exit
-  status 0. A second signal ends everything at once, with 1.
-- SIGHUP: certificates are scanned again, and the configuration is read again. Timeouts, limits and the log
-  change at once; what else changed is named in the log as waiting for a restart. A configuration that cannot
-  be used changes nothing and says why.
+With one worker `SingleProcess` does everything. With several this process holds what must outlive the others
+(listening sockets, the front TLS context with its ticket keys, the feed's socket), forks one control process
+and the workers, and from then on only waits, signals and forks again. It runs no event loop and no thread:
+forking under either is unsafe. If it stops or dies, the others serve on, or drain.
+
+Signals come one after the other from `sigtimedwait`; they are blocked, in a child too until it heeds them
+- SIGTERM, SIGINT: /readyz says 503, the workers drain, control closes when they are gone. Exit status 0. A
+  second one ends everything at once, with 1.
+- SIGHUP: the configuration is read again (`live_config`), and everybody is told to do so too.
+- SIGCHLD: whoever died is forked again (`processes`).
 """
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import logging
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import uvloop
-from aiohttp import web
 
 from portero_py import __version__, config_sources, logs, preflight, process
+from portero_py.children import CONTROL, Inheritance, run_control, run_worker
 from portero_py.config import Config
 from portero_py.config_sources import Environ, Flags
-from portero_py.control.certificates import CertificateStore
-from portero_py.control.feed import Feed
-from portero_py.control.metrics import Metrics
-from portero_py.control.plain_http import PlainHttp
-from portero_py.control.registration_api import RegistrationApi, State
-from portero_py.core.certificates import CertificateTable
-from portero_py.core.registry import Registry
 from portero_py.errors import ConfigError
-from portero_py.proxy.worker import Worker
-from portero_py.sockets import Listening, address_of, open_sockets
+from portero_py.live_config import read_again
+from portero_py.processes import UNUSABLE, Board, Child
+from portero_py.proxy.tls import FrontTls
+from portero_py.single_process import SingleProcess
+from portero_py.sockets import Listening, Rendezvous, address_of, open_sockets
 from portero_py.systemd import Notifier, inherited_sockets
 
-#: The groups of `Config` that change while portero runs.
-LIVE: Final = frozenset({"timeouts", "limits", "log"})
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+
+#: Seconds between two looks at the children: as a rule, and while they start or end.
+TICK: Final = 1.0
+SHORT_TICK: Final = 0.02
+#: Seconds by which two looks may be late before the supervisor itself counts as having been away.
+AWAY: Final = 3.0
+#: Seconds that a worker may take to end when its exchanges have ended.
+LAST_STEPS: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -64,182 +66,202 @@ def run(flags: Flags, environ: Environ) -> int:
         _log.warning("%s", warning)
     process.tune_malloc()
     process.raise_open_files()
-    # Until the loop heeds it, a reload that comes early must not end the process.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    notifier = Notifier(environ)
+    if config.workers == 1:
+        # Until the loop heeds it, a reload that comes early must not end the process.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     listening = open_sockets(config, inherited_sockets(environ, os.getpid()))
     try:
-        return uvloop.run(Supervisor(config, read, listening, Notifier(environ)).serve())
+        if config.workers == 1:
+            return uvloop.run(SingleProcess(config, read, listening, notifier).serve())
+        return Supervisor(config, read, listening, notifier).run()
     finally:
         listening.close()
 
 
-def waiting_for_restart(running: Config, read: Config) -> list[str]:
-    """The keys in which a configuration that was read again differs, and that cannot change live."""
-    waiting = []
-    for group in fields(Config):
-        old, new = getattr(running, group.name), getattr(read, group.name)
-        if group.name in LIVE or old == new:
-            continue
-        inner = fields(old) if is_dataclass(old) else ()
-        changed = [each.name for each in inner if getattr(old, each.name) != getattr(new, each.name)]
-        waiting += [f"{group.name}.{name}" for name in changed] or [group.name]
-    return waiting
-
-
 class Supervisor:
-    """Both planes of one process. `read` reads the configuration again; the caller closes `listening`."""
+    """The parent of one control process and several workers. The caller closes `listening`."""
 
     def __init__(
         self, config: Config, read: Callable[[], Config], listening: Listening, notifier: Notifier
     ) -> None:
-        self._config = config
-        self._read = read
-        self._listening = listening
         self._notifier = notifier
-        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-        self._runners: list[web.BaseRunner] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._feed = Feed()
-        self._store: CertificateStore | None = None
+        self._listening = listening
+        self._summary = f"{listening.summary()}; {config.workers} workers"
+        self._board = Board(CONTROL + 1 + config.workers)
+        self._inherited = Inheritance(
+            config=config,
+            read=read,
+            listening=listening,
+            https_port=address_of(listening.proxy[0]).port,
+            rendezvous=Rendezvous(),
+            front_tls=FrontTls(config.tls),
+            board=self._board,
+            lifeline=os.pipe(),
+            log_lock=os.memfd_create("portero-access-log", os.MFD_CLOEXEC),
+        )
+        inherited = self._inherited
+        self._control = Child(CONTROL, "control", self._board, partial(run_control, inherited))
+        self._workers = [
+            Child(CONTROL + 1 + number, f"worker {number}", self._board, partial(_work, inherited, number))
+            for number in range(config.workers)
+        ]
+        self._children = [self._control, *self._workers]
+        self._tick = TICK
+        if notifier.watchdog_seconds:
+            self._tick = min(TICK, notifier.watchdog_seconds / 2)
 
-    async def serve(self) -> int:
-        """Start, heed signals, stop; the exit status. Raises `ConfigError` when the start fails."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._signals.put_nowait, number)
-        await self._start(loop)
-        while await self._signals.get() == signal.SIGHUP:
-            await self._reload()
-        return await self._stop()
+    def run(self) -> int:
+        """Fork, watch, stop; the exit status. Raises `ConfigError` when the start fails."""
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        gc.collect()
+        gc.freeze()  # a collection in a child would write to, and so copy, every page
+        try:
+            early = self._start()
+            return self._stop() if early or self._watch() else 1
+        finally:
+            self._end_all()
+            os.close(self._inherited.lifeline[0])
+            os.close(self._inherited.lifeline[1])
+            os.close(self._inherited.log_lock)
+            self._inherited.rendezvous.close()
+            gc.unfreeze()
+            while signal.sigtimedwait(_SIGNALS, 0) is not None:
+                pass  # what came late was meant for a process that is ending
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     # Private: start
 
-    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        config, listening = self._config, self._listening
-        self._worker = Worker(config, loop)
-        feed = self._feed
-        feed.subscribe(self._worker)
-        registry = Registry(config.proxy.default_service)
-        self._metrics = Metrics(registry, feed.counters)
-        self._api = RegistrationApi(
-            config.registration, registry, feed, self._metrics, clock=time.monotonic, wall_clock=time.time
-        )
-        if config.tls.enabled:
-            self._store = CertificateStore(
-                config.tls.cert_dir, self._publish_certificates, count=self._metrics.certificate_reload
-            )
-            await self._store.load()
-            self._own(self._store.run(), "certificates")
-        await self._api.start()
-        await self._worker.start(listening.proxy, tls=config.tls.enabled)
-        await self._serve_control(self._api.runner(), listening.registration)
-        if listening.plain_http:
-            https_port = address_of(listening.proxy[0]).port
-            plain_http = PlainHttp(https_port, config.plain_http.acme_upstream)
-            await self._serve_control(plain_http.runner(), listening.plain_http)
-        if self._notifier.watchdog_seconds:
-            self._own(self._tell_alive(self._notifier.watchdog_seconds / 2), "watchdog")
-        self._api.state = State.READY
-        self._notifier.ready(self._summary())
-        _log.info("portero-py %s: %s", __version__, self._summary())
+    def _start(self) -> bool:
+        """Fork until all are ready; True when told to stop meanwhile. Raises `ConfigError`."""
+        while not all(child.is_ready for child in self._children):
+            self._fork_due(time.monotonic())
+            number = self._next_signal(SHORT_TICK)
+            if number in _STOP:
+                return True
+            for child in self._reap(time.monotonic()):
+                if child.status == UNUSABLE and child.complaint:
+                    raise ConfigError(child.complaint)
+        self._notifier.ready(self._summary)
+        _log.info("portero-py %s: %s", __version__, self._summary)
+        return False
 
-    async def _serve_control(self, runner: web.BaseRunner, sockets: list[socket.socket]) -> None:
-        await runner.setup()
-        self._runners.append(runner)
-        for sock in sockets:
-            await web.SockSite(runner, sock).start()
+    # Private: while it runs
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_on_end)
-        self._tasks.append(task)
-
-    def _summary(self) -> str:
-        def said(sockets: list[socket.socket]) -> str:
-            return ", ".join(str(address_of(sock)) for sock in sockets)
-
-        listening = self._listening
-        scheme = "https" if self._config.tls.enabled else "http"
-        parts = [f"{scheme} on {said(listening.proxy)}", f"registration on {said(listening.registration)}"]
-        if listening.plain_http:
-            parts.append(f"http on {said(listening.plain_http)}")
-        return "; ".join(parts)
-
-    async def _publish_certificates(self, certificates: CertificateTable) -> None:
-        await self._feed.publish_certificates(certificates)
-        self._metrics.certificates({each.name: each.not_after for each in certificates.certificates})
-
-    async def _tell_alive(self, interval: float) -> None:
+    def _watch(self) -> bool:
+        """Heed signals and children until told to stop."""
+        looked_at = time.monotonic()
         while True:
-            self._notifier.alive()
-            await asyncio.sleep(interval)
+            waiting = any(child.fork_at is not None for child in self._children)
+            number = self._next_signal(SHORT_TICK if waiting else self._tick)
+            if number in _STOP:
+                return True
+            if number == signal.SIGHUP:
+                self._reload()
+            now = time.monotonic()
+            if now - looked_at > self._tick + AWAY:
+                for child in self._children:
+                    child.forgive(now)
+            looked_at = now
+            self._replace_hanging(now)
+            self._reap(now)
+            self._fork_due(now)
+            if self._notifier.watchdog_seconds and self._is_alive(now):
+                self._notifier.alive()
 
-    # Private: reload
-
-    async def _reload(self) -> None:
+    def _reload(self) -> None:
         self._notifier.reloading()
-        try:
-            read = await asyncio.to_thread(self._read)
-            preflight.require(read)
-        except ConfigError as error:
-            _log.error("the configuration stays as it was: %s", error)
-        else:
-            self._take(read)
-        if self._store is not None:
-            await self._store.rescan()
-        self._notifier.ready(self._summary())
+        found = read_again(self._inherited.config, self._inherited.read)
+        if found is not None:
+            self._inherited.config = found  # what is forked later has it too
+            _log.info("configuration read again")
+        for child in self._children:
+            child.signal(signal.SIGHUP)
+        self._notifier.ready(self._summary)
 
-    def _take(self, read: Config) -> None:
-        waiting = waiting_for_restart(self._config, read)
-        if waiting:
-            _log.warning("changed, but waiting for a restart: %s", ", ".join(waiting))
-        live = {name: getattr(read, name) for name in LIVE}
-        if any(getattr(self._config, name) != value for name, value in live.items()):
-            self._config = replace(self._config, **live)
-            logs.set_level(self._config.log.level)
-            self._worker.reconfigure(self._config)
-        _log.info("configuration read again")
+    def _replace_hanging(self, now: float) -> None:
+        for child in self._children:
+            if child.hangs(now):
+                _log.error("%s (pid %d) hangs: killing it", child.name, child.pid)
+                child.signal(signal.SIGKILL)
+
+    def _reap(self, now: float) -> list[Child]:
+        """The children that have ended since the last call."""
+        ended = [child for child in self._children if child.reap(now)]
+        for child in ended:
+            why = f": {child.complaint}" if child.complaint else ""
+            _log.error("%s %s%s", child.name, _said(child.status or 0), why)
+        return ended
+
+    def _fork_due(self, now: float) -> None:
+        for child in self._children:
+            if child.fork_at is not None and child.fork_at <= now:
+                child.fork(now)
+
+    def _is_alive(self, now: float) -> bool:
+        """Whether traffic is served and backends can register: a worker alone may be missing."""
+        alive = [child for child in self._children if child.pid and not child.hangs(now)]
+        return self._control in alive and len(alive) > 1
 
     # Private: stop
 
-    async def _stop(self) -> int:
-        timeouts = self._config.timeouts
-        self._api.state = State.DRAINING
+    def _stop(self) -> int:
+        """Workers first, then control; the exit status."""
+        timeouts = self._inherited.config.timeouts
         self._notifier.stopping()
+        self._board.stop()
         _log.info("stopping: exchanges in flight have %g s", timeouts.drain)
-        draining = asyncio.create_task(self._worker.drain(timeouts.drain), name="drain")
-        hurry = asyncio.create_task(self._told_again(), name="second signal")
-        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        if not draining.done():
-            _log.warning("told to stop again: ending at once")
-            draining.cancel()
-            return 1
-        hurry.cancel()
-        fault = draining.exception()
-        if fault is not None:
-            _log.error("the drain failed", exc_info=fault)
-        try:
-            async with asyncio.timeout(timeouts.shutdown):
-                await self._close_control()
-        except TimeoutError:
-            _log.warning("the control plane did not close within %g s", timeouts.shutdown)
+        self._listening.close_proxy()
+        self._control.signal(signal.SIGTERM)
+        status = 0
+        for children, number, seconds in (
+            (self._workers, signal.SIGTERM, timeouts.drain + LAST_STEPS),
+            ([self._control], signal.SIGUSR1, timeouts.shutdown + LAST_STEPS),
+        ):
+            living = [child for child in children if child.pid]
+            for child in living:
+                child.signal(number)
+            if not self._wait_for(living, seconds):
+                _log.warning("told to stop again: ending at once")
+                return 1
+            for child in living:
+                if child.pid:
+                    _log.warning("%s did not end in time: killing it", child.name)
+                    child.signal(signal.SIGKILL)
+                if child.status != 0:
+                    status = 1
         _log.info("stopped")
-        return 0 if fault is None else 1
+        return status
 
-    async def _told_again(self) -> None:
-        while await self._signals.get() == signal.SIGHUP:
-            pass
+    def _wait_for(self, children: list[Child], seconds: float) -> bool:
+        """Wait until they are gone, or the time is over; False when told to stop once more."""
+        ends_at = time.monotonic() + seconds
+        while any(child.pid for child in children) and (now := time.monotonic()) < ends_at:
+            if self._next_signal(min(TICK, ends_at - now)) in _STOP:
+                return False
+            for child in self._children:
+                child.reap(time.monotonic())
+        return True
 
-    async def _close_control(self) -> None:
-        for runner in reversed(self._runners):
-            await runner.cleanup()
-        await self._api.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    def _end_all(self) -> None:
+        """Whoever is left, at once."""
+        for child in self._children:
+            child.signal(signal.SIGKILL)
+        while any(child.pid for child in self._children):
+            for child in self._children:
+                child.reap(time.monotonic())
+            time.sleep(0.005)
+
+    def _next_signal(self, seconds: float) -> signal.Signals | None:
+        found = signal.sigtimedwait(_SIGNALS, max(seconds, 0.0))
+        return None if found is None else signal.Signals(found.si_signo)
 
 
-def _on_end(task: asyncio.Task[None]) -> None:
-    # What it did is over, but traffic goes on: certificates then change with SIGHUP only.
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("%s ended unexpectedly", task.get_name(), exc_info=task.exception())
+def _work(inherited: Inheritance, number: int, again: bool) -> int:
+    return run_worker(inherited, number)
+
+
+def _said(status: int) -> str:
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

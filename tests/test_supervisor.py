@@ -19,7 +19,7 @@ from aiohttp import web
 from portero_py.client.registrar import Api, Registrar, Registration
 from portero_py.config import Address, Config, Limits, Log, Proxy, Timeouts, Tls
 from portero_py.self_signed import Authority
-from portero_py.supervisor import waiting_for_restart
+from portero_py.live_config import waiting_for_restart
 
 SECRET, KEY = "a-shared-secret", "k" * 32
 PATIENCE = 15.0
@@ -321,7 +321,7 @@ class TestStartErrors:
             (["--listen-addr=nonsense"], '--listen-addr: "nonsense" has no port from 0 to 65535'),
             (["--config=/nonexistent.toml"], "--config: cannot read /nonexistent.toml: No such file"),
             (["--register-secret="], "--register-secret is missing"),
-            (["--workers=many"], '--workers: must be a whole number from 1 to 1024, not "many"'),
+            (["--workers=many"], '--workers: must be auto or a whole number from 1 to 1024, not "many"'),
             (["--frobnicate"], "No such option: --frobnicate"),
             (["frobnicate"], "No such command 'frobnicate'"),
             (["--upstream-tls-verify", "--upstream-ca-file=/nonexistent"], "--upstream-ca-file: cannot read"),

@@ -25,6 +25,7 @@ import os
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -132,7 +133,7 @@ class AcmeFiles:
         if content is None:
             return None
         try:
-            return parse_pair(name, content, content, str(path))
+            return _parsed(name, content, str(path))
         except BadCertificate as error:
             _log.error("%s is damaged, and counts as missing: %s", path, error)
             return None
@@ -185,6 +186,11 @@ def make_folder(folder: Path) -> None:
 
 
 # Private
+
+
+@lru_cache(maxsize=2048)  # each is looked at every half minute, and changes every two months
+def _parsed(name: str, content: bytes, origin: str) -> Certificate:
+    return parse_pair(name, content, content, origin)
 
 
 @contextmanager

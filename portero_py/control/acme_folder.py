@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,10 @@ MARK: Final = ".portero-acme"
 _CHAIN: Final = "fullchain.pem"
 _KEY: Final = "privkey.pem"
 _OTHER_CHAIN: Final = "cert.pem"
+_PARTS: Final = (_CHAIN, _OTHER_CHAIN, _KEY)
+
+#: Name -> the paths that stand for it, however they are spelled.
+Entries = dict[str, list[Path]]
 
 
 class CertificateFolder:
@@ -35,23 +40,37 @@ class CertificateFolder:
     def __init__(self, cert_dir: str | Path) -> None:
         self._cert_dir = Path(cert_dir)
 
-    def served(self, name: str) -> tuple[Held | None, bool]:
+    def entries(self) -> Entries:
+        """Every path in the directory by the name that it stands for. Raises StateUnwritable."""
+        try:
+            paths = sorted(self._cert_dir.iterdir())
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise StateUnwritable(f"cannot read {self._cert_dir}: {reason}") from error
+        found: Entries = {}
+        for path in paths:
+            for name in (folder_name(path.name), folder_name(path.stem) if path.suffix == ".pem" else None):
+                if name:
+                    found.setdefault(name, []).append(path)
+        return found
+
+    def served(self, name: str, entries: Entries | None = None) -> tuple[Held | None, bool]:
         """What is there for `name`, and whether portero put it there: (None, True) when there is nothing.
 
-        Files that are no certificate count as somebody else's. Raises StateUnwritable when the directory
-        cannot be read.
+        Files that are no certificate count as somebody else's. `entries` spares reading the directory once
+        more. Raises StateUnwritable when it cannot be read.
         """
         own = self._cert_dir / name
-        for path in self._entries(name):
+        for path in (self.entries() if entries is None else entries).get(name, []):
             if path != own and (path.is_file() or any((path / part).exists() for part in _PARTS)):
-                return _hand_made(path / _CHAIN if path.is_dir() else path), False
+                return _found(path / _CHAIN if path.is_dir() else path), False
         if not any((own / part).exists() for part in _PARTS):
             return None, True
         fingerprints = self._fingerprints(name)
         if not (own / _CHAIN).exists():
             # A key alone, of ours: the end of an installation that broke off.
             return None, bool(fingerprints) and not (own / _OTHER_CHAIN).exists()
-        found = _hand_made(own / _CHAIN)
+        found = _found(own / _CHAIN)
         return found, found.fingerprint in fingerprints
 
     def install(self, certificate: Certificate) -> None:
@@ -72,15 +91,6 @@ class CertificateFolder:
 
     # Private
 
-    def _entries(self, name: str) -> list[Path]:
-        """Everything in the directory that stands for `name`, however it is spelled."""
-        try:
-            found = sorted(self._cert_dir.iterdir())
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise StateUnwritable(f"cannot read {self._cert_dir}: {reason}") from error
-        return [path for path in found if name in (folder_name(path.name), _combined(path))]
-
     def _fingerprints(self, name: str) -> list[str]:
         try:
             found = json.loads(acme_files.read(self._cert_dir / name / MARK) or b"[]")
@@ -91,22 +101,21 @@ class CertificateFolder:
 
 # Private
 
-_PARTS: Final = (_CHAIN, _OTHER_CHAIN, _KEY)
 
-
-def _combined(path: Path) -> str | None:
-    return folder_name(path.stem) if path.suffix == ".pem" else None
-
-
-def _hand_made(path: Path) -> Held:
+def _found(path: Path) -> Held:
     """The first certificate of a file. One without any is a certificate all the same, with no name."""
     try:
-        leaf = x509.load_pem_x509_certificate(acme_files.read(path) or b"")
-        return Held(
-            frozenset(),
-            leaf.not_valid_before_utc.timestamp(),
-            leaf.not_valid_after_utc.timestamp(),
-            leaf.fingerprint(hashes.SHA256()).hex(),
-        )
+        return _leaf(acme_files.read(path) or b"")
     except ValueError:
         return Held(frozenset(), 0.0, 0.0, "")
+
+
+@lru_cache(maxsize=4096)
+def _leaf(pem: bytes) -> Held:
+    leaf = x509.load_pem_x509_certificate(pem)
+    return Held(
+        frozenset(),
+        leaf.not_valid_before_utc.timestamp(),
+        leaf.not_valid_after_utc.timestamp(),
+        leaf.fingerprint(hashes.SHA256()).hex(),
+    )

@@ -70,7 +70,7 @@ class FeedServer:
         self._workers = workers
         self._on_serving = on_serving
         self._connected: dict[RemoteWorker, Hello | None] = {}  # what it said, until that is not needed
-        self._joined = asyncio.Event()
+        self._changed = asyncio.Event()  # somebody came or went
         self._departed_version = 0
         self._server: asyncio.Server | None = None
 
@@ -81,7 +81,7 @@ class FeedServer:
 
     @property
     def connected(self) -> int:
-        """How many workers are there."""
+        """How many have said hello and are there."""
         return len(self._connected)
 
     async def start(self) -> None:
@@ -117,6 +117,12 @@ class FeedServer:
         if answers:
             await asyncio.wait(answers, timeout=ASK_SECONDS)
 
+    async def emptied(self) -> None:
+        """Wait until no worker is there."""
+        while self._connected:
+            self._changed.clear()
+            await self._changed.wait()
+
     # What its connections tell
 
     def joined(self, worker: RemoteWorker, hello: Hello) -> None:
@@ -125,7 +131,7 @@ class FeedServer:
         if self._departed_version:
             worker.keep(Departed(self._departed_version, self.feed.departed))
         self.feed.subscribe(worker)
-        self._joined.set()
+        self._changed.set()
         self.tell_serving()
 
     def left(self, worker: RemoteWorker) -> None:
@@ -136,6 +142,7 @@ class FeedServer:
         self._departed_version += 1
         for other in self._connected:
             other.keep(Departed(self._departed_version, self.feed.departed))
+        self._changed.set()
         self.tell_serving()
 
     def tell_serving(self) -> None:
@@ -149,8 +156,8 @@ class FeedServer:
         try:
             async with asyncio.timeout(seconds):
                 while len(self._connected) < count:
-                    self._joined.clear()
-                    await self._joined.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         except TimeoutError:
             _log.warning("%d of %d workers have reported", len(self._connected), self._workers)
 

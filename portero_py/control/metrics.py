@@ -58,6 +58,7 @@ class Metrics:
         self._restarts = restarts
         self._registrations: Counter[str] = Counter()
         self._reloads: Counter[str] = Counter()
+        self._acme: Counter[str] = Counter()
         self._expiries: Mapping[str, float] = {}
 
     def registration(self, result: str) -> None:
@@ -67,6 +68,10 @@ class Metrics:
     def certificate_reload(self, result: str) -> None:
         """Count a certificate pair that was read again: `ok`, or an error's reason."""
         self._reloads[result] += 1
+
+    def acme_attempt(self, result: str) -> None:
+        """Count an attempt to get a certificate by ACME: `issued`, or an error's reason."""
+        self._acme[result] += 1
 
     def certificates(self, expiries: Mapping[str, float]) -> None:
         """Say which certificates are in use: name -> end of validity, seconds since the epoch."""
@@ -83,6 +88,7 @@ class Metrics:
             counters=self._counters(),
             registrations=Counter(self._registrations),
             reloads=Counter(self._reloads),
+            acme=Counter(self._acme),
             expiries=self._expiries,
             restarts=self._restarts() if self._restarts is not None else {},
         )
@@ -100,6 +106,7 @@ class _Snapshot(Collector):
     counters: Counters
     registrations: Counter[str]
     reloads: Counter[str]
+    acme: Counter[str]
     expiries: Mapping[str, float]
     restarts: Mapping[str, int]
 
@@ -131,6 +138,12 @@ class _Snapshot(Collector):
             "Certificate pairs read again",
             ["result"],
             (((result,), count) for result, count in self.reloads.items()),
+        )
+        yield _counters(
+            "acme_attempts",
+            "Attempts to get a certificate by ACME",
+            ["result"],
+            (((result,), count) for result, count in self.acme.items()),
         )
         yield _counters(
             "worker_restarts",

@@ -61,7 +61,8 @@ class RegistrationApi:
     """One registry on HTTP. `start` before the first request, `close` at the end.
 
     `clock` is a steady clock in seconds, the one that the workers compare expiries with; `wall_clock` gives
-    seconds since the epoch, for tokens. Raises ConfigError without a secret or a usable key.
+    seconds since the epoch, for tokens. `registered` is told of every service that registers. Raises
+    ConfigError without a secret or a usable key.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class RegistrationApi:
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        registered: Callable[[str], None] | None = None,
     ) -> None:
         if not config.secret:
             raise ConfigError("no register secret is configured")
@@ -83,6 +85,7 @@ class RegistrationApi:
         self._metrics = metrics
         self._clock = clock
         self._wall_clock = wall_clock
+        self._registered = registered
         self._admission = Admission(
             config.secret, TokenVerifier(config.hmac_keys, config.audience, config.issuer)
         )
@@ -152,6 +155,8 @@ class RegistrationApi:
             await self._feed.publish(self._registry.table)
             answer.result = "registered" if former is None else "renewed"
             _log_granted(lease, former)
+            if self._registered is not None:
+                self._registered(lease.service)
         return _answer(
             {
                 "status": "registered",

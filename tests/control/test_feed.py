@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from portero_py.control.feed import Feed
+from portero_py.control.feed_server import FeedServer
+from portero_py.core.certificates import CertificateTable
+from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters
+from portero_py.core.feed_messages import Ack, Ask, Departed, FrameReader, Hello, TableUpdate, encode
+from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
+from portero_py.proxy.feed_client import FeedClient
+from portero_py.sockets import Rendezvous
 
 
 class Worker:
@@ -88,3 +99,251 @@ def test_counters_are_the_sum_and_never_fall_when_a_worker_leaves() -> None:
     assert (total.connections_open, total.exchanges_in_flight) == (3, 2)
     assert feed.counters().exchanges == total.exchanges  # asking does not count
     assert one.counters.exchanges["app.example", "GET", 200] == 1
+
+
+# Workers in other processes
+
+
+class Control:
+    """A control process's end of the feed, on a socket as the supervisor makes it."""
+
+    def __init__(self, rendezvous: Rendezvous, workers: int = 2, ack_seconds: float = 5.0) -> None:
+        self.feed = Feed(ack_seconds=ack_seconds)
+        self.serving: list[int] = []
+        self.server = FeedServer(self.feed, rendezvous.socket.dup(), workers, self.serving.append)
+
+
+class Desk:
+    """Control processes and workers that meet, all on this loop."""
+
+    def __init__(self) -> None:
+        self.rendezvous = Rendezvous()
+        self.controls: list[Control] = []
+        self.clients: list[tuple[FeedClient, asyncio.Task[None]]] = []
+
+    async def control(self, workers: int = 2, ack_seconds: float = 5.0) -> Control:
+        """Start one."""
+        control = Control(self.rendezvous, workers, ack_seconds)
+        self.controls.append(control)
+        await control.server.start()
+        return control
+
+    def worker(self, number: int = 0) -> tuple[Worker, FeedClient]:
+        """Start one; it connects when there is a control."""
+        worker = Worker()
+        client = FeedClient(worker, self.rendezvous.path, number, asyncio.get_running_loop().time)
+        self.clients.append((client, asyncio.create_task(client.run())))
+        return worker, client
+
+    async def end(self, client: FeedClient) -> None:
+        """End one worker in good order."""
+        [running] = [task for each, task in self.clients if each is client]
+        running.cancel()
+        await asyncio.wait([running])
+        await client.close()
+
+    async def close(self) -> None:
+        """End everything."""
+        for client, _ in self.clients:
+            await self.end(client)
+        for control in self.controls:
+            await control.server.close()
+        self.rendezvous.close()
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    found = Desk()
+    yield found
+    await found.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another task brings about."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def registry_with(*services: str) -> Registry:
+    registry = Registry()
+    for number, service in enumerate(services):
+        registry.register(LeaseRequest(service, Backend("::1", 8000 + number), 60), 0.0)
+    return registry
+
+
+async def test_a_publication_returns_when_every_process_has_applied_it(desk: Desk) -> None:
+    control, (one, _), (two, _) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    registry = registry_with("a.example")
+    await control.feed.publish(registry.table)
+    assert [one.got, two.got] == [[registry.table]] * 2
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    await control.feed.publish(registry.table)
+    assert one.got[-1] == two.got[-1] == registry.table
+
+
+async def test_a_process_that_comes_late_gets_certificates_challenges_and_table(desk: Desk) -> None:
+    control = await desk.control()
+    table, challenges = registry_with("a.example").table, Challenges(7, {}, {"token": "key"})
+    await control.feed.publish(table)
+    await control.feed.publish_challenges(challenges)
+    await control.feed.publish_certificates(CertificateTable((), 3))
+    worker, client = desk.worker()
+    async with asyncio.timeout(10):
+        await client.supplied()
+    [certificates, got, supplied] = worker.got
+    assert isinstance(certificates, CertificateTable)
+    assert isinstance(got, Challenges)
+    assert got.http == challenges.http
+    assert supplied == table
+
+
+async def test_a_process_that_does_not_answer_holds_nobody_up_for_long(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    control, (worker, _) = await desk.control(ack_seconds=0.05), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
+    writer.write(encode(Hello(1, True, TableUpdate(0, "", ()), Counters(), Departed())))
+    await until(lambda: control.server.connected == 2)
+    registry = registry_with("a.example")
+    async with asyncio.timeout(5):
+        await control.feed.publish(registry.table)
+    assert worker.got == [registry.table]
+    # It reads again: what it was sent is all there, in order.
+    frames = FrameReader()
+    [(number, update)] = frames.feed(await reader.read(99999))
+    assert isinstance(update, TableUpdate)
+    assert update.applied_to(RoutingTable()) == registry.table
+    writer.write(encode(Ack(), number))
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    publishing = asyncio.create_task(control.feed.publish(registry.table))
+    [(number, update)] = frames.feed(await reader.read(99999))
+    writer.write(encode(Ack(), number))
+    await publishing
+    assert isinstance(update, TableUpdate)
+    assert [service.name for service in update.changed] == ["b.example"]
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_counters_of_processes_are_the_sum_and_stay_when_one_dies(desk: Desk) -> None:
+    control, (one, _), (two, client) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    for worker in (one, two):
+        worker.counters.exchange_done("a.example", "GET", 200, 0.1)
+        worker.counters.connections_open = 3
+    await control.server.refresh()
+    assert control.feed.counters().exchanges["a.example", "GET", 200] == 2
+    assert control.feed.counters().connections_open == 6
+    two.counters.exchange_done("a.example", "GET", 200, 0.1)
+    await desk.end(client)  # in good order: its last word is its counters
+    await until(lambda: control.server.connected == 1)
+    assert control.feed.counters().exchanges["a.example", "GET", 200] == 3
+    assert control.feed.counters().connections_open == 3
+
+
+async def test_it_is_known_how_many_serve(desk: Desk) -> None:
+    control, (_, one), (_, two) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    assert control.server.serving == 0
+    one.serving()
+    two.serving()
+    await until(lambda: control.serving[-1] == 2)
+    await desk.end(one)
+    await until(lambda: control.serving[-1] == 1)
+
+
+async def test_a_new_control_takes_leases_and_counts_over_from_the_workers(desk: Desk) -> None:
+    control, (one, feeds_one), (two, _) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    two.counters.exchange_done("a.example", "GET", 200, 0.1)
+    feeds_one.serving()
+    gone, its_feed = desk.worker(2)
+    await until(lambda: control.server.connected == 3)
+    gone.counters.exchange_done("a.example", "GET", 200, 0.1)
+    await desk.end(its_feed)
+    registry = registry_with("a.example", "b.example")
+    await control.feed.publish(registry.table)
+    await control.server.close()
+    successor = await desk.control()
+    table = await successor.server.recover()
+    assert table == registry.table
+    await until(lambda: successor.server.serving == 1)
+    await successor.server.refresh()
+    assert successor.feed.counters().exchanges["a.example", "GET", 200] == 2
+    # From here on it goes as before, and no worker refuses what a younger control says.
+    again = Registry()
+    again.restore(table.services.values(), table.version, 0.0)
+    await successor.feed.publish(again.table)
+    assert one.got[-1] == two.got[-1] == again.table
+
+
+async def test_what_departed_workers_counted_outlives_several_controls(desk: Desk) -> None:
+    first, (_, stays), (gone, goes) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: first.server.connected == 2)
+    gone.counters.exchange_done("a.example", "GET", 200, 0.1)
+    await desk.end(goes)
+    await until(lambda: first.server.connected == 1)
+    control = first
+    for _ in range(2):
+        await control.server.close()
+        control = await desk.control(workers=1)
+        assert await control.server.recover() is None
+        assert control.feed.counters().exchanges["a.example", "GET", 200] == 1
+    late, _ = desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    assert late.got == []
+    assert stays is not goes
+
+
+async def test_challenges_of_a_new_control_replace_those_of_the_old_one(desk: Desk) -> None:
+    control, (worker, _) = await desk.control(), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    await control.feed.publish_challenges(Challenges(50, {}, {"old": "key"}))
+    await control.server.close()
+    successor = await desk.control()
+    await until(lambda: successor.server.connected == 1)
+    await successor.feed.publish_challenges(Challenges(1, {}, {"new": "key"}))
+    first, second = worker.got
+    assert isinstance(first, Challenges)
+    assert isinstance(second, Challenges)
+    assert second.version > first.version
+    assert second.http == {"new": "key"}
+
+
+@pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", encode(Ask()), b"\0\0\0\x01x"])
+async def test_a_connection_that_makes_no_sense_is_ended_and_does_no_harm(
+    desk: Desk, frame: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    control, (worker, _) = await desk.control(), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
+    writer.write(frame)
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    await control.feed.publish(RoutingTable(1))
+    assert worker.got == [RoutingTable(1)]
+    assert len(caplog.records) == 1
+
+
+async def test_a_worker_that_is_far_behind_gets_one_update_when_it_reads_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portero_py.control.feed_server.MAX_UNSENT", -1)
+    control, (worker, _) = await desk.control(), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    registry = registry_with("a.example")
+    await control.feed.publish(registry.table)
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    await control.feed.publish(registry.table)
+    assert worker.got == []
+    monkeypatch.setattr("portero_py.control.feed_server.MAX_UNSENT", 1 << 20)
+    await control.feed.publish_challenges(Challenges(1))  # any answer shows that it reads
+    await until(lambda: worker.got[-1] == registry.table)
+    assert len(worker.got) == 2

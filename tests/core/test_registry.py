@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from portero_py.core.model import Backend, Lease, LeaseRequest, Service
@@ -232,3 +234,58 @@ def test_backends_say_their_address_for_people() -> None:
     assert Backend("::1", 80).address == "[::1]:80"
     assert Backend("fe80::1%eth0", 80).address == "[fe80::1%eth0]:80"
     assert Backend("192.0.2.7", 80).address == "192.0.2.7:80"
+
+
+# What another registry had granted
+
+
+def test_a_restored_lease_ends_when_it_would_have_ended() -> None:
+    former = Registry()
+    former.register(ask(service="a.example", instance_id="one", ttl=10), 100.0)
+    former.register(ask(service="a.example", instance_id="two", port=8001, ttl=90), 100.0)
+    registry = Registry()
+    assert registry.restore(former.table.services.values(), former.table.version, 105.0) == 2
+    assert registry.table.services == former.table.services
+    assert registry.table.version > former.table.version
+    assert [lease.instance_id for lease in registry.expire(110.0)] == ["one"]
+    assert registry.next_expiry() == 190.0
+
+
+def test_what_ended_meanwhile_is_not_restored_and_its_service_lingers() -> None:
+    former = Registry("default.example")
+    former.register(ask(service="a.example", instance_id="one", ttl=10), 100.0)
+    registry = Registry("default.example")
+    assert registry.restore(former.table.services.values(), 1, 110.0) == 0
+    assert registry.table.services["a.example"].leases == ()
+    registry.expire(110.0 + LINGER)
+    assert set(registry.table.services) == {"default.example"}
+
+
+def test_a_restored_lease_is_renewed_and_released_like_any_other() -> None:
+    former = Registry()
+    former.register(ask(service="a.example", instance_id="one", ttl=10), 100.0)
+    registry = Registry()
+    registry.restore(former.table.services.values(), 1, 100.0)
+    registry.register(ask(service="a.example", instance_id="one", ttl=60), 105.0)
+    assert (registry.lease_count, registry.next_expiry()) == (1, 165.0)
+    registry.release("a.example", "one", now=106.0)
+    assert registry.lease_count == 0
+
+
+def test_of_two_restored_leases_at_one_address_the_first_stays() -> None:
+    former = Registry()
+    lease = former.register(ask(service="a.example", instance_id="one"), 100.0)
+    registry = Registry()
+    registry.restore([Service("a.example", (lease, replace(lease, instance_id="two")))], 1, 100.0)
+    assert [each.instance_id for each in registry.table.services["a.example"].leases] == ["one"]
+
+
+def test_a_table_names_what_differs_from_the_one_before() -> None:
+    registry = Registry()
+    first = registry.table
+    registry.register(ask(service="a.example", instance_id="one"), 0.0)
+    registry.register(ask(service="b.example", instance_id="one"), 0.0)
+    second = registry.table
+    assert (second.since, second.changed) == (first.version, frozenset({"a.example", "b.example"}))
+    registry.release("a.example", "one", now=0.0)
+    assert (registry.table.since, registry.table.changed) == (second.version, frozenset({"a.example"}))
