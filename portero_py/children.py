@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import uvloop
 
+from portero_py import process
 from portero_py.config import Config
 from portero_py.control.feed import Feed
 from portero_py.control.feed_server import FeedServer
@@ -84,6 +85,7 @@ def run_worker(inherited: Inheritance, number: int) -> int:
 
 
 def _run(inherited: Inheritance, slot: int, serve: Coroutine[Any, Any, None]) -> int:
+    process.set_name("portero-control" if slot == CONTROL else f"portero-work{slot - 1}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.close(inherited.lifeline[1])
     try:

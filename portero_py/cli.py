@@ -16,11 +16,14 @@ from typing import Annotated, Final
 
 import typer
 
-from portero_py import __version__, commands, demo, supervisor
+from portero_py import __version__, certificate_commands, commands, demo, supervisor
 from portero_py.client.registrar import Registration
 from portero_py.errors import ConfigError, PorteroError
 
 app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+certs_app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(certs_app, name="certs")
 
 #: The base of all errors about flags; click's or Typer's own, as the version of Typer has it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -254,10 +257,60 @@ def agent(
     commands.agent(_flags(ctx), os.environ, backend)
 
 
-@app.command()
-def certs(ctx: typer.Context, tls_cert_dir: TlsCertDir = None, config: ConfigFile = None) -> None:
-    """List the certificates: names, expiry, days left, file."""
-    raise typer.Exit(commands.certs(_flags(ctx), os.environ))
+@certs_app.callback(invoke_without_command=True)
+def certs(
+    ctx: typer.Context,
+    tls_cert_dir: TlsCertDir = None,
+    state_dir: StateDir = None,
+    acme_domain: AcmeDomain = None,
+    acme_directory: AcmeDirectory = None,
+    config: ConfigFile = None,
+) -> None:
+    """List the certificates: names, expiry, days left, issuer, file or ACME, next renewal, last error."""
+    if ctx.invoked_subcommand is not None:
+        commands.refuse_flags_before(ctx.invoked_subcommand, _flags(ctx))
+    else:
+        raise typer.Exit(certificate_commands.certs(_flags(ctx), os.environ))
+
+
+@certs_app.command(name="check")
+def certs_check(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A host name that clients ask for.")],
+    listen_addr: ListenAddr = None,
+    tls_cert_dir: TlsCertDir = None,
+    state_dir: StateDir = None,
+    acme_domain: AcmeDomain = None,
+    acme_directory: AcmeDirectory = None,
+    config: ConfigFile = None,
+) -> None:
+    """Examine one name: key, names, expiry, chain, ACME, and what the listener really presents."""
+    raise typer.Exit(certificate_commands.check(_flags(ctx), os.environ, name))
+
+
+@certs_app.command(name="rollover")
+def certs_rollover(
+    ctx: typer.Context,
+    state_dir: StateDir = None,
+    acme_directory: AcmeDirectory = None,
+    acme_ca_file: AcmeCaFile = None,
+    config: ConfigFile = None,
+) -> None:
+    """Give the ACME account another key."""
+    typer.echo(certificate_commands.rollover(_flags(ctx), os.environ))
+
+
+@certs_app.command(name="revoke")
+def certs_revoke(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The certificate's folder.")],
+    state_dir: StateDir = None,
+    acme_directory: AcmeDirectory = None,
+    acme_ca_file: AcmeCaFile = None,
+    config: ConfigFile = None,
+) -> None:
+    """Revoke a certificate that ACME brought; a running portero replaces it."""
+    typer.echo(certificate_commands.revoke(_flags(ctx), os.environ, name))
 
 
 @app.command()

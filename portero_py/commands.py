@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from portero_py import config_sources, logs, preflight
+from portero_py import certificate_commands, config_sources, logs, preflight
 from portero_py.client.agent import keep_registered
 from portero_py.client.registrar import Api, Registrar, Registration
-from portero_py.control.certificates import CertificateStore
 from portero_py.core.auth import sign_token
 from portero_py.core.model import Service
 from portero_py.core.router import Router
@@ -110,32 +109,12 @@ def check(flags: Flags, environ: Environ) -> int:
     _say(f"registration: {config.registration.listen}, {len(config.registration.hmac_keys)} key(s)")
     if config.plain_http.listen is not None:
         _say(f"plain http: {config.plain_http.listen}")
-    status = _show_certificates(config.tls.cert_dir) if config.tls.enabled else 0
+    status = certificate_commands.show(config) if config.tls.enabled else 0
     _say("this cannot serve" if status else "all is well")
     return status
 
 
-def certs(flags: Flags, environ: Environ) -> int:
-    """Print the certificates, and everything that is wrong with them; 0 when nothing is, else 2."""
-    return _show_certificates(config_sources.load(flags, environ).tls.cert_dir)
-
-
 # Private
-
-
-def _show_certificates(directory: str) -> int:
-    inventory = CertificateStore(directory).check()
-    for entry in inventory.entries:
-        if entry.certificate is not None:
-            days = (entry.certificate.not_after - time.time()) / 86400
-            until = time.strftime("%Y-%m-%d", time.gmtime(entry.certificate.not_after))
-            names = ", ".join(entry.certificate.names)
-            _say(f"certificate {entry.name}: {names}; until {until} ({days:.0f} days left); {entry.origin}")
-    for warning in inventory.warnings:
-        _say(f"warning: {warning}")
-    for problem in inventory.problems:
-        _say(f"error: {problem}")
-    return 0 if inventory.ok else 2
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, is_dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -92,6 +93,21 @@ class TestSources:
             ("http-addr", ":80", "plain_http.listen", Address("", 80)),
             ("acme-upstream", "acme:81", "plain_http.acme_upstream", Address("acme", 81)),
             ("no-tls", "1", "tls.enabled", False),
+            (
+                *("acme-domain", "a.example,www.A.example b.example", "acme.domains"),
+                (("a.example", "www.a.example"), ("b.example",)),
+            ),
+            ("acme-on-register", "*.a.example", "acme.on_register", ("*.a.example",)),
+            ("acme-email", "me@a.example", "acme.email", "me@a.example"),
+            (
+                *("acme-directory", "staging", "acme.directory"),
+                "https://acme-staging-v02.api.letsencrypt.org/directory",
+            ),
+            ("acme-ca-file", "/ca.pem", "acme.ca_file", "/ca.pem"),
+            ("acme-challenge", "http-01", "acme.challenge", "http-01"),
+            ("acme-eab-kid", "kid", "acme.eab_kid", "kid"),
+            ("acme-eab-hmac", "key", "acme.eab_hmac", "key"),
+            ("acme-agree-tos", "yes", "acme.agree_tos", True),
             ("tls-cert-dir", "/c", "tls.cert_dir", "/c"),
             ("tls-min-version", "1.3", "tls.min_version", "1.3"),
             ("access-log", "off", "log.access", "off"),
@@ -143,9 +159,11 @@ class TestSources:
             "portero.toml: limits.h2_streams: must be a whole number from 1 to 65536, not 0"
         )
 
-    def test_more_than_one_worker_is_refused_rather_than_ignored(self) -> None:
-        with pytest.raises(ConfigError, match="workers"):
-            load({"workers": "2"}, {})
+    def test_workers_are_a_number_or_one_for_each_core(self) -> None:
+        assert load({"workers": "7"}, {}).workers == 7
+        assert load({}, {"PORTERO_WORKERS": "Auto"}).workers == len(os.sched_getaffinity(0))
+        with pytest.raises(ConfigError, match="auto or a whole number from 1 to 1024, not 0"):
+            load({"workers": "0"}, {})
 
     def test_no_address_at_all_is_refused(self, tmp_path: Path) -> None:
         assert "at least one address" in refused(tmp_path, "[proxy]\nlisten = []\n")
