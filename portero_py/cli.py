@@ -19,6 +19,7 @@ import typer
 from portero_py import __version__, certificate_commands, commands, demo, supervisor
 from portero_py.client.registrar import Registration
 from portero_py.errors import ConfigError, PorteroError
+from portero_py.wire import http1
 
 app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -152,7 +153,7 @@ def root(
     Every flag has a variable: --listen-addr is PORTERO_LISTEN_ADDR.
     """
     if version:
-        typer.echo(f"portero-py {__version__}")
+        typer.echo(f"portero-py {__version__}{'' if http1.__file__.endswith('.py') else ' (compiled)'}")
         raise typer.Exit
     flags = _flags(ctx)
     if ctx.invoked_subcommand is not None:

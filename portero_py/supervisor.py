@@ -139,9 +139,11 @@ class Supervisor:
             number = self._next_signal(SHORT_TICK)
             if number in _STOP:
                 return True
-            for child in self._reap(time.monotonic()):
+            ended = self._reap(time.monotonic())
+            for child in ended:
                 if child.status == UNUSABLE and child.complaint:
                     raise ConfigError(child.complaint)
+            self._report(ended)
         self._notifier.ready(self._summary)
         _log.info("portero-py %s: %s", __version__, self._summary)
         return False
@@ -164,7 +166,7 @@ class Supervisor:
                     child.forgive(now)
             looked_at = now
             self._replace_hanging(now)
-            self._reap(now)
+            self._report(self._reap(now))
             self._fork_due(now)
             if self._notifier.watchdog_seconds and self._is_alive(now):
                 self._notifier.alive()
@@ -187,11 +189,12 @@ class Supervisor:
 
     def _reap(self, now: float) -> list[Child]:
         """The children that have ended since the last call."""
-        ended = [child for child in self._children if child.reap(now)]
+        return [child for child in self._children if child.reap(now)]
+
+    def _report(self, ended: list[Child]) -> None:
         for child in ended:
             why = f": {child.complaint}" if child.complaint else ""
             _log.error("%s %s%s", child.name, _said(child.status or 0), why)
-        return ended
 
     def _fork_due(self, now: float) -> None:
         for child in self._children:

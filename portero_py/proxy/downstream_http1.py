@@ -6,9 +6,7 @@ States
     RESPONSE  the request is complete, the response is not; what comes now belongs to the next request
               and waits in `_buffer` (pipelining: answered in order because nothing is looked at before)
     TUNNEL    after a 101: bytes both ways
-    LINGER    the last response is out, the client may still be sending: read and forget for a moment, because
-              closing a socket with unread bytes resets it, and the client loses our answer
-    CLOSED    closing or closed
+    CLOSED    another protocol has the transport, or nobody (proxy/leaving.py)
 
 The traps
 - An exchange can end inside `start()` (a 404): `_process` loops over pipelined requests and never recurses.
@@ -32,6 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, WireError
 from portero_py.proxy.exchange import Exchange
+from portero_py.proxy.leaving import Leaving
 from portero_py.proxy.replies import reply
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import find_head, response_bytes
@@ -46,13 +45,8 @@ if TYPE_CHECKING:
 PIPELINE_LIMIT: Final = 65536
 #: Pipelined requests taken in one go: 9,000 fit into one read, and the other clients want their turn.
 BURST: Final = 64
-#: After the last response: how long, and how many bytes, the rest of a request is read and thrown away.
-LINGER_SECONDS: Final = 5.0
-LINGER_BYTES: Final = 1 << 20
 #: Up to here head and body are joined before they are written: under TLS every write is a record.
 JOIN_LIMIT: Final = 65536
-#: Seconds that a client may leave the last bytes unread.
-CLOSE_SECONDS: Final = 10.0
 
 _RESET: Final = struct.pack("ii", 1, 0)  # linger for 0 seconds
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
@@ -63,11 +57,10 @@ class State(Enum):
     BODY = 1
     RESPONSE = 2
     TUNNEL = 3
-    LINGER = 4
-    CLOSED = 5
+    CLOSED = 4
 
 
-_HEAD, _BODY, _RESPONSE, _TUNNEL, _LINGER, _CLOSED = State
+_HEAD, _BODY, _RESPONSE, _TUNNEL, _CLOSED = State
 
 
 class Http1Downstream(asyncio.Protocol):
@@ -84,7 +77,6 @@ class Http1Downstream(asyncio.Protocol):
         "_head_begun",
         "_held",
         "_keep_alive",
-        "_linger_left",
         "_processing",
         "_reading_paused",
         "_response_chunked",
@@ -116,7 +108,6 @@ class Http1Downstream(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._head: RequestHead | None = None
         self._head_begun = False  # some bytes of it have come, and its deadline is set
-        self._linger_left = 0
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._body_paused = False
         self._keep_alive = True
@@ -138,10 +129,6 @@ class Http1Downstream(asyncio.Protocol):
             self._buffer += data
             if len(self._buffer) > PIPELINE_LIMIT:
                 self._update_reading()
-        elif state is _LINGER:
-            self._linger_left -= len(data)
-            if self._linger_left < 0:
-                self._close()
         elif state is not _CLOSED:
             self._take_body(data)
 
@@ -191,14 +178,7 @@ class Http1Downstream(asyncio.Protocol):
     def on_deadline(self, now: float) -> None:
         """The client has done nothing for too long."""
         state = self._state
-        if state is _CLOSED or state is _LINGER:
-            unsent = self._transport.get_write_buffer_size()
-            if unsent < self._unsent:  # slow, not idle
-                self._unsent = unsent
-                self.deadline = now + CLOSE_SECONDS
-            else:
-                self._transport.abort()
-        elif self._writing_paused:
+        if self._writing_paused:
             unsent = self._transport.get_write_buffer_size()
             if unsent < self._unsent:  # slow, not idle
                 self._unsent = unsent
@@ -537,25 +517,18 @@ class Http1Downstream(asyncio.Protocol):
         if self._ended:
             self._close()
             return
-        self._state = _LINGER
-        self._buffer = b""
-        self._linger_left = LINGER_BYTES
-        self._unsent = self._transport.get_write_buffer_size()
-        self.deadline = monotonic() + LINGER_SECONDS
-        self._worker.deadlines.sooner(self)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._body_paused = False
-        self._update_reading()
-
-    def _close(self) -> None:
-        """Close once everything is written, and do not wait for that for ever."""
         self._state = _CLOSED
         self._buffer = b""
-        self._unsent = self._transport.get_write_buffer_size()
-        self.deadline = monotonic() + CLOSE_SECONDS
-        self._worker.deadlines.sooner(self)
-        self._transport.close()
+        self._body_paused = False
+        self._update_reading()
+        Leaving(self._worker, self._transport, self).linger()
+
+    def _close(self) -> None:
+        """Close once everything is written."""
+        if self._state is not _CLOSED:
+            self._state = _CLOSED
+            self._buffer = b""
+            Leaving(self._worker, self._transport, self).close()
 
     def _update_reading(self) -> None:
         """Read from the socket unless somebody is behind."""

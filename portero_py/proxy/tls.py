@@ -178,12 +178,9 @@ class FrontTls:
         context.set_ciphers(CIPHERS)
         context.set_alpn_protocols(list(alpn or self._alpn))
         context.options |= (
-            ssl.OP_NO_COMPRESSION
-            | ssl.OP_NO_RENEGOTIATION
-            | ssl.OP_SINGLE_DH_USE
-            | ssl.OP_SINGLE_ECDH_USE
+            ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_SINGLE_DH_USE | ssl.OP_SINGLE_ECDH_USE
         )
-        # Every cipher here is good, and the client knows its hardware (Mozilla's "intermediate" says so, too).
+        # Every cipher here is good, and the client knows its hardware (so says Mozilla's "intermediate").
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         context.num_tickets = 1  # 2 by default, for clients with parallel connections; 15 µs a handshake
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from portero_py.proxy.downstream_http1 import Http1Downstream
     from portero_py.proxy.downstream_http2 import Http2Downstream
     from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.leaving import Leaving
 
 
 class Worker:
@@ -155,7 +156,14 @@ class Worker:
         host = normalise_host(authority)
         return host is not None and self._certificates.misdirected(presented, host)
 
-    def connection_closed(self, connection: Http1Downstream | Http2Downstream) -> None:
+    def connection_succeeded(self, former: Http1Downstream, successor: Leaving) -> None:
+        """A client's connection goes on under another protocol."""
+        self._server.opened(successor)
+        self._server.closed(former)
+        self.deadlines.forget(former)
+        self.deadlines.watch(successor)
+
+    def connection_closed(self, connection: Http1Downstream | Http2Downstream | Leaving) -> None:
         """A client's connection is gone."""
         self.deadlines.forget(connection)
         self.counters.connections_open -= 1

@@ -30,7 +30,7 @@ class AcmeSite:
         self.state.mkdir(mode=0o700)
         self.tls_port, self.http_port = free_port(), free_port()
         self.directory, self.ca_file = "", Path()
-        self._starts = 0
+        self._proxies: list[ProxyProcess] = []
 
     def use(self, pebble: Pebble) -> AcmeSite:
         """Get certificates from there."""
@@ -53,7 +53,6 @@ class AcmeSite:
         toml: str = "",
     ) -> ProxyProcess:
         """Start the proxy; the caller stops or kills it."""
-        self._starts += 1
         flags = [
             *("--listen-addr", f"127.0.0.1:{self.tls_port}"),
             *self.flags()[2:],
@@ -63,12 +62,19 @@ class AcmeSite:
             *more,
         ]
         proxy = ProxyProcess(
-            self.folder / f"proxy-{self._starts}",
+            self.folder / f"proxy-{len(self._proxies)}",
             certificates=self.certs,
             toml=toml or "[timeouts]\ndrain = 2\nshutdown = 5\n",
             flags=flags,
         )
+        self._proxies.append(proxy)
         return proxy.start()
+
+    def end(self) -> None:
+        """Leave nobody behind when a test has failed."""
+        for proxy in self._proxies:
+            if proxy.is_running:
+                proxy.kill()
 
     # What became of it
 

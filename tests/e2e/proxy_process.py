@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jwt
 
@@ -41,6 +41,10 @@ FAULTS = (
     KEY,
 )
 _FAULT = re.compile("|".join(re.escape(fault) for fault in FAULTS))
+
+#: How the proxy is started: by this interpreter, or by that of another environment (`make test-compiled`). With
+#: -P the package comes from there and not from the working directory, whose sources would always be found first.
+PROXY: Final = (os.environ.get("PORTERO_TEST_PYTHON") or sys.executable, "-P", "-m", "portero_py")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class ProxyProcess:
 
     def start(self, prefix: Sequence[str] = (), *, pass_fds: Sequence[int] = ()) -> ProxyProcess:
         """Start, and wait until it says that it is ready."""
-        command = [*prefix, sys.executable, "-m", "portero_py", *self._flags]
+        command = [*prefix, *PROXY, *self._flags]
         with self._logs[0].open("wb") as out, self._logs[1].open("wb") as err:
             self._process = subprocess.Popen(
                 command,

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from portero_py.proxy import downstream_http1, exchange, upstream_http1, upstream_pool
+from portero_py.proxy import downstream_http1, exchange, leaving, upstream_http1, upstream_pool
 from tests.proxy.dialogue import Clock, World
 
 
@@ -14,7 +14,7 @@ from tests.proxy.dialogue import Clock, World
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A proxy with one backend for app.example; after the test no claim and no exchange is left."""
     clock = Clock()
-    for module in (downstream_http1, exchange, upstream_http1, upstream_pool):
+    for module in (downstream_http1, exchange, leaving, upstream_http1, upstream_pool):
         monkeypatch.setattr(module, "monotonic", clock)
     world = World(clock)
     yield world

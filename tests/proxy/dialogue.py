@@ -28,6 +28,7 @@ from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.client import Client
 from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream_http1 import Http1Downstream
+from portero_py.proxy.leaving import Leaving
 from portero_py.proxy.upstream_pool import BackendPool, Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
@@ -112,6 +113,10 @@ class ScriptedTransport(asyncio.Transport):
                 self._writing_paused = True
                 assert self.protocol is not None
                 self.protocol.pause_writing()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol)
+        self.protocol = protocol
 
     def can_write_eof(self) -> bool:
         return not self._tls
@@ -303,7 +308,11 @@ class World:
     def misdirected(self, presented: object, authority: bytes) -> bool:
         return self.misdirects
 
-    def connection_closed(self, connection: Http1Downstream) -> None:
+    def connection_succeeded(self, former: Http1Downstream, successor: Leaving) -> None:
+        self.deadlines.forget(former)
+        self.deadlines.watch(successor)
+
+    def connection_closed(self, connection: Http1Downstream | Leaving) -> None:
         self.deadlines.forget(connection)
         self.counters.connections_open -= 1
 

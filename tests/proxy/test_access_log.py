@@ -16,6 +16,7 @@ import pytest
 from portero_py.core.counters import Counters
 from portero_py.proxy import access_log
 from portero_py.proxy.access_log import AccessLog
+from portero_py.proxy.downstream_http1 import Http1Downstream
 from tests.proxy.dialogue import OK, World, get
 
 if TYPE_CHECKING:
@@ -116,10 +117,11 @@ async def test_a_text_line_has_one_word_a_field_whatever_the_client_sent(
 
 async def test_bytes_that_were_no_request_have_their_line_too(world: World, pipe: tuple[int, int]) -> None:
     client = world.client()
+    assert isinstance(client.protocol, Http1Downstream)
+    about = client.protocol._client
     client.send(b"garbage\r\n\r\n")
     log, _ = open_log("json", pipe[1])
-    assert client.protocol is not None
-    log.refused(client.protocol._client, world.refused[0], b"id-9")  # type: ignore[attr-defined]
+    log.refused(about, world.refused[0], b"id-9")
     log.close()
     entry = orjson.loads(os.read(pipe[0], 65536))
     assert (entry["status"], entry["reason"], entry["request_id"]) == (400, "bad_request", "id-9")

@@ -8,7 +8,8 @@ import pytest
 
 from portero_py.errors import BadRequest, HeadTimeout, HeadTooLarge, TargetTooLong
 from portero_py.proxy import downstream_http1
-from portero_py.proxy.downstream_http1 import LINGER_BYTES, PIPELINE_LIMIT, Http1Downstream
+from portero_py.proxy.downstream_http1 import PIPELINE_LIMIT, Http1Downstream
+from portero_py.proxy.leaving import LINGER_BYTES
 from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses, until
 
 NOWHERE = get(b"/", host=b"nowhere.example")
