@@ -1,11 +1,11 @@
 """The compiled build of the wheel: mypyc over the modules that every request passes through.
 
-Off by default; HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 turns it on. pyproject.toml says which modules, and docs/compiled.md
-what comes of it.
+Off by default; HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 turns it on. pyproject.toml says which modules, and
+docs/compiled.md what comes of it.
 
-Why not the plugin hatch-mypyc: it compiles in place. The extension modules that it leaves in the source tree go
-before the .py files of an editable installation, so that a change to these has no effect any more, and while it
-runs pyproject.toml is not there. Here everything happens in a copy.
+Why not the plugin hatch-mypyc: it compiles in place. The extension modules that it leaves in the source tree
+go before the .py files of an editable installation, so that a change to these has no effect any more, and
+while it runs pyproject.toml is not there. Here everything happens in a copy.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def _compile(root: Path, folder: Path, modules: list[str]) -> list[str]:
         text=True,
         check=False,
     )
-    built = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.so") if "build" not in path.parts)
-    if done.returncode or len(built) != len(modules) + 1:  # one for all the code, and a way in for each module
+    shutil.rmtree(folder / "build", ignore_errors=True)
+    built = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.so"))
+    # One file holds all the code; each module has a small one beside its source, which leads there.
+    if done.returncode or len(built) != len(modules) + 1:
         shutil.rmtree(folder)
         raise RuntimeError(f"mypyc failed:\n{done.stdout}")
     return built

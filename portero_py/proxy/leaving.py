@@ -1,8 +1,8 @@
 """The end of a client's connection: its last byte is written, and the client shall get it.
 
 A connection that is closed with bytes of the client unread is reset, and a reset can overtake our answer. So
-a client that may still be sending is read and forgotten for a moment (RFC 9112, 9.6). A client that is slow to
-read gets all the time that it uses: only one that takes nothing for a while is cut off.
+a client that may still be sending is read and forgotten for a moment (RFC 9112, 9.6). A client that is slow
+to read gets all the time that it uses: only one that takes nothing for a while is cut off.
 """
 
 from __future__ import annotations

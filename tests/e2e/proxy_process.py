@@ -42,8 +42,8 @@ FAULTS = (
 )
 _FAULT = re.compile("|".join(re.escape(fault) for fault in FAULTS))
 
-#: How the proxy is started: by this interpreter, or by that of another environment (`make test-compiled`). With
-#: -P the package comes from there and not from the working directory, whose sources would always be found first.
+#: How the proxy is started: by this interpreter, or by that of another environment (`make test-compiled`).
+#: With -P the package comes from there, and not from the sources in the working directory.
 PROXY: Final = (os.environ.get("PORTERO_TEST_PYTHON") or sys.executable, "-P", "-m", "portero_py")
 
 
