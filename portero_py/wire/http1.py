@@ -102,6 +102,8 @@ class RequestParser:
         if known is not None and target[0] == 0x2F and version == b"1.1" and method != b"CONNECT":
             head = RequestHead(method, target, known.authority, version, known.fields)
             head.lines = known.lines
+            if not known.keep_alive:
+                head.keep_alive = False
             return head
         try:
             fields = self._grammar.fields(_ANY_REQUEST_LINE + block)
@@ -308,7 +310,6 @@ def _is_plain(head: RequestHead) -> bool:
         or head.forwarded
         or head.upgrade
         or head.wants_trailers
-        or not head.keep_alive
         or head.method == b"CONNECT"
     )
 
