@@ -189,7 +189,13 @@ class RegistrationApi:
         )
         table, now = self._registry.table, self._clock()
         services = [_service_said(service, now) for _, service in sorted(table.services.items())]
-        return _answer({"version": table.version, "services": services})
+        return _answer(
+            {
+                "version": table.version,
+                "default_service": table.default_service,
+                "services": services,
+            }
+        )
 
     async def _on_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=await self._metrics.scrape(), headers={"Content-Type": CONTENT_TYPE})

@@ -561,6 +561,7 @@ async def test_the_registry_can_be_read_with_the_secret(api: Running) -> None:
     backend = {"host": "::1", "protocol": "http1"}
     assert await response.json() == {
         "version": 3,
+        "default_service": "",
         "services": [
             {
                 "service_name": "app.example",
