@@ -11,21 +11,33 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILED := .venv-compiled
+COMPILED_STAMP := $(COMPILED)/.installed
 PYTHON ?=
 PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 PYTEST_ARGS ?=
-CHECKED := portero_py tests benchmarks $(wildcard examples)
+CHECKED := portero_py tests benchmarks $(wildcard examples) .ci
 
-.PHONY: help demo test check format coverage packages bench bench-quick clean
+# What reads bytes of the outside world, and so must hold in the compiled build too.
+COMPILED_TESTS := tests/test_compiled.py $(patsubst %,tests/e2e/test_%.py,http1_malformed http1_hostile_backends \
+	http2_malformed http2_floods faults peers replies forwarding websockets)
+
+.PHONY: help demo test test-compiled compiled check format coverage packages bench bench-quick clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## two backends, certificates and the proxy on this machine, with the curl lines to try
 	@exec $(BIN)/portero-py demo
 
 test: $(STAMP) packages coverage  ## the whole suite, and 100% branch coverage of core and wire
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+compiled: $(COMPILED_STAMP)  ## the compiled build (docs/compiled.md), in .venv-compiled; needs a C compiler
+
+test-compiled: $(STAMP) $(COMPILED_STAMP) packages  ## the conformance, smuggling and fault suites against it
+	PORTERO_TEST_PYTHON=$(COMPILED)/bin/python $(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal \
+		$(COMPILED_TESTS) $(PYTEST_ARGS)
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check $(CHECKED)
@@ -53,9 +65,13 @@ bench-quick: $(STAMP)  ## the main rows of it, in under two minutes
 	$(BIN)/python -m benchmarks.bench --quick $(BENCH_ARGS)
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .demo
+	rm -rf $(VENV) $(COMPILED) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .demo
 	find portero_py tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml .ci/environment
 	@PYTHON="$(PYTHON)" .ci/environment $(VENV)
+	@touch $@
+
+$(COMPILED_STAMP): pyproject.toml .ci/environment .ci/hatch_build.py $(shell find portero_py -name '*.py')
+	@PYTHON="$(PYTHON)" .ci/environment $(COMPILED) compiled
 	@touch $@

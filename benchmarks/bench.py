@@ -130,7 +130,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    names = [name for name in options.peers if name == "portero" or machine.program(name)]
+    names = [name for name in options.peers if peers.is_installed(name)]
     for name in set(options.peers) - set(names):
         print(f"bench: left out {name}: not installed", file=sys.stderr)
     # SIGTERM must run the `finally` that ends the proxies, as Ctrl-C does.
@@ -165,6 +165,11 @@ def _measure_all(plan: list[Row], names: list[str], options: argparse.Namespace)
             raise BenchError(f"{error}\n{_last_words(folder)}") from error
 
 
+def _is_asked_for(name: str, options: argparse.Namespace) -> bool:
+    """Without --peers: all, but a compiled build only where there is one and time for it."""
+    return name != "portero-compiled" or (peers.is_installed(name) and not options.quick)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -190,14 +195,13 @@ def _options() -> argparse.Namespace:
         prog="bench", description="CPU time a request beside nginx, HAProxy and Caddy."
     )
     parser.add_argument("--rows", type=keys(tuple(row.key for row in rows.ROWS)), help="keys, with commas")
-    parser.add_argument(
-        "--peers", type=keys(peers.PEERS), default=list(peers.PEERS), help="names, with commas"
-    )
+    parser.add_argument("--peers", type=keys(peers.PEERS), help="names, with commas")
     parser.add_argument("--rounds", type=int, help="default 5 (--quick: 2)")
     parser.add_argument("--seconds", type=float, help="a measurement, whole seconds; default 3 (--quick: 2)")
     parser.add_argument("--quick", action="store_true", help="the main rows, in under two minutes")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     options = parser.parse_args()
+    options.peers = options.peers or [name for name in peers.PEERS if _is_asked_for(name, options)]
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.seconds = options.seconds or (2.0 if options.quick else 3.0)
     return options

@@ -18,9 +18,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jwt
 
+from benchmarks import machine
 from benchmarks.stage import (
     HOST,
     NGINX_TOP,
@@ -33,6 +35,9 @@ from benchmarks.stage import (
     stop,
     write,
 )
+
+#: Whose portero-py is the compiled build (`make compiled`).
+COMPILED = Path(".venv-compiled/bin/python").absolute()
 
 
 @dataclass
@@ -50,6 +55,13 @@ class Peer:
 
     def url(self, path: str, tls: bool) -> str:
         return f"{'https' if tls else 'http'}://{HOST}:{self.tls_port if tls else self.plain_port}{path}"
+
+
+def is_installed(name: str) -> bool:
+    """Whether the peer called `name` can be started here."""
+    if name == "portero-compiled":
+        return COMPILED.exists()
+    return name == "portero" or machine.program(name) is not None
 
 
 def start_peer(name: str, bench: Bench) -> Peer:
@@ -184,7 +196,19 @@ https://{HOST}:{peer.tls_port} {{
 
 
 def _start_portero(peer: Peer, bench: Bench) -> None:
-    """Two processes, one a listener: portero-py serves either TLS or, with --no-tls, plain HTTP."""
+    _start_portero_of(sys.executable, peer, bench)
+
+
+def _start_compiled(peer: Peer, bench: Bench) -> None:
+    """The compiled build, from the environment that `make compiled` makes."""
+    _start_portero_of(str(COMPILED), peer, bench)
+
+
+def _start_portero_of(python: str, peer: Peer, bench: Bench) -> None:
+    """Two processes, one a listener: portero-py serves either TLS or, with --no-tls, plain HTTP.
+
+    -P: the package of that interpreter's environment, not the sources in the working directory.
+    """
     secret, key = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
     environment = {
         "PORTERO_REGISTER_SECRET": secret,
@@ -196,8 +220,8 @@ def _start_portero(peer: Peer, bench: Bench) -> None:
     for port, tls in flags.items():
         api = free_port()
         addresses = ["--listen-addr", f"127.0.0.1:{port}", "--register-addr", f"127.0.0.1:{api}"]
-        command = [sys.executable, "-m", "portero_py", *addresses, *tls]
-        process = spawn(bench, f"portero-{port}", command, environment)
+        command = [python, "-P", "-m", "portero_py", *addresses, *tls]
+        process = spawn(bench, f"{peer.name}-{port}", command, environment)
         peer.processes.append(process)
         await_port(process, api, "portero-py's registration API")
         _register(f"http://127.0.0.1:{api}/register", secret, key, bench.backend_port)
@@ -226,5 +250,6 @@ _STARTERS = {
     "haproxy": _start_haproxy,
     "caddy": _start_caddy,
     "portero": _start_portero,
+    "portero-compiled": _start_compiled,
 }
 PEERS = tuple(_STARTERS)

@@ -156,6 +156,7 @@ class _Worker(_Process):
         )
         feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)
         fed = asyncio.create_task(feed.run(), name="feed")
+        fed.add_done_callback(self._unfed)
         starting = asyncio.create_task(self._start(worker, feed), name="start")
         while await self.signals.get() != signal.SIGTERM:
             if await self.reread():
@@ -169,6 +170,14 @@ class _Worker(_Process):
         heartbeat.cancel()
         if not starting.cancelled():
             starting.result()
+
+    # Private
+
+    def _unfed(self, fed: asyncio.Task[None]) -> None:
+        """Whatever it is that broke the feed: a worker without one must be replaced."""
+        if not fed.cancelled():
+            _log.error("the feed ended", exc_info=fed.exception())
+            self.signals.put_nowait(signal.SIGTERM)
 
     async def _start(self, worker: Worker, feed: FeedClient) -> None:
         """Accept as soon as there is a table: before, every answer would be 404."""

@@ -154,8 +154,8 @@ class Supervisor:
         """Heed signals and children until told to stop."""
         looked_at = time.monotonic()
         while True:
-            waiting = any(child.fork_at is not None for child in self._children)
-            number = self._next_signal(SHORT_TICK if waiting else self._tick)
+            due = [child.fork_at - looked_at for child in self._children if child.fork_at is not None]
+            number = self._next_signal(min([self._tick, *due]))
             if number in _STOP:
                 return True
             if number == signal.SIGHUP:

@@ -73,6 +73,8 @@ class TestBoard:
         assert board.restarts(0) == 1
 
 
+# pytest's own threads are none of the children's business.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 class TestChild:
     def test_what_a_child_writes_on_the_board_its_parent_reads(self) -> None:
         def work(again: bool) -> int:

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from portero_py.client.registrar import Api, Registrar, Registration
 from portero_py.config import Address, Config, Limits, Log, Proxy, Timeouts, Tls
-from portero_py.self_signed import Authority
 from portero_py.live_config import waiting_for_restart
+from portero_py.self_signed import Authority
 
 SECRET, KEY = "a-shared-secret", "k" * 32
 PATIENCE = 15.0

@@ -94,7 +94,9 @@ class AcmeFiles:
     def names(self) -> list[str]:
         """The certificates that there is anything about."""
         try:
-            return sorted(path.name for path in self.root.iterdir() if certifiable(path.name))
+            return sorted(
+                path.name for path in self.root.iterdir() if path.is_dir() and certifiable(path.name)
+            )
         except FileNotFoundError:
             return []
         except OSError as error:

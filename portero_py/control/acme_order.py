@@ -88,7 +88,9 @@ class OrderRun:
         self._lock = lock
         self._name = names[0]
         self._names = names
-        self._kind = ""  # of the challenges in this order
+        # one order
+        self._kind = ""  # of its challenges
+        self._has_shown = False  # whether the CA could have found them
 
     async def run(self, replaces: str) -> Certificate:
         """Carry the order on that was begun, or make one; returns what was installed. Raises AcmeError."""
@@ -114,6 +116,7 @@ class OrderRun:
     # Private: steps
 
     async def _once(self, replaces: str) -> Certificate:
+        self._kind, self._has_shown = "", False
         progress = self.progress
         if progress.step is not Step.IDLE and set(progress.names) != set(self._names):
             await self._keep(progress.dropped())
@@ -141,14 +144,14 @@ class OrderRun:
             raise OrderLost("the order's key is gone from the state directory: a new order is made")
         if order.status == "pending":
             await self._authorize(order)
-            order = await self._settled(order, {"pending"}, VALIDATION_SECONDS)
+            order = await self._settled(order, frozenset({"pending"}), VALIDATION_SECONDS)
         if order.status == "ready":
             await self._call(self._client.finalize, order, key_pem, self._names)
             if self.progress.step is Step.ORDERED:
                 await self._keep(self.progress.finalized())
-            order = await self._settled(order, {"ready", "processing"}, ISSUANCE_SECONDS)
+            order = await self._settled(order, frozenset({"ready", "processing"}), ISSUANCE_SECONDS)
         elif order.status == "processing":
-            order = await self._settled(order, {"processing"}, ISSUANCE_SECONDS)
+            order = await self._settled(order, frozenset({"processing"}), ISSUANCE_SECONDS)
         if order.status != "valid" or not order.certificate:
             raise await self._reason(order)
         chain_pem = await self._call(self._client.certificate, order)
@@ -175,13 +178,14 @@ class OrderRun:
 
     async def _authorize(self, order: Order) -> None:
         """Show what the CA wants to see, say so, and wait until it has made up its mind."""
-        self._kind = ""
         waiting: list[Authorization] = []
         for url in order.authorizations:
             authorization: Authorization = await self._call(self._client.authorization, url)
             if authorization.status == "valid":
                 continue
-            _raise_if_failed(authorization)
+            if authorization.status not in _UNDECIDED:
+                # It failed before this attempt: while nobody was there to answer, after a crash.
+                raise OrderLost(f"the authorization of {authorization.name} is {authorization.status[:40]}")
             waiting.append(authorization)
         shown, answers = [], []
         for authorization in waiting:
@@ -193,6 +197,7 @@ class OrderRun:
             if challenge.status == "pending":
                 answers.append(challenge)
         await self._around.challenges.show(shown)
+        self._has_shown = bool(shown)
         try:
             for challenge in answers:
                 await self._call(self._client.answer, challenge)
@@ -215,10 +220,11 @@ class OrderRun:
     async def _validated(self, authorization: Authorization) -> None:
         found: Authorization = await self._polled(
             lambda: self._call(self._client.authorization, authorization.url),
-            {"pending", "processing"},
+            _UNDECIDED,
             VALIDATION_SECONDS,
         )
-        _raise_if_failed(found)
+        if found.status != "valid":
+            raise _why_failed(found)
 
     async def _other_challenge(self, error: ValidationFailed) -> bool:
         """Note which type failed, and drop the dead order; whether another type is left to try now."""
@@ -234,11 +240,13 @@ class OrderRun:
 
     # Private: polling
 
-    async def _settled(self, order: Order, passing: set[str], seconds: float) -> Order:
+    async def _settled(self, order: Order, passing: frozenset[str], seconds: float) -> Order:
         found: Order = await self._polled(lambda: self._call(self._client.order, order.url), passing, seconds)
         return found
 
-    async def _polled(self, ask: Callable[[], Awaitable[Any]], passing: set[str], seconds: float) -> Any:
+    async def _polled(
+        self, ask: Callable[[], Awaitable[Any]], passing: frozenset[str], seconds: float
+    ) -> Any:
         """Ask until the status is none of `passing`. Raises CaUnreachable when it takes longer."""
         clock = self._around.clock
         ends, pause = clock() + seconds, FIRST_POLL
@@ -254,6 +262,8 @@ class OrderRun:
 
     async def _reason(self, order: Order) -> AcmeError:
         """Why an order did not become valid."""
+        if not self._has_shown and self.progress.step is Step.ORDERED:
+            return OrderLost("the order failed while nobody was there to answer: a new one is made")
         for url in order.authorizations:
             authorization = await self._call(self._client.authorization, url)
             for challenge in authorization.challenges:
@@ -278,15 +288,14 @@ class OrderRun:
 # Private
 
 _UNISSUED: Final = (Step.ORDERED, Step.FINALIZED)
+_UNDECIDED: Final = frozenset({"pending", "processing"})
 
 
-def _raise_if_failed(authorization: Authorization) -> None:
-    if authorization.status in {"pending", "processing", "valid"}:
-        return
+def _why_failed(authorization: Authorization) -> AcmeError:
     for challenge in authorization.challenges:
         if challenge.error is not None:
-            raise _about(authorization.name, challenge.error)
-    raise OrderLost(f"the authorization of {authorization.name} is {authorization.status[:40]}")
+            return _about(authorization.name, challenge.error)
+    return OrderLost(f"the authorization of {authorization.name} is {authorization.status[:40]}")
 
 
 def _about(name: str, error: AcmeError) -> AcmeError:

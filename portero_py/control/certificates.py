@@ -8,6 +8,7 @@ The rules
   `retry_seconds` later: most often it was being replaced. Only what is still so is logged, once for each
   state of the files.
 - A directory that cannot be read, or vanishes, changes nothing. At the start it is an error.
+- A certificate near its end is spoken of once a day, wherever it comes from.
 - Without any usable certificate the proxy runs, says so in the log, and refuses TLS handshakes until one
   appears: what brings the certificate (an ACME client that uses the proxy's port 80, an orchestrator that
   waits for the proxy) may need it to run.
@@ -28,6 +29,7 @@ from watchfiles import awatch
 from watchfiles.main import FileChange
 
 from portero_py.control.certificate_files import CertificateFiles, Entry, FileState, Scan
+from portero_py.core.acme_schedule import ends_soon
 from portero_py.core.certificates import CertificateTable
 from portero_py.errors import BadCertificate, ConfigError
 
@@ -35,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 RESCAN_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.3
+DAY: Final = 86400.0
 #: A burst of changes is one change: it has ended when nothing came for a step, or after the whole of it.
 _BURST_MS: Final = 1000
 _STEP_MS: Final = 100
@@ -110,6 +113,7 @@ class CertificateStore:
         self._retry_seconds = retry_seconds
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._warned: dict[str, float] = {}  # name -> when its end was last spoken of
         # the last scan
         self._said: set[_Complaint] = set()
 
@@ -137,6 +141,7 @@ class CertificateStore:
                 raise ConfigError(self._unreadable(error)) from error
             await self._take(scan)
             self._report(scan)
+            self._warn_of_ends()
         return self.table
 
     async def rescan(self) -> None:
@@ -154,6 +159,7 @@ class CertificateStore:
                 self._say({_Complaint(logging.ERROR, text)})
             else:
                 self._report(scan)
+            self._warn_of_ends()
 
     async def run(self) -> None:
         """Follow the directory until cancelled."""
@@ -250,6 +256,21 @@ class CertificateStore:
         for _ in problems - self._said:
             self._count(FAILED)
         self._say(problems | others)
+
+    def _warn_of_ends(self) -> None:
+        """Say once a day which certificates are near their end: nobody renews them, or not with success."""
+        now = self._clock()
+        for certificate in self.table.certificates:
+            if not ends_soon(certificate.not_before, certificate.not_after, now):
+                self._warned.pop(certificate.name, None)
+                continue
+            left = (certificate.not_after - now) / DAY
+            # That one has expired is said by `_report`, once: from here it comes a day later.
+            last = self._warned.setdefault(certificate.name, now if left <= 0 else now - DAY)
+            if now - last >= DAY:
+                self._warned[certificate.name] = now
+                when = f"ends in {left:.1f} days" if left > 0 else f"ended {-left:.1f} days ago"
+                _log.warning("certificate %s %s (%s)", certificate.name, when, certificate.origin)
 
     def _say(self, complaints: set[_Complaint]) -> None:
         """Log what was not so at the last look."""

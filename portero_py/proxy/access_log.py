@@ -11,6 +11,7 @@ Several workers write to one descriptor, in turns: a line is never cut in two by
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import threading
@@ -181,18 +182,34 @@ class _Writer:
                     return None
                 piece = self._pieces.popleft()
                 self._bytes -= len(piece)
-            view = memoryview(piece)
-            while view:
-                try:
-                    view = view[os.write(self._descriptor, view) :]
-                except BlockingIOError:  # somebody else made the descriptor non-blocking
-                    select.select((), (self._descriptor,), ())
-                except OSError as error:
-                    if error.errno in (errno.EPIPE, errno.EBADF):
-                        return self._stop()  # the reader is gone: nobody to write to, and traffic goes on
-                    with self._condition:  # a full disk: it may have room again for the next piece
-                        self._lost += view.tobytes().count(b"\n")
-                    break
+            if not self._write_in_turn(piece):
+                return self._stop()  # the reader is gone: nobody to write to, and traffic goes on
+
+    def _write_in_turn(self, piece: bytes) -> bool:
+        """Write a piece when no other worker writes; False when there is nobody to write to."""
+        if self._lock < 0:
+            return self._write(memoryview(piece))
+        # A pipe takes 4096 bytes in one go; longer pieces of two workers would mix. The lock is a process's
+        # own: one that dies gives it back, and one that hangs is killed.
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            return self._write(memoryview(piece))
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    def _write(self, view: memoryview) -> bool:
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:  # somebody else made the descriptor non-blocking
+                select.select((), (self._descriptor,), ())
+            except OSError as error:
+                if error.errno in (errno.EPIPE, errno.EBADF):
+                    return False
+                with self._condition:  # a full disk: it may have room again for the next piece
+                    self._lost += view.tobytes().count(b"\n")
+                break
+        return True
 
     def _stop(self) -> None:
         with self._condition:

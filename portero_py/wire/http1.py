@@ -306,11 +306,7 @@ def _request_head(method: bytes, target: bytes, version: bytes, fields: list[Fie
 def _is_plain(head: RequestHead) -> bool:
     """Say whether a head has nothing but fields: no body, no forwarded fields, no wishes."""
     return not (
-        head.body_length
-        or head.forwarded
-        or head.upgrade
-        or head.wants_trailers
-        or head.method == b"CONNECT"
+        head.body_length or head.forwarded or head.upgrade or head.wants_trailers or head.method == b"CONNECT"
     )
 
 

@@ -428,6 +428,25 @@ async def test_an_expired_certificate_is_served_with_a_warning(desk: Desk) -> No
     assert line.endswith("old.example: it has expired")
 
 
+async def test_a_certificate_near_its_end_is_spoken_of_once_a_day(desk: Desk) -> None:
+    desk.put("a.example", AUTHORITY.issue("a.example", days=10))
+    desk.put("b.example", AUTHORITY.issue("b.example", days=90))
+    await desk.store.load()
+    start = desk.clock.now
+    assert desk.log() == []
+    spoken = []
+    for hours in range(200, 276, 6):
+        desk.clock.now = start + hours * 3600
+        await desk.store.rescan()
+        spoken += [line for line in desk.log() if " ended " in line or " ends in " in line]
+    assert [line.partition(" (")[0] for line in spoken] == [
+        "certificate a.example ends in 1.7 days",
+        "certificate a.example ends in 0.7 days",
+        "certificate a.example ended 0.3 days ago",
+        "certificate a.example ended 1.3 days ago",
+    ]
+
+
 async def test_a_certificate_that_expires_while_it_is_served_is_warned_about_once(desk: Desk) -> None:
     desk.put("a.example", A1)
     await desk.store.load()

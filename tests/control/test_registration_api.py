@@ -49,6 +49,8 @@ class Worker:
 
     def apply_certificates(self, certificates: object) -> None: ...
 
+    def apply_challenges(self, challenges: object) -> None: ...
+
     def addresses(self, service: str = "app.example") -> list[str]:
         return [lease.backend.address for lease in self.table.services[service].leases]
 

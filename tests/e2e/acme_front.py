@@ -50,7 +50,7 @@ class AcmeFront:
         self.pebble = pebble
         self.asked: list[Asked] = []
         self.rules: list[Rule] = []
-        self.after: list[Callable[[Asked], None]] = []
+        self.after: list[Callable[[Asked], object]] = []
         self.window: tuple[str, str] | None = None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Requests)
         self._server.daemon_threads = True
