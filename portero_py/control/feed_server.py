@@ -103,13 +103,18 @@ class FeedServer:
         """
         await self._wait_for_hellos(1, ANY_SECONDS)
         await self._wait_for_hellos(self._workers, OTHERS_SECONDS)
-        hellos = [hello for hello in self._connected.values() if hello is not None]
+        hellos = {worker: hello for worker, hello in self._connected.items() if hello is not None}
         self._connected = dict.fromkeys(self._connected)
-        kept = max((hello.departed for hello in hellos), key=lambda each: each.version, default=Departed())
+        departed = (hello.departed for hello in hellos.values())
+        kept = max(departed, key=lambda each: each.version, default=Departed())
         self.feed.add_departed(kept.counters)
         self._departed_version = kept.version
-        newest = max((hello.table for hello in hellos), key=lambda each: each.version, default=None)
-        return newest.applied_to(RoutingTable()) if newest is not None and newest.changed else None
+        tables = {worker: hello.table.applied_to(RoutingTable()) for worker, hello in hellos.items()}
+        newest = max(tables.values(), key=lambda table: table.version, default=RoutingTable())
+        for worker, table in tables.items():
+            if table == newest:
+                worker.has(newest)
+        return newest if newest.services else None
 
     async def refresh(self) -> None:
         """Ask every worker for its counters, and wait a short while for them."""
@@ -209,6 +214,10 @@ class RemoteWorker(asyncio.Protocol):
         return self._send(challenges)
 
     # What the server wants of it
+
+    def has(self, table: RoutingTable) -> None:
+        """It has that table already: differences will do (10,000 services cost it 0.1 s)."""
+        self._sent = self._table = table
 
     def keep(self, departed: Departed) -> None:
         """Have it keep what others had counted."""

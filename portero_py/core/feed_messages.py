@@ -54,7 +54,7 @@ class TableUpdate:
         if table.since == former.version:
             names = table.changed
         else:
-            names = frozenset(name for name in {**old, **new} if old.get(name) is not new.get(name))
+            names = frozenset(name for name in {**old, **new} if _differ(old.get(name), new.get(name)))
         changed = tuple(new[name] for name in names if name in new)
         return cls(table.version, table.default_service, changed, tuple(n for n in names if n not in new))
 
@@ -180,6 +180,11 @@ def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
 
 
 # Private
+
+
+def _differ(one: Service | None, other: Service | None) -> bool:
+    # Most are the same object; equality alone would take 2 µs for each of 10,000.
+    return one is not other and one != other
 
 
 def _decode(payload: bytes) -> tuple[int, Message]:

@@ -525,7 +525,7 @@ class Http1Downstream(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close once everything is written."""
-        if self._state is not _CLOSED:
+        if self._state is not _CLOSED and not self._transport.is_closing():
             self._state = _CLOSED
             self._buffer = b""
             Leaving(self._worker, self._transport, self).close()

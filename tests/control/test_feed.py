@@ -278,6 +278,11 @@ async def test_a_new_control_takes_leases_and_counts_over_from_the_workers(desk:
     again.restore(table.services.values(), table.version, 0.0)
     await successor.feed.publish(again.table)
     assert one.got[-1] == two.got[-1] == again.table
+    # What they had already was not sent again.
+    former, latest = one.got[-2:]
+    assert isinstance(former, RoutingTable)
+    assert isinstance(latest, RoutingTable)
+    assert latest.services["a.example"] is former.services["a.example"]
 
 
 async def test_what_departed_workers_counted_outlives_several_controls(desk: Desk) -> None:

@@ -57,6 +57,7 @@ class ScriptedTransport(asyncio.Transport):
         self.peer_reads = True
         self._tls = tls
         self._closing = False
+        self._last_protocol: asyncio.Protocol | None = None
         self._writing_paused = False
 
     # What the peer does
@@ -141,12 +142,15 @@ class ScriptedTransport(asyncio.Transport):
     def close(self) -> None:
         if not self._closing:
             self._closing = True
+            self._last_protocol = self.protocol  # a later set_protocol changes nothing, as with uvloop
             if not self.unsent:
                 asyncio.get_running_loop().call_soon(self._lose, None)
 
     def abort(self) -> None:
         self.aborted = True
-        self._closing = True
+        if not self._closing:
+            self._closing = True
+            self._last_protocol = self.protocol
         asyncio.get_running_loop().call_soon(self._lose, None)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -157,8 +161,9 @@ class ScriptedTransport(asyncio.Transport):
     def _lose(self, error: Exception | None) -> None:
         if not self.lost:
             self.lost = True
-            assert self.protocol is not None
-            self.protocol.connection_lost(error)
+            protocol = self._last_protocol or self.protocol
+            assert protocol is not None
+            protocol.connection_lost(error)
 
 
 class ScriptedLoop:

@@ -470,3 +470,13 @@ async def test_trailers_reach_those_who_want_them(world: World) -> None:
     client.send(get(b"/"))
     backend.send(answer)
     assert client.received.endswith(b"\r\n\r\n1\r\na\r\n0\r\n\r\n")
+
+
+async def test_a_drain_that_meets_a_connection_on_its_way_out_forgets_it(world: World) -> None:
+    client = world.client()
+    assert isinstance(client.protocol, Http1Downstream)
+    client.send_end()  # the transport closes; connection_lost has not been called yet
+    client.protocol.start_drain()
+    await settle()
+    assert len(world.deadlines) == 0
+    assert world.counters.connections_open == 0

@@ -1,0 +1,365 @@
+"""Looking after certificates, against a CA in memory: what is ordered, what is shown, what survives."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import errno
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from portero_py.config import Acme as AcmeConfig
+from portero_py.control.acme import MAX_BROUGHT, Acme
+from portero_py.control.acme_files import AcmeFiles
+from portero_py.control.acme_replies import Authorization, Challenge, Order
+from portero_py.core.acme_progress import Step
+from portero_py.core.certificates import CertificateTable, parse_pair
+from portero_py.core.challenges import Challenges
+from portero_py.errors import CaUnreachable, ValidationFailed
+from portero_py.self_signed import Authority
+
+NAME = "a.example"
+DIRECTORY = "https://ca.example/dir"
+
+
+class Ca:
+    """A CA that validates by looking at what is published."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.published = Challenges()
+        self.seen: list[str] = []  # the types that were answered
+        self.refuses: set[str] = set()  # the types that it does not find answered
+        self.is_down = False
+        self._names: dict[str, tuple[str, ...]] = {}  # by the order's address
+        self._orders: dict[str, str] = {}  # status
+        self._status: dict[str, str] = {}  # of names
+        self._kind = ""
+        self._chains: dict[str, bytes] = {}
+
+    # What portero calls
+
+    has_renewal_info = False
+
+    def close(self) -> None:
+        self.asked["close"] += 1
+
+    def key_authorization(self, token: str) -> str:
+        return f"{token}.thumbprint"
+
+    def new_order(self, names: tuple[str, ...], replaces: str = "") -> Order:
+        self._ask("new_order")
+        url = f"https://ca.example/{names[0]}/{self.asked['new_order']}"
+        self._names[url], self._orders[url] = names, "pending"
+        self._status.update(dict.fromkeys(names, "pending"))
+        return self.order(url)
+
+    def order(self, url: str) -> Order:
+        self._ask("order")
+        names = self._names[url]
+        if self._orders[url] == "pending" and all(self._status[name] == "valid" for name in names):
+            self._orders[url] = "ready"
+        return Order(url, self._orders[url], names, url, url, None, 0.0)
+
+    def authorization(self, url: str) -> Authorization:
+        self._ask("authorization")
+        failed = self._status[url] == "invalid"
+        error = ValidationFailed("not found") if failed else None
+        status = self._status[url]
+        kinds = [self._kind] if failed else ["http-01", "tls-alpn-01", "dns-01"]
+        challenges = tuple(Challenge(kind, f"{kind} {url}", f"{kind}-{url}", status, error) for kind in kinds)
+        return Authorization(url, url, status, challenges, 0.0)
+
+    def answer(self, challenge: Challenge) -> None:
+        self._ask("answer")
+        self._kind, name = challenge.url.split()
+        self.seen.append(self._kind)
+        is_shown = name in self.published.tls_alpn or challenge.token in self.published.http
+        assert is_shown, "the CA is called before every listener answers"
+        self._status[name] = "invalid" if self._kind in self.refuses else "valid"
+
+    def finalize(self, order: Order, key_pem: bytes, names: tuple[str, ...]) -> None:
+        self._ask("finalize")
+        key: Any = load_pem_private_key(key_pem, None)
+        now = dt.datetime.now(dt.UTC)
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test ca")])
+        leaf = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now)
+            .not_valid_after(now + dt.timedelta(days=90))
+            .add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False
+            )
+            .sign(key, hashes.SHA256())
+        )
+        self._chains[order.url], self._orders[order.url] = leaf.public_bytes(Encoding.PEM), "valid"
+
+    def certificate(self, order: Order) -> bytes:
+        self._ask("certificate")
+        return self._chains[order.url]
+
+    # Private
+
+    def _ask(self, what: str) -> None:
+        if self.is_down:
+            raise CaUnreachable("the CA is down")
+        self.asked[what] += 1
+
+
+class Desk:
+    """Folders, a CA, and portero's side of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certs, self.state = folder / "certs", folder / "state"
+        self.certs.mkdir()
+        self.state.mkdir()
+        self.ca = Ca()
+        self.results: Counter[str] = Counter()
+        self.table = CertificateTable()
+        self.now = time.time()
+
+    @property
+    def files(self) -> AcmeFiles:
+        return AcmeFiles(self.state, DIRECTORY)
+
+    def acme(self, *groups: tuple[str, ...], on_register: tuple[str, ...] = (), http: bool = True) -> Acme:
+        async def publish(challenges: Challenges) -> None:
+            assert challenges.version > self.ca.published.version
+            self.ca.published = challenges
+
+        made = Acme(
+            AcmeConfig(domains=groups, on_register=on_register, directory=DIRECTORY, agree_tos=True),
+            str(self.state),
+            str(self.certs),
+            publish=publish,
+            table=lambda: self.table,
+            count=lambda result: self.results.update([result]),
+            has_plain_http=http,
+            clock=lambda: self.now,
+            chance=lambda: 0.5,
+        )
+        made._client = lambda: self.ca  # type: ignore[method-assign,assignment,return-value]
+        return made
+
+    @asynccontextmanager
+    async def running(self, acme: Acme) -> AsyncIterator[None]:
+        await acme.recover()
+        task = asyncio.create_task(acme.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            acme.close()
+            assert not self.ca.published, "challenges are still shown"
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+async def until(check: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if check():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come about")
+
+
+async def test_a_certificate_is_ordered_and_installed_once(desk: Desk) -> None:
+    acme = desk.acme((NAME, "www.a.example"))
+    async with desk.running(acme):
+        await until(lambda: desk.results)
+        for _ in range(3):
+            acme.look()
+            await asyncio.sleep(0.02)
+    assert desk.results == {"issued": 1}
+    assert desk.ca.seen == ["tls-alpn-01"] * 2
+    chain, key = ((desk.certs / NAME / part).read_bytes() for part in ("fullchain.pem", "privkey.pem"))
+    assert parse_pair(NAME, chain, key, "here").names == (NAME, "www.a.example")
+    assert desk.ca.asked["new_order"] == desk.ca.asked["finalize"] == 1
+
+
+async def test_http_01_is_answered_by_token_while_it_is_pending(desk: Desk) -> None:
+    desk.ca.refuses = {"tls-alpn-01"}
+    acme = desk.acme((NAME,))
+    shown: list[str | None] = []
+    answer = desk.ca.answer
+
+    def look_then_answer(challenge: Challenge) -> None:
+        shown.append(acme.http_challenge(challenge.token))
+        answer(challenge)
+
+    desk.ca.answer = look_then_answer  # type: ignore[method-assign]
+    async with desk.running(acme):
+        await until(lambda: desk.results)
+    assert desk.ca.seen == ["tls-alpn-01", "http-01"]
+    assert shown == [None, f"http-01-{NAME}.thumbprint"]
+    assert acme.http_challenge(f"http-01-{NAME}") is None
+    assert desk.results == {"issued": 1}
+
+
+async def test_after_both_challenges_failed_there_is_a_pause_that_grows(desk: Desk) -> None:
+    desk.ca.refuses = {"tls-alpn-01", "http-01"}
+    acme = desk.acme((NAME,))
+    async with desk.running(acme):
+        for failures, pause in ((1, 300), (2, 600), (3, 1200)):
+            acme.look()
+            await until(lambda: desk.results["validation_failed"] == failures)  # noqa: B023
+            await until(lambda: desk.files.progress(NAME).failures == failures)  # noqa: B023
+            progress = desk.files.progress(NAME)
+            assert progress.retry_at == pytest.approx(desk.now + pause)
+            assert progress.step is Step.IDLE
+            desk.now = progress.retry_at - 1
+            acme.look()
+            await asyncio.sleep(0.02)
+            assert desk.ca.asked["new_order"] == 2 * failures
+            desk.now = progress.retry_at
+        desk.ca.refuses = set()
+        acme.look()
+        await until(lambda: desk.results["issued"])
+    assert desk.files.progress(NAME).failures == 0
+
+
+async def test_an_order_outlives_a_ca_that_is_down(desk: Desk) -> None:
+    acme = desk.acme((NAME,))
+    finalize = desk.ca.finalize
+
+    def fall_over(*arguments: Any) -> None:
+        finalize(*arguments)
+        desk.ca.is_down = True
+
+    desk.ca.finalize = fall_over  # type: ignore[method-assign,assignment]
+    async with desk.running(acme):
+        await until(lambda: desk.results["ca_unreachable"])
+        await until(lambda: desk.files.progress(NAME).failures)
+        assert desk.files.progress(NAME).step is Step.FINALIZED
+        desk.ca.is_down = False
+        desk.now += 400
+        acme.look()
+        await until(lambda: desk.results["issued"])
+    assert desk.ca.asked["new_order"] == 1
+
+
+async def test_nothing_is_ordered_when_the_key_cannot_be_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme((NAME,))
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", _full)
+    async with desk.running(acme):
+        await until(lambda: desk.results["state_unwritable"])
+        for _ in range(3):  # the failure itself could not be written down, and counts all the same
+            acme.look()
+            await asyncio.sleep(0.02)
+        assert desk.results == {"state_unwritable": 1}
+        assert desk.ca.asked["new_order"] == 0
+        monkeypatch.setattr(os, "fsync", fsync)
+        desk.now += 400
+        acme.look()
+        await until(lambda: desk.results["issued"])
+
+
+async def test_a_disk_that_is_full_when_the_certificate_comes_loses_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme((NAME,))
+    fsync, certificate = os.fsync, desk.ca.certificate
+
+    def fill(order: Order) -> bytes:
+        monkeypatch.setattr(os, "fsync", _full)
+        return certificate(order)
+
+    desk.ca.certificate = fill  # type: ignore[method-assign]
+    async with desk.running(acme):
+        await until(lambda: desk.results["state_unwritable"])
+        desk.ca.certificate = certificate  # type: ignore[method-assign]
+        monkeypatch.setattr(os, "fsync", fsync)
+        desk.now += 400
+        acme.look()
+        await until(lambda: desk.results["issued"])
+    assert desk.ca.asked["new_order"] == desk.ca.asked["finalize"] == 1
+
+
+async def test_one_that_fails_does_not_keep_the_others_waiting(desk: Desk) -> None:
+    (desk.certs / "bad.example").write_text("a file in the place of the folder")
+    acme = desk.acme(("bad.example",), (NAME,))
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+        await until(lambda: desk.results["state_unwritable"])
+    assert (desk.certs / NAME / "fullchain.pem").exists()
+
+
+async def test_a_certificate_that_vanished_is_installed_without_the_ca(desk: Desk) -> None:
+    acme = desk.acme((NAME,))
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+        (desk.certs / NAME / "fullchain.pem").unlink()
+        acme.look()
+        await until((desk.certs / NAME / "fullchain.pem").exists)
+    assert desk.ca.asked["new_order"] == 1
+
+
+async def test_names_that_backends_bring_are_bounded_and_allowed(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    acme = desk.acme((NAME,), on_register=("*.apps.example", NAME))
+    pair = Authority().issue("*.apps.example")
+    for name in (NAME, "other.example", "a.b.apps.example", "*.apps.example", "A_B.apps.example"):
+        acme.registered(name)
+    assert acme._groups() == [(NAME,)]
+    for number in range(MAX_BROUGHT + 5):
+        acme.registered(f"n{number}.apps.example")
+    assert len(acme._groups()) == 1 + MAX_BROUGHT
+    assert caplog.text.count("brought 1000 names already") == 5
+    # A wildcard certificate that somebody put there covers them all.
+    desk.table = CertificateTable([parse_pair("*.apps.example", pair.chain_pem, pair.key_pem, "certs")], 1)
+    assert acme._groups() == [(NAME,)]
+    acme.close()
+
+
+async def test_a_fault_of_ours_ends_neither_the_task_nor_the_others(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    acme = desk.acme((NAME,))
+    new_order = desk.ca.new_order
+
+    def fall_over(*arguments: Any) -> Order:
+        desk.ca.new_order = new_order  # type: ignore[method-assign]
+        raise ZeroDivisionError
+
+    desk.ca.new_order = fall_over  # type: ignore[method-assign,assignment]
+    with caplog.at_level(logging.ERROR):
+        async with desk.running(acme):
+            await until(lambda: desk.results["acme_failed"])
+            desk.now += 400
+            acme.look()
+            await until(lambda: desk.results["issued"])
+    assert "ACME for a.example failed" in caplog.text
+
+
+def test_the_library_is_loaded_only_when_a_ca_is_asked() -> None:
+    code = "import sys, portero_py.cli; sys.exit('acme' in sys.modules or 'requests' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
