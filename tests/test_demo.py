@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE = 40.0
+PATIENCE = 80.0
 
 pytestmark = pytest.mark.e2e
 

@@ -22,7 +22,7 @@ from portero_py.live_config import waiting_for_restart
 from portero_py.self_signed import Authority
 
 SECRET, KEY = "a-shared-secret", "k" * 32
-PATIENCE = 15.0
+PATIENCE = 60.0
 
 
 class Portero:

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Seconds that anything may take on a machine busy with other things.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def eventually(check: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
