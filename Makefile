@@ -56,9 +56,9 @@ coverage: $(STAMP)  ## branch coverage of core and wire by their own tests
 packages:  ## the Debian packages that the tests use, where they can be installed
 	@.ci/packages
 
-bench: $(STAMP)  ## CPU time a request beside nginx, HAProxy and Caddy (about a quarter of an hour)
+bench: $(STAMP)  ## CPU time a request beside nginx, HAProxy and Caddy, to benchmarks/RESULTS.md (half an hour)
 	@BENCH=1 .ci/packages
-	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.bench --results benchmarks $(BENCH_ARGS)
 
 bench-quick: $(STAMP)  ## the main rows of it, in under two minutes
 	@BENCH=1 .ci/packages

@@ -1,6 +1,7 @@
 """CPU time a request of portero-py beside nginx, HAProxy and Caddy, all in one run.
 
     python -m benchmarks.bench [--rows h1,h2] [--peers nginx,portero] [--rounds 5] [--seconds 3] [--json FILE]
+        [--results FOLDER]
 
 Each proxy is the same reverse proxy, pinned to one core, before the same nginx backend; that backend and the
 client share the next core. CPU time is the figure to compare: it is what a request costs the proxy, whoever
@@ -9,26 +10,31 @@ else the machine is busy with. Requests/s are what came through, often limited b
 The peers take turns within a round, in an order that shifts by one every round, and the medians over the
 rounds are shown: whatever disturbs the machine disturbs all of them. Before the rounds every peer's answer is
 checked for status, length, protocol and cipher; one failed request afterwards, and the exit status is 1.
+What the table does not show (`figures.py`: latency, services, workers, registrations, idle memory) follows.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
-from benchmarks import machine, peers, rows
+from benchmarks import machine, peers, results, rows
+from benchmarks.figures import FIGURES
 from benchmarks.peers import Peer
+from benchmarks.results import Section
 from benchmarks.rows import Row
+from benchmarks.samples import Sample, measure
 from benchmarks.stage import Bench, BenchError, free_port, make_files
 
 WARM_SECONDS = 1.0
+FIGURE_ROUNDS = 3
 NEEDED = {
     "nginx": "nginx-light",
     "wrk": "wrk",
@@ -36,37 +42,6 @@ NEEDED = {
     "curl": "curl",
     "taskset": "util-linux",
 }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One measurement of one peer at one row."""
-
-    row: str
-    peer: str
-    round: int
-    cpu_us: float
-    requests_per_second: float
-    failed: int
-    core_share: float  # how much of its core the proxy used, 0 to 1
-
-
-def measure(row: Row, peer: Peer, number: int, seconds: float, bench: Bench) -> Sample:
-    """Load the peer once and divide the CPU time that it used by the requests that came through."""
-    before = machine.cpu_seconds(peer.pids)
-    tally = rows.run(row, peer, seconds, bench.folder, bench.other_core)
-    used = machine.cpu_seconds(peer.pids) - before
-    if not tally.requests:
-        raise BenchError(f"{peer.name}, {row.title}: no request came through")
-    return Sample(
-        row=row.key,
-        peer=peer.name,
-        round=number,
-        cpu_us=used / tally.requests * 1e6,
-        requests_per_second=tally.requests / tally.seconds,
-        failed=tally.failed,
-        core_share=used / tally.seconds,
-    )
 
 
 def run_rounds(
@@ -92,37 +67,10 @@ def run_rounds(
     return samples
 
 
-def table(plan: list[Row], names: list[str], samples: list[Sample]) -> str:
-    """The medians as a Markdown table: CPU µs a request, requests/s, and the ratios to nginx and to Caddy."""
-    lines = [
-        "| row | peer | CPU µs/request | min .. max | requests/s | core | x nginx | x Caddy | failed |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in plan:
-        found = {name: [s for s in samples if (s.row, s.peer) == (row.key, name)] for name in names}
-        cost = {name: median(s.cpu_us for s in found[name]) for name in names}
-        for name in names:
-            mine = found[name]
-            spread = f"{min(s.cpu_us for s in mine):.1f} .. {max(s.cpu_us for s in mine):.1f}"
-            rate = median(s.requests_per_second for s in mine)
-            share = median(s.core_share for s in mine)
-            ratios = " | ".join(
-                f"{cost[name] / cost[to]:.2f}" if to in cost else "" for to in ("nginx", "caddy")
-            )
-            failed = sum(s.failed for s in mine)
-            head = f"| {row.title} | {name} | {cost[name]:.1f} | {spread} | {rate:.0f} | {share:.0%}"
-            lines.append(f"{head} | {ratios} | {failed} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Run what the command line asks for. 0: all well; 1: failed requests; 2: could not measure."""
     options = _options()
-    plan = [
-        row
-        for row in rows.ROWS
-        if (row.key in options.rows if options.rows else row.quick or not options.quick)
-    ]
+    plan, wanted = _plan(options)
     missing = {name: package for name, package in NEEDED.items() if machine.program(name) is None}
     if missing:
         print(
@@ -138,29 +86,76 @@ def main() -> int:
     about = machine.describe()
     try:
         samples = _measure_all(plan, names, options)
+        sections, missing_sections = _measure_figures(wanted, names, options)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     print("\n".join(f"{key}: {value}" for key, value in about.items()))
-    print(f"{options.rounds} rounds of {options.seconds:g} s, medians\n\n{table(plan, names, samples)}")
+    how = f"{options.rounds} rounds of {options.seconds:g} s"
+    if sections and options.rounds > FIGURE_ROUNDS:
+        how += f" ({FIGURE_ROUNDS} for what is below the table)"
+    how += ", medians"
+    parts = [results.table(plan, names, samples)] if plan else []
+    parts += [results.section_text(section) for section in sections]
+    print("\n\n".join([how, *parts, *missing_sections]))
+    if options.results:
+        beside_nginx = results.ratios(plan, names, samples)
+        results.save(options.results, about, how, beside_nginx, [*parts, *missing_sections])
     if options.json:
-        result = {"machine": about, "samples": [asdict(sample) for sample in samples]}
+        result = {
+            "machine": about,
+            "samples": [asdict(sample) for sample in samples],
+            "sections": [asdict(section) for section in sections],
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if any(sample.failed for sample in samples) else 0
+    return 1 if missing_sections or any(sample.failed for sample in samples) else 0
 
 
 # Private
 
 
+def _plan(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    """The rows of the table, and the keys of the figures beside it."""
+    if options.rows:
+        plan = [row for row in rows.ROWS if row.key in options.rows]
+        return plan, [key for key in FIGURES if key in options.rows]
+    return [row for row in rows.ROWS if row.quick or not options.quick], [] if options.quick else [*FIGURES]
+
+
 def _measure_all(plan: list[Row], names: list[str], options: argparse.Namespace) -> list[Sample]:
+    if not plan:
+        return []
+    with _stage() as bench, peers.running(names, bench) as running:
+        return run_rounds(plan, running, bench, options.rounds, options.seconds, _say)
+
+
+def _measure_figures(
+    keys: list[str], names: list[str], options: argparse.Namespace
+) -> tuple[list[Section], list[str]]:
+    """The figures; one that cannot be measured does not cost the others, but a line that says so."""
+    sections, missing = [], []
+    for key in keys:
+        _say(key)
+        try:
+            with _stage() as bench:
+                sections.append(
+                    FIGURES[key](names, bench, min(options.rounds, FIGURE_ROUNDS), options.seconds)
+                )
+        except BenchError as error:
+            print(f"bench: {key}: {error}", file=sys.stderr)
+            missing.append(f"`{key}` could not be measured.")
+    return sections, missing
+
+
+@contextlib.contextmanager
+def _stage() -> Iterator[Bench]:
+    """A scratch folder with its files; what fails on it is told with the last lines of the logs."""
     with tempfile.TemporaryDirectory(prefix="portero-bench-") as scratch:
         folder = Path(scratch)
         make_files(folder)
         proxy_core, other_core = machine.cores()
-        bench = Bench(folder, proxy_core, other_core, free_port())
         try:
-            with peers.running(names, bench) as running:
-                return run_rounds(plan, running, bench, options.rounds, options.seconds, _say)
+            yield Bench(folder, proxy_core, other_core, free_port())
         except BenchError as error:
             raise BenchError(f"{error}\n{_last_words(folder)}") from error
 
@@ -194,12 +189,15 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench", description="CPU time a request beside nginx, HAProxy and Caddy."
     )
-    parser.add_argument("--rows", type=keys(tuple(row.key for row in rows.ROWS)), help="keys, with commas")
+    parser.add_argument(
+        "--rows", type=keys((*(row.key for row in rows.ROWS), *FIGURES)), help="keys, with commas"
+    )
     parser.add_argument("--peers", type=keys(peers.PEERS), help="names, with commas")
     parser.add_argument("--rounds", type=int, help="default 5 (--quick: 2)")
     parser.add_argument("--seconds", type=float, help="a measurement, whole seconds; default 3 (--quick: 2)")
     parser.add_argument("--quick", action="store_true", help="the main rows, in under two minutes")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
+    parser.add_argument("--results", type=Path, help="write RESULTS.md and results.svg to this folder")
     options = parser.parse_args()
     options.peers = options.peers or [name for name in peers.PEERS if _is_asked_for(name, options)]
     options.rounds = options.rounds or (2 if options.quick else 5)

@@ -14,6 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import portero_py
+
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 _VERSION_COMMANDS = {
@@ -75,6 +77,7 @@ def describe() -> dict[str, str]:
     about = {
         "processor": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
         "kernel": platform.release(),
+        "portero-py": portero_py.__version__,
         "python": platform.python_version(),
         "commit": _first_line(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]),
         "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),

@@ -9,25 +9,19 @@ Caddy: 32 idle connections a host), it is lifted.
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jwt
-
 from benchmarks import machine
+from benchmarks.registrations import Api
 from benchmarks.stage import (
     HOST,
     NGINX_TOP,
     Bench,
-    BenchError,
     await_port,
     free_port,
     spawn,
@@ -39,15 +33,21 @@ from benchmarks.stage import (
 #: Whose portero-py is the compiled build (`make compiled`).
 COMPILED = Path(".venv-compiled/bin/python").absolute()
 
+#: Not one of PEERS, who have one worker each: it is measured on its own.
+TWO_WORKERS = "portero, 2 workers"
+
 
 @dataclass
 class Peer:
-    """A running proxy: where it listens, and the processes whose CPU time is counted."""
+    """A running proxy: where it listens, the processes whose CPU time is counted, and portero-py's
+    registration APIs (the one of the plain listener first).
+    """
 
     name: str
     plain_port: int
     tls_port: int
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    apis: list[Api] = field(default_factory=list)
 
     @property
     def pids(self) -> list[int]:
@@ -61,7 +61,7 @@ def is_installed(name: str) -> bool:
     """Whether the peer called `name` can be started here."""
     if name == "portero-compiled":
         return COMPILED.exists()
-    return name == "portero" or machine.program(name) is not None
+    return name in ("portero", TWO_WORKERS) or machine.program(name) is not None
 
 
 def start_peer(name: str, bench: Bench) -> Peer:
@@ -204,7 +204,11 @@ def _start_compiled(peer: Peer, bench: Bench) -> None:
     _start_portero_of(str(COMPILED), peer, bench)
 
 
-def _start_portero_of(python: str, peer: Peer, bench: Bench) -> None:
+def _start_two_workers(peer: Peer, bench: Bench) -> None:
+    _start_portero_of(sys.executable, peer, bench, ["--workers", "2"])
+
+
+def _start_portero_of(python: str, peer: Peer, bench: Bench, more: Sequence[str] = ()) -> None:
     """Two processes, one a listener: portero-py serves either TLS or, with --no-tls, plain HTTP.
 
     -P: the package of that interpreter's environment, not the sources in the working directory.
@@ -218,31 +222,14 @@ def _start_portero_of(python: str, peer: Peer, bench: Bench) -> None:
     }
     flags = {peer.plain_port: ["--no-tls"], peer.tls_port: ["--tls-cert-dir", str(bench.folder / "certs")]}
     for port, tls in flags.items():
-        api = free_port()
-        addresses = ["--listen-addr", f"127.0.0.1:{port}", "--register-addr", f"127.0.0.1:{api}"]
-        command = [python, "-P", "-m", "portero_py", *addresses, *tls]
+        api = Api(free_port(), secret, key)
+        addresses = ["--listen-addr", f"127.0.0.1:{port}", "--register-addr", f"127.0.0.1:{api.port}"]
+        command = [python, "-P", "-m", "portero_py", *addresses, *tls, *more]
         process = spawn(bench, f"{peer.name}-{port}", command, environment)
         peer.processes.append(process)
-        await_port(process, api, "portero-py's registration API")
-        _register(f"http://127.0.0.1:{api}/register", secret, key, bench.backend_port)
-
-
-def _register(url: str, secret: str, key: str, port: int) -> None:
-    ttl = 86400
-    token = jwt.encode({"service_name": HOST, "exp": int(time.time()) + ttl}, key, algorithm="HS256")
-    body = {"service_name": HOST, "host": "127.0.0.1", "port": port, "ttl_seconds": ttl, "use_tls": False}
-    headers = {
-        "X-Register-Secret": secret,
-        "Authorization": f"Bearer {token}",
-        "Content-Type": "application/json",
-    }
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    try:
-        urllib.request.urlopen(request, timeout=5).close()
-    except urllib.error.HTTPError as error:
-        raise BenchError(
-            f"registration answered {error.code}: {error.read().decode(errors='replace')}"
-        ) from error
+        await_port(process, api.port, "portero-py's registration API")
+        api.register([HOST], bench.backend_port)
+        peer.apis.append(api)
 
 
 _STARTERS = {
@@ -251,5 +238,6 @@ _STARTERS = {
     "caddy": _start_caddy,
     "portero": _start_portero,
     "portero-compiled": _start_compiled,
+    TWO_WORKERS: _start_two_workers,
 }
-PEERS = tuple(_STARTERS)
+PEERS = tuple(name for name in _STARTERS if name != TWO_WORKERS)

@@ -24,7 +24,7 @@ from benchmarks.stage import BODIES, BenchError
 @dataclass(frozen=True)
 class Row:
     """One kind of load. `streams` is for HTTP/2 only; `close` makes a new connection for every request,
-    `fresh` a new one that resumes no TLS session.
+    `fresh` a new one that resumes no TLS session. `services`, if not 0, are asked for in turns.
     """
 
     key: str
@@ -37,6 +37,7 @@ class Row:
     post_bytes: int = 0
     close: bool = False
     fresh: bool = False
+    services: int = 0
     quick: bool = False
 
 
@@ -92,6 +93,18 @@ end
 if {close} then
   wrk.headers["Connection"] = "close"
 end
+if {services} > 0 then
+  local asked, turn = {{}}, 0
+  function init(args)
+    for number = 1, {services} do
+      asked[number] = wrk.format(nil, nil, {{["Host"] = "s" .. number .. ".example"}})
+    end
+  end
+  function request()
+    turn = turn % {services} + 1
+    return asked[turn]
+  end
+end
 function done(summary, latency, requests)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
@@ -100,11 +113,33 @@ end
 """
 
 
+def service_name(number: int) -> str:
+    """The service that a row with `services` asks for as its `number`, from 1."""
+    return f"s{number}.example"
+
+
+def response_times(
+    row: Row, peer: Peer, rate: float, connections: int, seconds: float, folder: Path, core: int
+) -> list[float]:
+    """Ask `rate` times a second, and give every response's time in µs. BenchError: one of them failed."""
+    log = folder / "response-times.tsv"
+    port = peer.tls_port if row.tls else peer.plain_port
+    command = ["h2load", "-t", "1", f"--connect-to=127.0.0.1:{port}", f"--log-file={log}"]
+    command += ["-c", str(connections), "-D", str(max(1, round(seconds)))]
+    command += [f"--rps={rate / connections:.3f}", *(["-m", str(row.streams)] if row.h2 else ["--h1"])]
+    log.unlink(missing_ok=True)
+    _run_client([*command, peer.url(row.path, row.tls)], seconds, folder, core)
+    lines = [line.split("\t") for line in log.read_text().splitlines()]
+    if len(lines) < 100 or any(status != "200" for _, status, *_ in lines):
+        raise BenchError(f"{peer.name}, {row.title}: {len(lines)} responses, not all of them 200")
+    return [float(line[2]) for line in lines]
+
+
 def run(row: Row, peer: Peer, seconds: float, folder: Path, core: int) -> Tally:
     """Load `peer` with `row` for about `seconds`, from `core`. BenchError: the client itself failed."""
     by_h2load = row.h2 or row.fresh
     command = _h2load(row, peer, seconds) if by_h2load else _wrk(row, peer, seconds, folder)
-    text = _client(command, seconds, folder, core)
+    text = _run_client(command, seconds, folder, core)
     return _read_h2load(text, row) if by_h2load else _read_wrk(text, row)
 
 
@@ -124,7 +159,7 @@ def verify(row: Row, peer: Peer, folder: Path, core: int) -> None:
     curl += ["-w", "%{http_code} %{size_download} %{http_version}"]
     if row.post_bytes:
         curl += ["--data-binary", "x" * row.post_bytes]
-    got = _client([*curl, peer.url(row.path, row.tls)], 20, folder, core).strip()
+    got = _run_client([*curl, peer.url(row.path, row.tls)], 20, folder, core).strip()
     expected = f"200 {BODIES[row.path]} {'2' if row.h2 else '1.1'}"
     if got != expected:
         raise BenchError(f"{peer.name}, {row.title}: expected '{expected}', got '{got}'")
@@ -138,7 +173,7 @@ def verify(row: Row, peer: Peer, folder: Path, core: int) -> None:
 def _verify_tls(row: Row, peer: Peer, folder: Path, core: int) -> None:
     offer = "h2" if row.h2 else "http/1.1"
     connect = ["-connect", f"127.0.0.1:{peer.tls_port}", "-servername", "localhost", "-alpn", offer]
-    text = _client(["openssl", "s_client", "-brief", *connect], 10, folder, core)
+    text = _run_client(["openssl", "s_client", "-brief", *connect], 10, folder, core)
     for wanted in ("TLSv1.3", "TLS_AES_128_GCM_SHA256", "ecdsa_secp256r1_sha256|ECDSA"):
         if not re.search(wanted, text):
             raise BenchError(f"{peer.name}: its handshake shows no {wanted}:\n{text}")
@@ -146,7 +181,8 @@ def _verify_tls(row: Row, peer: Peer, folder: Path, core: int) -> None:
 
 def _wrk(row: Row, peer: Peer, seconds: float, folder: Path) -> list[str]:
     script = folder / f"{row.key}.lua"
-    script.write_text(_WRK_LUA.format(post=row.post_bytes, close="true" if row.close else "false"))
+    close = "true" if row.close else "false"
+    script.write_text(_WRK_LUA.format(post=row.post_bytes, close=close, services=row.services))
     # wrk takes whole seconds only.
     load = ["-t", "1", "-c", str(row.connections), "-d", f"{max(1, round(seconds))}s", "--timeout", "20s"]
     return ["wrk", *load, "-s", str(script), peer.url(row.path, row.tls)]
@@ -164,7 +200,7 @@ def _h2load(row: Row, peer: Peer, seconds: float) -> list[str]:
     return [*command, peer.url(row.path, row.tls)]
 
 
-def _client(command: list[str], seconds: float, folder: Path, core: int) -> str:
+def _run_client(command: list[str], seconds: float, folder: Path, core: int) -> str:
     settings = folder / "client.cnf"
     if not settings.exists():
         settings.write_text(_OPENSSL_CONF)

@@ -511,7 +511,7 @@ async def following(store: CertificateStore) -> AsyncIterator[None]:
             await task
 
 
-async def until_served(desk: Desk, served: dict[str, str], seconds: float = 10) -> None:
+async def until_served(desk: Desk, served: dict[str, str], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not desk.tables or desk.served() != served:
             await asyncio.sleep(0.02)
