@@ -546,6 +546,9 @@ async def test_a_directory_that_appears_and_is_replaced_is_watched_anew(
         assert watches == []
         A1.write(desk.directory / "a.example")
         await until_served(desk, {"a.example": A1.fingerprint})
+        async with asyncio.timeout(60):  # a rescan may serve it before it is watched
+            while not watches:
+                await asyncio.sleep(0.02)
         desk.directory.rename(desk.directory.with_name("former"))
         desk.put("a.example", A2)
         await until_served(desk, {"a.example": A2.fingerprint})
