@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
-from tests.e2e.backends import Peer, echo_each, in_turn, ok
+from tests.e2e.backends import Peer, RecordingBackend, echo_each, in_turn, ok
 from tests.e2e.big_bodies import SIZE, send_much
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import StartBackend
@@ -162,10 +163,7 @@ def test_a_tls_client_that_vanishes_without_a_word_leaves_nothing(
     for i in range(10):
         client = connect_tls(service)
         client.send(get(service, f"/{i}"))
-        line = b"GET /%d " % i
-        eventually(
-            lambda: any(line in peer.received for peer in backend.peers), "the request is at the backend"
-        )  # noqa: B023
+        eventually(partial(_has_received, backend, b"GET /%d " % i), "the request is at the backend")
         if i % 2:
             client.reset()
         else:
@@ -173,6 +171,10 @@ def test_a_tls_client_that_vanishes_without_a_word_leaves_nothing(
     for peer in backend.peers:
         assert peer.closed.wait(10)
     tls_proxy.wait_until_idle()
+
+
+def _has_received(backend: RecordingBackend, line: bytes) -> bool:
+    return any(line in peer.received for peer in backend.peers)
 
 
 @pytest.mark.parametrize(
