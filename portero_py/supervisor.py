@@ -8,11 +8,13 @@ With one worker `SingleProcess` does everything. With several this process holds
 and the workers, and from then on only waits, signals and forks again. It runs no event loop and no thread:
 forking under either is unsafe. If it stops or dies, the others serve on, or drain.
 
-Signals come one after the other from `sigtimedwait`; they are blocked, in a child too until it heeds them
+Signals come one after the other from `sigwait`; they are blocked, in a child too until it heeds them
 - SIGTERM, SIGINT: /readyz says 503, the workers drain, control closes when they are gone. Exit status 0. A
   second one ends everything at once, with 1.
 - SIGHUP: the configuration is read again (`live_config`), and everybody is told to do so too.
 - SIGCHLD: whoever died is forked again (`processes`).
+- SIGALRM: the interval timer, whose end is the next look at the children. (`sigtimedwait` would be simpler, but
+  when the process was stopped meanwhile and its time is over, CPython returns what happens to be on the stack.)
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from portero_py.single_process import SingleProcess
 from portero_py.sockets import Listening, Rendezvous, address_of, open_sockets
 from portero_py.systemd import Notifier, inherited_sockets
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
 _STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 #: Seconds between two looks at the children: as a rule, and while they start or end.
@@ -126,6 +128,7 @@ class Supervisor:
             os.close(self._inherited.log_lock)
             self._inherited.rendezvous.close()
             gc.unfreeze()
+            signal.setitimer(signal.ITIMER_REAL, 0)
             while signal.sigtimedwait(_SIGNALS, 0) is not None:
                 pass  # what came late was meant for a process that is ending
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
@@ -256,8 +259,10 @@ class Supervisor:
             time.sleep(0.005)
 
     def _next_signal(self, seconds: float) -> signal.Signals | None:
-        found = signal.sigtimedwait(_SIGNALS, max(seconds, 0.0))
-        return None if found is None else signal.Signals(found.si_signo)
+        """The next signal, or None when there was none for `seconds`."""
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # 0 would be never
+        number = signal.Signals(signal.sigwait(_SIGNALS))
+        return None if number is signal.SIGALRM else number
 
 
 def _work(inherited: Inheritance, number: int, again: bool) -> int:

@@ -347,9 +347,11 @@ def test_a_supervisor_that_is_stopped_stops_nobody(
         proxy.serve(service, backend)
         with connections_to_both(service, proxy.connect):
             pass
+        time.sleep(1.2)  # its time to look at them passes while it is away
     finally:
         proxy.signal(signal.SIGCONT)
     assert processes(proxy) == before
+    assert "configuration read again" not in proxy.log()  # it took no signal for one that nobody sent
 
 
 def test_when_the_supervisor_dies_the_others_finish_their_exchanges_and_end(
