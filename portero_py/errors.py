@@ -257,6 +257,10 @@ class BadRequest(WireError):
     """Malformed or ambiguous request."""
 
 
+class Http2Preface(BadRequest):
+    """The beginning of HTTP/2 where HTTP/1 is read: its owner may know what to do with it."""
+
+
 class TargetTooLong(WireError):
     status = 414
     reason = "uri_too_long"

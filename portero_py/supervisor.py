@@ -13,8 +13,8 @@ Signals come one after the other from `sigwait`; they are blocked, in a child to
   second one ends everything at once, with 1.
 - SIGHUP: the configuration is read again (`live_config`), and everybody is told to do so too.
 - SIGCHLD: whoever died is forked again (`processes`).
-- SIGALRM: the interval timer, whose end is the next look at the children. (`sigtimedwait` would be simpler, but
-  when the process was stopped meanwhile and its time is over, CPython returns what happens to be on the stack.)
+- SIGALRM: the interval timer, whose end is the next look at the children. (`sigtimedwait` would be simpler,
+  but when the process was stopped until its time was over, CPython returns what happens to be on the stack.)
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ The rules
   once a round, so one that was moved to an earlier time without a word is up to `SLOTS` seconds late: on the
   hot path deadlines are just written.
 
-A slot is a set; an item is in exactly one of them (`_slot_of` says which).
+A slot is a set; an item is in exactly one of them (`_slot_of` says which), or is young: not looked at since
+`watch`. Most connections of a client that makes one for each request die young, at the cost of one set.
 """
 
 from __future__ import annotations
@@ -41,17 +42,21 @@ class DeadlineWheel:
     def __init__(self, now: float) -> None:
         self._slots: list[set[Watched]] = [set() for _ in range(SLOTS)]
         self._slot_of: dict[Watched, int] = {}
+        self._young: set[Watched] = set()
         self._tick = math.floor(now / TICK)
 
     def __len__(self) -> int:
-        return len(self._slot_of)
+        return len(self._slot_of) + len(self._young)
 
     def watch(self, item: Watched) -> None:
         """Start to look after `item`."""
-        self._place(item, item.deadline)
+        self._young.add(item)
 
     def forget(self, item: Watched) -> None:
         """Stop looking after `item`; harmless when it is not watched."""
+        if item in self._young:
+            self._young.discard(item)
+            return
         slot = self._slot_of.pop(item, None)
         if slot is not None:
             self._slots[slot].discard(item)
@@ -66,7 +71,10 @@ class DeadlineWheel:
     def advance(self, now: float) -> None:
         """Fire all deadlines up to `now`. Call it about once a `TICK`."""
         last = math.floor(now / TICK)
-        for tick in range(max(self._tick + 1, last - SLOTS + 1), last + 1):
+        first = max(self._tick + 1, last - SLOTS + 1)
+        if first <= last:
+            self._grow_up(first % SLOTS)
+        for tick in range(first, last + 1):
             self._tick = tick
             slot = tick % SLOTS
             due, self._slots[slot] = self._slots[slot], set()
@@ -89,6 +97,12 @@ class DeadlineWheel:
         self._tick = max(self._tick, last)
 
     # Private
+
+    def _grow_up(self, slot: int) -> None:
+        """Put the young ones where they are looked at now."""
+        young, self._young = self._young, set()
+        self._slots[slot] |= young
+        self._slot_of.update(dict.fromkeys(young, slot))
 
     def _place(self, item: Watched, deadline: float) -> None:
         # Rounded up, and at least one tick ahead: never early, and never in the slot being emptied.

@@ -304,7 +304,13 @@ class Http2Downstream(asyncio.Protocol):
         if output.pieces:
             self._transport.write(output.take())
         self._closing = True
-        self._transport.close()
+        if fault is None:
+            self._transport.close()
+        else:
+            # What the client still sends is read and forgotten: a reset for it would overtake GOAWAY.
+            self._transport.write_eof()
+            if not self._reading:
+                self._transport.resume_reading()
         self._look_by(self.worker.loop.time() + CLOSE_SECONDS)
 
     def _look_by(self, deadline: float) -> None:

@@ -1,8 +1,8 @@
-"""The end of a client's connection: its last byte is written, and the client shall get it.
+"""The end of a connection whose client may still be sending.
 
 A connection that is closed with bytes of the client unread is reset, and a reset can overtake our answer. So
-a client that may still be sending is read and forgotten for a moment (RFC 9112, 9.6). A client that is slow
-to read gets all the time that it uses: only one that takes nothing for a while is cut off.
+such a client is read and forgotten for a moment (RFC 9112, 9.6). One that is slow to read gets all the time
+that it uses: only one that takes nothing for a while is cut off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLOSE_SECONDS: Final = 10.0
 
 
 class Leaving(asyncio.Protocol):
-    """Takes the transport of `former` over. One of `close` and `linger` follows at once."""
+    """Takes the transport of `former` over until the client closes; LINGER_SECONDS, LINGER_BYTES at most."""
 
     __slots__ = ("_left", "_transport", "_unsent", "_worker", "deadline")
 
@@ -32,19 +32,10 @@ class Leaving(asyncio.Protocol):
         self._transport = transport
         self._left = LINGER_BYTES
         self._unsent = transport.get_write_buffer_size()  # when it was last looked at
-        self.deadline = monotonic() + CLOSE_SECONDS
+        self.deadline = monotonic() + LINGER_SECONDS
         transport.set_protocol(self)
         worker.connection_succeeded(former, self)
-
-    def close(self) -> None:
-        """Close once everything is written, and do not wait for that for ever."""
-        self._transport.close()
-
-    def linger(self) -> None:
-        """Read and forget until the client closes, at most LINGER_SECONDS and LINGER_BYTES."""
-        self.deadline = monotonic() + LINGER_SECONDS
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        transport.write_eof()
 
     def start_drain(self) -> None:
         """It is leaving already."""
@@ -58,7 +49,7 @@ class Leaving(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._left -= len(data)
         if self._left < 0:
-            self.close()
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._worker.connection_closed(self)

@@ -1,33 +1,26 @@
 """A bound socket to protocols: TLS, then HTTP/2 or HTTP/1 by ALPN.
 
 aiohttp's low-level server and runner own the life cycle (accept, stop accepting, drain, close); the protocols
-are ours. Every connection starts as `Arriving`, which hands its transport over as soon as it knows what the
-client speaks: at once under TLS, with the first bytes on a plain listener (an HTTP/2 client may start with
-its preface there).
+are ours. Under TLS a connection begins to live when its handshake is complete. A plain one is HTTP/1 at once;
+when the first thing it says is HTTP/2's preface, its protocol gives the transport back (`found_http2`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from aiohttp import web
 
 from portero_py.proxy.client import Client
 from portero_py.proxy.downstream_http1 import Http1Downstream
 from portero_py.proxy.downstream_http2 import Http2Downstream
+from portero_py.proxy.downstream_tls import TlsTransport
 
 if TYPE_CHECKING:
     import socket
 
     from portero_py.proxy.worker import Worker
-
-#: Limit on what TLS needs to close, unsent bytes included. The protocols' own deadlines are shorter and look
-#: for progress; this must not cut off the end of a response to a slow client.
-SHUTDOWN_SECONDS: Final = 60.0
-
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 class FrontServer(web.Server):
@@ -39,8 +32,25 @@ class FrontServer(web.Server):
         self._live: set[Connection] = set()
         self._emptied = asyncio.Event()
 
-    def __call__(self) -> Arriving:  # type: ignore[override]  # our protocol in place of aiohttp's
-        return Arriving(self._worker, self)
+    def __call__(self) -> Accepted:  # type: ignore[override]  # our protocol in place of aiohttp's
+        return Accepted(self)
+
+    def secure(self) -> TlsTransport:
+        """Make the protocol for a connection of a TLS listener."""
+        worker = self._worker
+        return TlsTransport(
+            worker.front_tls, worker.deadlines, worker.timeouts.handshake, self._handshake_done
+        )
+
+    def arrived(self, transport: asyncio.Transport) -> None:
+        """A plain connection was accepted."""
+        self._worker.counters.connections_total += 1
+        self._begin(transport, Http1Downstream)
+
+    def found_http2(self, former: Http1Downstream, transport: asyncio.Transport, start: bytes) -> None:
+        """A plain connection began with HTTP/2's preface; `start` is all it said so far."""
+        self._worker.connection_closed(former)
+        self._begin(transport, Http2Downstream).data_received(start)
 
     def opened(self, connection: Connection) -> None:
         """A connection begins to live."""
@@ -66,6 +76,23 @@ class FrontServer(web.Server):
 
     # Private
 
+    def _handshake_done(self, transport: TlsTransport) -> asyncio.Protocol:
+        self._worker.counters.connections_total += 1
+        alpn = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        return self._begin(transport, Http2Downstream if alpn == "h2" else Http1Downstream)
+
+    def _begin(
+        self, transport: asyncio.Transport, protocol: type[Http1Downstream] | type[Http2Downstream]
+    ) -> Http1Downstream | Http2Downstream:
+        worker = self._worker
+        worker.counters.connections_open += 1
+        made = protocol(worker, Client(transport, worker.config.proxy.trusted_proxies), transport)
+        transport.set_protocol(made)
+        self._live.add(made)
+        if worker.draining:
+            worker.loop.call_soon(made.start_drain)  # what came with the handshake is still served
+        return made
+
     async def _wait_until_empty(self, seconds: float) -> None:
         if self._live:
             self._emptied.clear()
@@ -87,14 +114,12 @@ class Connection(Protocol):
 
 
 class ListenerSite(web.BaseSite):
-    """One listening socket; what aiohttp's SockSite is, with the handshake's time-out."""
+    """One listening socket; what aiohttp's SockSite is, with our own TLS."""
 
-    def __init__(
-        self, runner: web.ServerRunner, sock: socket.socket, context: ssl.SSLContext | None, handshake: float
-    ) -> None:
-        super().__init__(runner, ssl_context=context, backlog=4096)
+    def __init__(self, runner: web.ServerRunner, sock: socket.socket, *, tls: bool) -> None:
+        super().__init__(runner, backlog=4096)
         self._socket = sock
-        self._handshake = handshake
+        self._tls = tls
 
     @property
     def name(self) -> str:
@@ -105,92 +130,22 @@ class ListenerSite(web.BaseSite):
         """Begin to accept."""
         await super().start()
         server = self._runner.server
-        assert server is not None
+        assert isinstance(server, FrontServer)
         self._server = await asyncio.get_running_loop().create_server(
-            server,
-            sock=self._socket,
-            ssl=self._ssl_context,
-            backlog=self._backlog,
-            ssl_handshake_timeout=self._handshake if self._ssl_context else None,
-            ssl_shutdown_timeout=SHUTDOWN_SECONDS if self._ssl_context else None,
+            server.secure if self._tls else server, sock=self._socket, backlog=self._backlog
         )
 
 
-class Arriving(asyncio.Protocol):
-    """A connection whose HTTP version is not known yet. It hands the transport over when it is."""
+class Accepted(asyncio.Protocol):
+    """A plain connection until its transport is known."""
 
-    __slots__ = ("_server", "_start", "_transport", "_worker", "deadline")
+    __slots__ = ("_server",)
 
-    def __init__(self, worker: Worker, server: FrontServer) -> None:
-        self._worker = worker
+    def __init__(self, server: FrontServer) -> None:
         self._server = server
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self._start = b""
-        self.deadline = 0.0
-
-    def start_drain(self) -> None:
-        """Nothing was begun."""
-        self.kill()
-
-    def kill(self) -> None:
-        """End at once."""
-        self._transport.abort()
-
-    # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        worker = self._worker
-        worker.counters.connections_total += 1
-        worker.counters.connections_open += 1
-        tls = transport.get_extra_info("ssl_object")
-        if tls is not None:
-            if getattr(
-                tls, "is_challenge", False
-            ):  # a CA has seen what it came for (RFC 8737, 3: no application data follows)
-                self._server.opened(self)
-                transport.close()
-                return
-            self._become(Http2Downstream if tls.selected_alpn_protocol() == "h2" else Http1Downstream)
-            return
-        self._server.opened(self)
-        self.deadline = worker.loop.time() + worker.timeouts.head
-        worker.deadlines.watch(self)
-
-    def data_received(self, data: bytes) -> None:
-        start = self._start + data
-        if len(start) < len(_PREFACE) and _PREFACE.startswith(start):
-            self._start = start
-            return
-        self._worker.deadlines.forget(self)
-        self._server.closed(self)
-        self._become(Http2Downstream if start.startswith(_PREFACE) else Http1Downstream).data_received(start)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._worker.deadlines.forget(self)
-        self._server.closed(self)
-        self._worker.counters.connections_open -= 1
-
-    # The deadline wheel
-
-    def on_deadline(self, now: float) -> None:
-        """Not one byte came."""
-        self.kill()
-
-    # Private
-
-    def _become(
-        self, protocol: type[Http1Downstream] | type[Http2Downstream]
-    ) -> Http1Downstream | Http2Downstream:
-        """Hand the transport over. From now on it calls the new protocol, not this object."""
-        worker = self._worker
-        client = Client(self._transport, worker.config.proxy.trusted_proxies)
-        made = protocol(worker, client, self._transport)
-        self._transport.set_protocol(made)
-        self._server.opened(made)
-        if worker.draining:
-            made.start_drain()
-        return made
+        self._server.arrived(cast("asyncio.Transport", transport))  # uvloop's is none by inheritance
 
 
 async def _never_called(request: web.BaseRequest) -> web.StreamResponse:

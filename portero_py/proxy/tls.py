@@ -8,12 +8,8 @@ The theory
   but minimum version, options and ticket keys remain the front's. All of them are set on both anyway.
 - A context that failed to load a pair is broken: always a fresh one, swapped in when it is whole. The disk
   is not touched: OpenSSL, which wants a path, reads the PEM from a memfd.
-- Handshakes that fail are invisible to an asyncio protocol: it is never called. They are seen here, in
-  `do_handshake` of our `SSLObject`; those that end without a word (the client left, or the time ran out)
-  when the object dies. Neither asyncio nor uvloop logs an `ssl.SSLError` above debug level.
-- Both loops drop the alert that OpenSSL wrote when a handshake fails, and the client is left to guess at
-  a bare reset. So the failure is held back once as a "want read", which makes the loop send what is
-  pending; the next bytes, the client's EOF or the handshake time-out then end the connection.
+- What became of a handshake is seen here, in `do_handshake` of our `SSLObject`; of one that ends without a
+  word (the client left, or the time ran out) `gone` has to tell. `downstream_tls` moves the bytes.
 - OpenSSL hands over whatever name the client sent. Python turns non-ASCII ones into an "unraisable"
   error, a traceback on stderr that any stranger could cause; it becomes a count here.
 
@@ -92,7 +88,7 @@ _ALERT: Final = "client_alert"  # any other alert that the client sent
 class FrontTls:
     """The context for the listeners, and the certificates behind it. One a process; not thread-safe.
 
-    `context` goes to `create_server(ssl=...)` and stays the same object for ever. `counters` is where
+    `context` makes the connections (`wrap_bio`) and stays the same object for ever. `counters` is where
     handshakes are counted: `handshakes[version, alpn, result]`, version and alpn "" when it failed.
     Without any certificate handshakes are refused with the alert "unrecognized_name".
     """
@@ -246,23 +242,18 @@ class FrontSSLObject(ssl.SSLObject):
     refusal: str = ""
     is_challenge: bool = False
     _front: FrontTls | None = None
-    _outgoing: ssl.MemoryBIO | None = None
-    _failure: ssl.SSLError | None = None
     _incoming: ssl.MemoryBIO | None = None
     _hello: HelloReader | None = None
 
-    def watch(self, front: FrontTls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+    def watch(self, front: FrontTls, incoming: ssl.MemoryBIO) -> None:
         """Count for `front` what becomes of this handshake; look at the hello if a challenge is pending."""
         self._front = front
-        self._outgoing = outgoing
         if front.challenge_contexts:
             self._incoming = incoming
             self._hello = HelloReader()
 
     def do_handshake(self) -> None:
         """Go on with the handshake as the base class does; count its end, once."""
-        if self._failure is not None:
-            raise self._failure
         if self._incoming is not None:
             self._look()
         hook = sys.unraisablehook
@@ -273,16 +264,13 @@ class FrontSSLObject(ssl.SSLObject):
             raise
         except ssl.SSLError as error:
             self._count("", "", self.refusal or _result(error))
-            if self._outgoing is None or not self._outgoing.pending:
-                raise
-            self._failure = error
-            raise ssl.SSLWantReadError from error  # see the module: this is what sends the alert
+            raise
         finally:
             sys.unraisablehook = hook
         self._count(self.version() or "", self.selected_alpn_protocol() or "", OK)
-        self._outgoing = None
 
-    def __del__(self) -> None:
+    def gone(self) -> None:
+        """The client is gone. Counts if its handshake was never brought to an end."""
         self._count("", "", GONE)
 
     # Private
@@ -331,11 +319,11 @@ class FrontContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,
     ) -> FrontSSLObject:
-        """Start one connection, as asyncio and uvloop do it."""
+        """Start one connection."""
         tls = cast(
             "FrontSSLObject", super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
         )
-        tls.watch(self.front, incoming, outgoing)
+        tls.watch(self.front, incoming)
         return tls
 
 

@@ -82,8 +82,8 @@ class BackendPool:
         return None
 
     def put(self, upstream: UpstreamHttp1, now: float) -> None:
-        """Take back a connection whose response is complete."""
-        if self._closed or len(self._idle) >= MAX_IDLE or not upstream.is_usable():
+        """Take back a usable connection whose response is complete."""
+        if self._closed or len(self._idle) >= MAX_IDLE:
             upstream.close()
             return
         upstream.idle_since = now
@@ -138,11 +138,11 @@ class BackendPool:
         except UpstreamTlsFailed as failure:
             error = failure
         else:
-            if connecting.exchange is None:
-                self.put(upstream, monotonic())
-                return
             if upstream.is_usable():
-                connecting.exchange.upstream_ready(upstream)
+                if connecting.exchange is None:
+                    self.put(upstream, monotonic())
+                else:
+                    connecting.exchange.upstream_ready(upstream)
                 return
             # Lost between the connection's beginning and this task's turn: nobody would ever be told.
             error = ConnectFailed(f"backend {self.backend.address} closed the connection at once")

@@ -120,8 +120,7 @@ class Worker:
         if self._runner.server is None:
             await self._runner.setup()
         for sock in sockets:
-            context = self.front_tls.context if tls else None
-            site = ListenerSite(self._runner, sock, context, self.timeouts.handshake)
+            site = ListenerSite(self._runner, sock, tls=tls)
             await site.start()
             self._sites.append(site)
 
@@ -155,6 +154,10 @@ class Worker:
         """Say whether another certificate than `presented` is the one for `authority`."""
         host = normalise_host(authority)
         return host is not None and self._certificates.misdirected(presented, host)
+
+    def found_http2(self, former: Http1Downstream, transport: asyncio.Transport, start: bytes) -> None:
+        """What looked like HTTP/1 is HTTP/2; `start` is all that the client said so far."""
+        self._server.found_http2(former, transport, start)
 
     def connection_succeeded(self, former: Http1Downstream, successor: Leaving) -> None:
         """A client's connection goes on under another protocol."""

@@ -129,6 +129,9 @@ class Forwarded:
         self.lines = b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
+_NOTHING: Final = Forwarded([])
+
+
 class Forwarding:
     """Makes the forwarded fields for the requests of one client connection.
 
@@ -143,7 +146,7 @@ class Forwarding:
         self._scheme = scheme
         self._trusted = trusted
         self._authority: bytes | None = None
-        self._last = Forwarded([])
+        self._last = _NOTHING
 
     def fields(self, authority: bytes, received: Sequence[Field]) -> Forwarded:
         """Return the fields for a request to `authority`; `received` are those that the client sent."""

@@ -23,7 +23,7 @@ from typing import Final
 
 import httptools
 
-from portero_py.errors import BadRequest, BadResponse, HeadTooLarge, TargetTooLong, WireError
+from portero_py.errors import BadRequest, BadResponse, HeadTooLarge, Http2Preface, TargetTooLong, WireError
 from portero_py.wire.framing import request_body_length, response_body_length
 from portero_py.wire.headers import (
     CODING,
@@ -42,6 +42,9 @@ from portero_py.wire.headers import (
     without_nominated,
 )
 from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Field, Fields, RequestHead, ResponseHead
+
+#: The part of HTTP/2's preface that looks like an HTTP/1 head (RFC 9113, 3.4).
+PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 
 _REQUEST_LINE = re.compile(
     rb"([A-Za-z][!#$%&'*+\-.^_`|~0-9A-Za-z]{0,31}) ([\x21\x22\x24-\x7e]+) HTTP/(1\.[01])\r\n"
@@ -408,6 +411,8 @@ def _upgrade(values: list[bytes]) -> bytes:
 def _bad_request_line(raw: bytes, limit: int) -> WireError:
     if raw.find(b"\r\n") > limit:
         return TargetTooLong("the request line is too long")
+    if raw == PREFACE_HEAD:
+        return Http2Preface("HTTP/2 on an HTTP/1 connection")
     return BadRequest("malformed request line")
 
 

@@ -247,14 +247,6 @@ async def test_who_goes_on_sending_after_the_last_response_is_cut_off(world: Wor
     assert client.closed
 
 
-async def test_under_tls_there_is_no_end_of_file_to_send(world: World) -> None:
-    client = world.client(tls=True)
-    client.send(b"garbage\r\n\r\n")
-    assert not client.ended
-    await world.pass_time(7)
-    assert client.closed
-
-
 async def test_a_malformed_chunk_ends_the_exchange_and_the_connection(world: World) -> None:
     client = world.client()
     client.send(b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")

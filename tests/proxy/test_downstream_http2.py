@@ -63,6 +63,7 @@ class Socket:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.reading = True
+        self.ended = False
         self.closed = False
         self.aborted = False
         self.fills_at = 1 << 60
@@ -70,6 +71,7 @@ class Socket:
 
     def write(self, data: bytes) -> None:
         assert not self.closed
+        assert not self.ended
         self.writes.append(data)
         if sum(map(len, self.writes)) >= self.fills_at:
             self.fills_at = 1 << 60
@@ -77,6 +79,9 @@ class Socket:
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def close(self) -> None:
         self.closed = True
@@ -296,8 +301,8 @@ def test_a_connection_error_is_sent_counted_and_closes() -> None:
     exchange = stage.request(1)
     stage.send(frame(PING, 0, 1, bytes(8)))
     assert stage.goaways() == [ErrorCode.PROTOCOL_ERROR]
-    assert stage.socket.closed
-    assert not stage.socket.aborted
+    assert stage.socket.ended
+    assert not stage.socket.closed
     assert stage.worker.refused == ["http2_connection"]
     assert exchange.said[-1] != "start"
     stage.send(b"more")
@@ -408,7 +413,7 @@ def test_a_client_that_never_sends_its_preface_is_closed() -> None:
     for _ in range(21):
         worker.loop.now += 1
         worker.deadlines.advance(worker.loop.now)
-    assert socket.closed
+    assert socket.ended
     assert worker.refused == ["http2_connection"]
 
 
@@ -422,7 +427,7 @@ def test_a_header_block_must_be_finished_in_time() -> None:
     assert not stage.socket.closed
     stage.wait(12)
     assert stage.goaways() == [ErrorCode.ENHANCE_YOUR_CALM]
-    assert stage.socket.closed
+    assert stage.socket.ended
 
 
 def test_a_body_that_stops_is_answered_with_408() -> None:
@@ -517,7 +522,22 @@ def test_closing_with_a_full_socket_leaves_the_rest_to_the_transport() -> None:
     stage.shell.pause_writing()
     stage.send(frame(PING, 0, 1, bytes(8)))
     assert stage.goaways() == [ErrorCode.PROTOCOL_ERROR]
-    assert stage.socket.closed
+    assert stage.socket.ended
+
+
+def test_a_client_that_was_held_up_is_read_again_when_its_connection_ends() -> None:
+    stage = Stage()
+    stage.request(1)
+    stage.shell.pause_writing()
+    for _ in range(6000):
+        stage.send(frame(PING, 0, 0, bytes(8)))
+        if not stage.socket.reading:
+            break
+    assert not stage.socket.reading
+    stage.shell._connection.fail(ErrorCode.NO_ERROR, "enough")
+    stage.shell.on_deadline(stage.loop.now)
+    assert stage.socket.ended
+    assert stage.socket.reading  # its last words must not become a reset
 
 
 def test_a_reply_of_the_proxy_reaches_the_client_in_lower_case() -> None:
