@@ -126,9 +126,9 @@ class Forwarded:
 
     __slots__ = ("fields", "lines")
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: Fields, lines: bytes | None = None) -> None:
         self.fields = fields
-        self.lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        self.lines = b"".join([b"%b: %b\r\n" % field for field in fields]) if lines is None else lines
 
 
 class Forwarding:
@@ -152,12 +152,16 @@ class Forwarding:
         if received and self._trusted:
             return self._appended(authority, received)
         if authority != self._authority:
+            address, scheme = self._address, self._scheme
             self._last = Forwarded(
                 [
-                    (b"X-Forwarded-For", self._address),
-                    (b"X-Forwarded-Proto", self._scheme),
+                    (b"X-Forwarded-For", address),
+                    (b"X-Forwarded-Proto", scheme),
                     (b"X-Forwarded-Host", authority),
-                ]
+                ],
+                # At once, not field by field: a client may ask for another host each time.
+                b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
+                % (address, scheme, authority),
             )
             self._authority = authority
         return self._last
