@@ -165,7 +165,8 @@ class _Snapshot(Collector):
             ["service", "method", "status"],
             (
                 ((service, method, str(status)), count)
-                for (service, method, status), count in counters.exchanges.items()
+                for service, counted in counters.services.items()
+                for (method, status), count in counted.exchanges.items()
             ),
         )
         durations = HistogramMetricFamily(
@@ -173,12 +174,9 @@ class _Snapshot(Collector):
             "From the request's head to the end of the exchange",
             labels=["service"],
         )
-        for service, buckets in counters.durations.items():
-            durations.add_metric(
-                [service],
-                list(zip(_BOUNDS, accumulate(buckets), strict=True)),
-                counters.duration_sums[service],
-            )
+        for service, counted in counters.services.items():
+            buckets = list(zip(_BOUNDS, accumulate(counted.durations), strict=True))
+            durations.add_metric([service], buckets, counted.seconds)
         yield durations
         yield _gauge("requests_in_flight", "Exchanges that are going on", counters.exchanges_in_flight)
         yield _counters(

@@ -11,6 +11,9 @@ lease; with equal weights a pick looks at one.
 
 The queue is reconciled when the Service object is another one than last time (the registry makes a new one at
 every change), never by comparing. Expired leases and excluded backends are passed over where they stand.
+
+With one lease there are no turns, hence no queue: of thousands of services most have one, and a queue for
+each is 1 KB of memory that a request would have to fetch from far away.
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ class Balancer:
 
 
 class Balancers:
-    """The balancers of all services of one worker."""
+    """The balancers of all services of one worker that have, or had, several leases."""
 
     __slots__ = ("_balancers", "_start")
 
@@ -98,10 +101,15 @@ class Balancers:
 
     def pick(self, service: Service, now: float, excluded: Collection[Backend] = ()) -> Lease | None:
         """As `Balancer.pick`, for any service."""
-        balancer = self._balancers.get(service.name)
-        if balancer is None:
-            balancer = self._balancers[service.name] = Balancer(self._start)
-        return balancer.pick(service, now, excluded)
+        if len(service.leases) > 1:
+            balancer = self._balancers.get(service.name)
+            if balancer is None:
+                balancer = self._balancers[service.name] = Balancer(self._start)
+            return balancer.pick(service, now, excluded)
+        for lease in service.leases:  # one or none
+            if now < lease.expires_at and (not excluded or lease.backend not in excluded):
+                return lease
+        return None
 
     def retain(self, table: RoutingTable) -> None:
         """Forget the balancers of services that `table` does not have, once they outnumber its services.

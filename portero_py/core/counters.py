@@ -3,6 +3,9 @@
 A worker owns one `Counters` and only adds to it; control reads `snapshot()`, merges the snapshots of all
 workers and turns them into Prometheus samples. Label values are bounded: services come from the routing
 table ("" when none matched), methods outside the known ones count as "OTHER".
+
+All that an exchange adds to its service is in one object: with thousands of services each table that it had
+to be looked up in would be somewhere else in memory.
 """
 
 from __future__ import annotations
@@ -15,16 +18,34 @@ from typing import Final
 #: Upper bounds of the duration histogram, seconds; one more bucket takes the rest.
 DURATION_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+#: The methods that are counted by name.
+METHODS: Final = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+}
+
+
+@dataclass(slots=True)
+class ServiceCounters:
+    """The finished exchanges of one service."""
+
+    exchanges: dict[tuple[str, int], int] = field(default_factory=dict)  # method, status -> count
+    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BUCKETS) + 1))
+    seconds: float = 0.0  # the sum of all durations
+
+    def merge(self, other: ServiceCounters) -> None:
+        """Add another worker's counters of the same service."""
+        exchanges = self.exchanges
+        for key, count in other.exchanges.items():
+            exchanges[key] = exchanges.get(key, 0) + count
+        self.durations = [a + b for a, b in zip(self.durations, other.durations, strict=True)]
+        self.seconds += other.seconds
 
 
 @dataclass(slots=True)
 class Counters:
     """Everything that one worker counts. Adding two of them merges them."""
 
-    exchanges: Counter[tuple[str, str, int]] = field(default_factory=Counter)  # service, method, status
-    durations: dict[str, list[int]] = field(default_factory=dict)  # service -> count per bucket
-    duration_sums: dict[str, float] = field(default_factory=dict)  # service -> seconds
+    services: dict[str, ServiceCounters] = field(default_factory=dict)
     handshakes: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # version, alpn, result
     errors: Counter[str] = field(default_factory=Counter)  # reason
     retries: Counter[str] = field(default_factory=Counter)  # service
@@ -35,26 +56,27 @@ class Counters:
     exchanges_in_flight: int = 0
     access_log_dropped: int = 0
 
-    def exchange_done(self, service: str, method: str, status: int, seconds: float) -> None:
+    def exchange_done(self, service: str, method: bytes, status: int, seconds: float) -> None:
         """Count one finished exchange; `method` may be anything."""
-        self.exchanges[service, method if method in METHODS else "OTHER", status] += 1
-        buckets = self.durations.get(service)
-        if buckets is None:
-            buckets = self.durations[service] = [0] * (len(DURATION_BUCKETS) + 1)
-            self.duration_sums[service] = 0.0
-        buckets[bisect_left(DURATION_BUCKETS, seconds)] += 1
-        self.duration_sums[service] += seconds
+        counted = self.services.get(service)
+        if counted is None:
+            counted = self.services[service] = ServiceCounters()
+        key = (METHODS.get(method, "OTHER"), status)
+        exchanges = counted.exchanges
+        exchanges[key] = exchanges.get(key, 0) + 1
+        counted.durations[bisect_left(DURATION_BUCKETS, seconds)] += 1
+        counted.seconds += seconds
 
     def merge(self, other: Counters) -> None:
         """Add another worker's counters to these."""
-        self.exchanges.update(other.exchanges)
-        for service, buckets in other.durations.items():
-            mine = self.durations.get(service)
-            self.durations[service] = (
-                list(buckets) if mine is None else [a + b for a, b in zip(mine, buckets, strict=True)]
-            )
-        for service, seconds in other.duration_sums.items():
-            self.duration_sums[service] = self.duration_sums.get(service, 0.0) + seconds
+        for service, theirs in other.services.items():
+            mine = self.services.get(service)
+            if mine is None:
+                self.services[service] = ServiceCounters(
+                    theirs.exchanges.copy(), theirs.durations.copy(), theirs.seconds
+                )
+            else:
+                mine.merge(theirs)
         self.handshakes.update(other.handshakes)
         self.errors.update(other.errors)
         self.retries.update(other.retries)

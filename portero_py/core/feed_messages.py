@@ -24,7 +24,7 @@ import orjson
 
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
-from portero_py.core.counters import Counters
+from portero_py.core.counters import Counters, ServiceCounters
 from portero_py.core.model import Backend, Lease, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
@@ -253,15 +253,27 @@ def _challenges_from(content: dict[str, Any]) -> Challenges:
 def _counters_to(counters: Counters) -> dict[str, Any]:
     # JSON knows no tuples as keys: a mapping is a list of pairs.
     values = {each.name: getattr(counters, each.name) for each in fields(Counters)}
-    return {name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()}
+    content = {
+        name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()
+    }
+    content["services"] = [
+        (service, list(counted.exchanges.items()), counted.durations, counted.seconds)
+        for service, counted in counters.services.items()
+    ]
+    return content
 
 
 def _counters_from(content: dict[str, Any]) -> Counters:
     counters = Counters()
     for name, value in content.items():
-        if isinstance(value, list):
+        if name == "services":
+            counters.services = {
+                service: ServiceCounters({(m, status): n for (m, status), n in exchanges}, durations, seconds)
+                for service, exchanges, durations, seconds in value
+            }
+        elif isinstance(value, list):
             pairs = {tuple(key) if isinstance(key, list) else key: each for key, each in value}
-            setattr(counters, name, Counter(pairs) if isinstance(getattr(counters, name), Counter) else pairs)
+            setattr(counters, name, Counter(pairs))
         else:
             setattr(counters, name, value)
     return counters

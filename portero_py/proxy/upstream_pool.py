@@ -176,14 +176,17 @@ class Pools:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._pools: dict[Backend | tuple[Backend, str], BackendPool] = {}
+        self._pools: dict[tuple[str, int, str, str] | tuple[Backend, str], BackendPool] = {}
 
     def of(self, backend: Backend, authority: bytes) -> BackendPool:
         """Return the pool for requests to `authority` served by `backend`."""
         if not backend.use_tls:
-            pool = self._pools.get(backend)
+            # All that such backends can differ in. The Backend itself, which is another object after each
+            # renewal, would be hashed and compared in Python: 0.19 µs instead of 0.05.
+            address = (backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
+            pool = self._pools.get(address)
             if pool is None:
-                pool = self._pools[backend] = BackendPool(self._worker, backend, "")
+                pool = self._pools[address] = BackendPool(self._worker, backend, "")
             return pool
         server_name = normalise_host(authority) or ""
         key = (backend, server_name)

@@ -178,12 +178,8 @@ class Worker:
         counters.exchanges_in_flight -= 1
         counters.bytes_in += exchange.bytes_in
         counters.bytes_out += exchange.bytes_out
-        counters.exchange_done(
-            exchange.service,
-            exchange.head.method.decode("latin-1"),
-            exchange.status,
-            monotonic() - exchange.started,
-        )
+        seconds = monotonic() - exchange.started
+        counters.exchange_done(exchange.service, exchange.head.method, exchange.status, seconds)
         if exchange.error is not None:
             counters.errors[exchange.error.reason] += 1
         if self.access_log.enabled:

@@ -98,9 +98,11 @@ _NOT_NOMINATED: Final = frozenset(
     {b"content-length", b"host", b"transfer-encoding", b"authorization", b"cookie"}
 )
 
-# RFC 3986 allows more in a reg-name (percent-encoding, sub-delims); no host name in DNS has it, and
-# every such character has been read differently by two parties somewhere.
-_AUTHORITY = re.compile(rb"(?:[0-9A-Za-z._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+#: What `is_authority` accepts, for longer expressions. RFC 3986 allows more in a reg-name (percent-encoding,
+#: sub-delims); no host name in DNS has it, and every such character has been read differently by two parties
+#: somewhere.
+AUTHORITY: Final = rb"(?:[0-9A-Za-z._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
+_AUTHORITY = re.compile(AUTHORITY)
 
 
 def is_authority(value: bytes) -> bool:
@@ -124,9 +126,9 @@ class Forwarded:
 
     __slots__ = ("fields", "lines")
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: Fields, lines: bytes | None = None) -> None:
         self.fields = fields
-        self.lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        self.lines = b"".join([b"%b: %b\r\n" % field for field in fields]) if lines is None else lines
 
 
 _NOTHING: Final = Forwarded([])
@@ -153,12 +155,16 @@ class Forwarding:
         if received and self._trusted:
             return self._appended(authority, received)
         if authority != self._authority:
+            address, scheme = self._address, self._scheme
             self._last = Forwarded(
                 [
-                    (b"X-Forwarded-For", self._address),
-                    (b"X-Forwarded-Proto", self._scheme),
+                    (b"X-Forwarded-For", address),
+                    (b"X-Forwarded-Proto", scheme),
                     (b"X-Forwarded-Host", authority),
-                ]
+                ],
+                # At once, not field by field: a client may ask for another host each time.
+                b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
+                % (address, scheme, authority),
             )
             self._authority = authority
         return self._last

@@ -9,6 +9,7 @@ The traps
   RTSP and ICE versions and HTTP/2.0: the start lines are matched by our own expressions. Of a request it
   never sees that line: it judges a head by the method too, and what is remembered under the fields' bytes
   alone must depend on nothing else.
+- What is remembered of a request whose first field is Host says nothing about Host: see `RequestParser`.
 - llhttp leaves white space at the end of a value.
 - After a head that promises a body llhttp waits for it. `_Grammar` feeds it a dummy body, which costs llhttp
   a subtraction, because a new parser object costs 0.7 µs. What it must not see twice gets a new one.
@@ -26,6 +27,7 @@ import httptools
 from portero_py.errors import BadRequest, BadResponse, HeadTooLarge, Http2Preface, TargetTooLong, WireError
 from portero_py.wire.framing import request_body_length, response_body_length
 from portero_py.wire.headers import (
+    AUTHORITY,
     CODING,
     CONNECTION,
     EXPECT,
@@ -46,8 +48,11 @@ from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Field, Fields, Request
 #: The part of HTTP/2's preface that looks like an HTTP/1 head (RFC 9113, 3.4).
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 
-_REQUEST_LINE = re.compile(
+# The request line, and Host if that is the first field, in its usual spelling, valid and not folded (llhttp
+# would refuse that too, but it does not see what is remembered).
+_REQUEST_START = re.compile(
     rb"([A-Za-z][!#$%&'*+\-.^_`|~0-9A-Za-z]{0,31}) ([\x21\x22\x24-\x7e]+) HTTP/(1\.[01])\r\n"
+    rb"(?:[Hh]ost: (" + AUTHORITY + rb")\r\n(?![ \t]))?"
 )
 _STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
@@ -83,9 +88,14 @@ def find_head(buffer: bytes, request_line_limit: int, limit: int, error: type[Wi
 class RequestParser:
     """Turns complete request heads into RequestHead. One for all connections of a worker.
 
-    Clients repeat themselves: on one connection mostly the request line differs. The fields of an HTTP/1.1
-    head that were parsed, checked and found good are remembered under their exact bytes, which saves
-    4 of 6 µs.
+    Clients repeat themselves: on one connection mostly the request line differs, and among thousands of hosts
+    little more than Host, which nearly all clients send first. The fields of an HTTP/1.1 head that were
+    parsed, checked and found good are remembered under their exact bytes: of 6 µs that saves 4.
+
+    There are two memories, and a head is looked up in one of them only. `_known` has what came behind a valid
+    Host line, without that line: no Host is in there, because two are refused. `_known_whole` has all
+    fields of the heads that begin in another way: one Host is in there, because none is refused. If they
+    were one, a head with two Hosts, or with none, would find its fields in it.
     """
 
     def __init__(self, request_line_limit: int, field_limit: int) -> None:
@@ -93,23 +103,26 @@ class RequestParser:
         self._field_limit = field_limit
         self._grammar = _Grammar(httptools.HttpRequestParser)
         self._known: dict[bytes, RequestHead] = {}
+        self._known_whole: dict[bytes, RequestHead] = {}
 
     def parse(self, raw: bytes) -> RequestHead:
         """Parse one complete head, blank line included. Raises a WireError."""
-        line = _REQUEST_LINE.match(raw)
-        if line is None or line.end() - 2 > self._request_line_limit:
+        start = _REQUEST_START.match(raw)
+        if start is None or start.end(3) > self._request_line_limit:
             raise _bad_request_line(raw, self._request_line_limit)
-        method, target, version = line.groups()
-        block = raw[line.end() :]
-        known = self._known.get(block)
+        method, target, version, host = start.groups()
+        block = raw[start.end() :]
+        memory = self._known_whole if host is None else self._known
+        known = memory.get(block)
         if known is not None and target[0] == 0x2F and version == b"1.1" and method != b"CONNECT":
-            head = RequestHead(method, target, known.authority, version, known.fields)
+            authority = known.authority if host is None else host
+            head = RequestHead(method, target, authority, version, known.fields, known.body_length)
             head.lines = known.lines
             if not known.keep_alive:
                 head.keep_alive = False
             return head
         try:
-            fields = self._grammar.fields(_ANY_REQUEST_LINE + block)
+            fields = self._grammar.fields(_ANY_REQUEST_LINE + raw[start.end(3) + 2 :])
         except httptools.HttpParserError as error:
             raise BadRequest(f"malformed head: {error}") from None
         if len(fields) > self._field_limit:
@@ -117,10 +130,10 @@ class RequestParser:
         head = _request_head(method, target, version, fields)
         self._grammar.skip_body(head.body_length)
         if len(block) <= MEMO_BLOCK and version == b"1.1" and target[0] == 0x2F and _is_plain(head):
-            if len(self._known) >= MEMO_SIZE:
-                self._known.clear()
+            if len(memory) >= MEMO_SIZE:
+                memory.clear()
             head.lines = _request_lines(head)
-            self._known[block] = head
+            memory[block] = head
         return head
 
 
@@ -166,10 +179,12 @@ class ResponseParser:
 
 def request_bytes(head: RequestHead, forwarded: Forwarded, request_id: bytes) -> bytes:
     """Return the head of a request to a backend."""
-    return b"%b %b HTTP/1.1\r\n%b%bX-Request-ID: %b\r\n\r\n" % (
+    lines = head.lines
+    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-ID: %b\r\n\r\n" % (
         head.method,
         head.target,
-        head.lines or _request_lines(head),
+        head.authority,
+        _request_lines(head) if lines is None else lines,
         forwarded.lines,
         request_id,
     )
@@ -307,15 +322,23 @@ def _request_head(method: bytes, target: bytes, version: bytes, fields: list[Fie
 
 
 def _is_plain(head: RequestHead) -> bool:
-    """Say whether a head has nothing but fields: no body, no forwarded fields, no wishes."""
+    """Say whether a head may be remembered: no forwarded fields, no wishes, no body but one of known length.
+
+    A length may be: its one field is among the bytes under which the head is remembered, and
+    `request_body_length` looks at nothing else but the version, which is the same for all.
+    """
     return not (
-        head.body_length or head.forwarded or head.upgrade or head.wants_trailers or head.method == b"CONNECT"
+        head.body_length == CHUNKED
+        or head.expects_continue
+        or head.forwarded
+        or head.upgrade
+        or head.wants_trailers
+        or head.method == b"CONNECT"
     )
 
 
 def _request_lines(head: RequestHead) -> bytes:
-    lines = [b"Host: %b\r\n" % head.authority]
-    lines += [b"%b: %b\r\n" % field for field in head.fields]
+    lines = [b"%b: %b\r\n" % field for field in head.fields]
     if head.body_length == CHUNKED:
         lines.append(b"Transfer-Encoding: chunked\r\n")
     if head.expects_continue:

@@ -35,7 +35,7 @@ class RequestHead:
     keep_alive     the client's connection may be used again (HTTP/1)
     upgrade        the protocol that the client wants to switch to (b"websocket"), or b""
     wants_trailers the client said "TE: trailers"
-    lines          Host and `fields` as the lines of an HTTP/1 head, once somebody has made them
+    lines          the lines of an HTTP/1 head behind Host, once somebody has made them
 
     What few requests have is a class attribute until it is set: one store less each for all the others.
     """
@@ -46,7 +46,7 @@ class RequestHead:
     keep_alive = True
     upgrade = b""
     wants_trailers = False
-    lines = b""
+    lines: bytes | None = None
 
     def __init__(
         self,

@@ -47,9 +47,9 @@ async def test_the_registry_is_shown_under_porteros_names() -> None:
 
 async def test_the_workers_counters_are_shown() -> None:
     counters = Counters()
-    counters.exchange_done("a.example", "GET", 200, 0.001)
-    counters.exchange_done("a.example", "GET", 200, 0.2)
-    counters.exchange_done("a.example", "POST", 503, 100.0)
+    counters.exchange_done("a.example", b"GET", 200, 0.001)
+    counters.exchange_done("a.example", b"GET", 200, 0.2)
+    counters.exchange_done("a.example", b"POST", 503, 100.0)
     counters.exchanges_in_flight = 4
     counters.connections_open = 5
     counters.connections_total = 6
@@ -76,7 +76,7 @@ async def test_the_workers_counters_are_shown() -> None:
 async def test_durations_are_a_cumulative_histogram() -> None:
     counters = Counters()
     for seconds in (0.001, 0.2, 100.0):
-        counters.exchange_done("a.example", "GET", 200, seconds)
+        counters.exchange_done("a.example", b"GET", 200, seconds)
     scrape = await scraped(Metrics(Registry(), lambda: counters))
     assert scrape.types["portero_request_duration_seconds"] == "histogram"
     bucket = "request_duration_seconds_bucket"

@@ -135,11 +135,35 @@ def test_each_service_has_its_own_turns() -> None:
     assert balancers.pick(one, 0.0, {lease.backend for lease in one.leases}) is None
 
 
+def test_a_single_lease_is_picked_without_a_balancer() -> None:
+    balancers = Balancers(start=1)
+    alone = service(lease("A", expires_at=10.0))
+    [a] = alone.leases
+    assert [balancers.pick(alone, 9.9), balancers.pick(alone, 9.9)] == [a, a]
+    assert balancers.pick(alone, 10.0) is None
+    assert balancers.pick(alone, 9.9, {a.backend}) is None
+    assert balancers.pick(alone, 9.9, {Backend("host-B", 80)}) == a
+    assert balancers.pick(service(), 9.9) is None
+    assert len(balancers) == 0
+
+
+def test_turns_begin_with_the_second_lease_and_outlive_its_absence() -> None:
+    balancers = Balancers()
+
+    def picked(of: Service, count: int) -> str:
+        return "".join(found.instance_id for _ in range(count) if (found := balancers.pick(of, 0.0)))
+
+    assert picked(service("A"), 2) == "AA"
+    assert picked(service("A", "B", "C"), 4) == "ABCA"
+    assert picked(service("B"), 2) == "BB"
+    assert picked(service("A", "B", "C"), 3) == "BCA"
+
+
 def test_the_balancers_of_vanished_services_are_forgotten() -> None:
     balancers = Balancers()
     names = [f"{number}.example" for number in range(5)]
     for name in names:
-        balancers.pick(Service(name, (lease("A"),)), 0.0)
+        balancers.pick(Service(name, (lease("A"), lease("B"))), 0.0)
     kept = {name: Service(name, ()) for name in names[:2]}
     balancers.retain(RoutingTable(1, {name: Service(name, ()) for name in names}))
     assert len(balancers) == 5

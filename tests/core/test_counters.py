@@ -7,18 +7,20 @@ from portero_py.core.counters import DURATION_BUCKETS, Counters
 
 def test_an_exchange_is_counted_by_service_method_and_status_and_by_its_duration() -> None:
     counters = Counters()
-    counters.exchange_done("app.example", "GET", 200, 0.001)
-    counters.exchange_done("app.example", "GET", 200, 0.0011)
-    counters.exchange_done("app.example", "BREW", 418, 61.0)
-    assert counters.exchanges == {("app.example", "GET", 200): 2, ("app.example", "OTHER", 418): 1}
-    assert counters.durations["app.example"] == [1, 1, *[0] * (len(DURATION_BUCKETS) - 2), 1]
-    assert round(counters.duration_sums["app.example"], 4) == 61.0021
+    counters.exchange_done("app.example", b"GET", 200, 0.001)
+    counters.exchange_done("app.example", b"GET", 200, 0.0011)
+    counters.exchange_done("app.example", b"BREW", 418, 61.0)
+    [(service, counted)] = counters.services.items()
+    assert service == "app.example"
+    assert counted.exchanges == {("GET", 200): 2, ("OTHER", 418): 1}
+    assert counted.durations == [1, 1, *[0] * (len(DURATION_BUCKETS) - 2), 1]
+    assert round(counted.seconds, 4) == 61.0021
 
 
 def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
     one, two = Counters(), Counters()
     for counters in (one, two):
-        counters.exchange_done("app.example", "GET", 200, 0.5)
+        counters.exchange_done("app.example", b"GET", 200, 0.5)
         counters.handshakes["TLSv1.3", "h2", "ok"] += 1
         counters.errors["no_backend"] += 1
         counters.retries["app.example"] += 1
@@ -28,17 +30,24 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         counters.connections_open += 2
         counters.exchanges_in_flight += 1
         counters.access_log_dropped += 4
-    two.exchange_done("other.example", "PUT", 503, 0.5)
+    two.exchange_done("other.example", b"PUT", 503, 0.5)
     total = Counters()
     total.merge(one)
     total.merge(two)
-    assert total.exchanges == {("app.example", "GET", 200): 2, ("other.example", "PUT", 503): 1}
-    assert sum(total.durations["app.example"]) == 2
-    assert sum(total.durations["other.example"]) == 1
-    assert total.duration_sums == {"app.example": 1.0, "other.example": 0.5}
+    app, other = total.services["app.example"], total.services["other.example"]
+    assert (app.exchanges, other.exchanges) == ({("GET", 200): 2}, {("PUT", 503): 1})
+    assert (sum(app.durations), sum(other.durations)) == (2, 1)
+    assert (app.seconds, other.seconds) == (1.0, 0.5)
     assert total.handshakes == {("TLSv1.3", "h2", "ok"): 2}
     assert (total.errors["no_backend"], total.retries["app.example"]) == (2, 2)
     assert (total.bytes_in, total.bytes_out) == (20, 40)
     assert (total.connections_total, total.connections_open, total.exchanges_in_flight) == (6, 4, 2)
     assert total.access_log_dropped == 8
-    assert sum(one.durations["app.example"]) == 1
+    for counters in (one, two):
+        counted = counters.services["app.example"]
+        assert (counted.exchanges, sum(counted.durations), counted.seconds) == ({("GET", 200): 1}, 1, 0.5)
+    total.exchange_done("other.example", b"PUT", 503, 0.5)
+    assert (two.services["other.example"].exchanges, sum(two.services["other.example"].durations)) == (
+        {("PUT", 503): 1},
+        1,
+    )

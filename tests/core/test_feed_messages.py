@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from portero_py.core import feed_messages
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
-from portero_py.core.counters import Counters
+from portero_py.core.counters import Counters, ServiceCounters
 from portero_py.core.feed_messages import (
     Ack,
     Ask,
@@ -49,8 +49,8 @@ def certificate(name: str, key: bytes = b"key\n") -> Certificate:
 
 def counters() -> Counters:
     found = Counters(bytes_in=1 << 40, connections_open=3)
-    found.exchange_done("a.example", "GET", 200, 0.1)
-    found.exchange_done("", "BREW", 404, 99.0)
+    found.exchange_done("a.example", b"GET", 200, 0.1)
+    found.exchange_done("", b"BREW", 404, 99.0)
     found.handshakes["TLSv1.3", "h2", "ok"] += 2
     found.errors["no_backend"] += 1
     return found
@@ -95,7 +95,8 @@ def test_every_counter_is_passed_on_with_its_type() -> None:
         if isinstance(value, Counter):
             value["a", "b", number] = number
         elif isinstance(value, dict):
-            value["a"] = [number] if each.name == "durations" else number
+            value["a"] = ServiceCounters({("GET", number): number}, seconds=0.5)
+            value["a"].durations[3] = number
         else:
             setattr(full, each.name, number)
     found = passed_on(Counted(full))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, cast
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -30,6 +31,22 @@ async def test_the_last_connection_that_was_used_is_the_next(world: World) -> No
     clients[0].send(GET)
     assert [backend.received.count(b"GET") for backend in backends] == [1, 1, 2]
     backends[2].send(OK)
+
+
+async def test_equal_backends_share_a_pool_and_others_do_not(world: World) -> None:
+    plain = Backend("127.0.0.1", 9)
+    pool = world.pools.of(plain, b"app.example")
+    assert world.pools.of(replace(plain), b"other.example") is pool
+    other: dict[str, Any] = {
+        "host": "127.0.0.2",
+        "port": 10,
+        "use_tls": True,
+        "protocol": "h2c",
+        "tls_fingerprint": "ab",
+    }
+    assert list(other) == [each.name for each in fields(Backend)]
+    differing = [world.pools.of(replace(plain, **{name: other[name]}), b"app.example") for name in other]
+    assert len({pool, *differing}) == 1 + len(other)
 
 
 async def test_an_idle_connection_is_closed_after_its_time(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import httptools
 import pytest
 from hypothesis import given
@@ -396,11 +398,18 @@ BLOCKS = [
 ]
 
 
-@given(st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(BLOCKS)), max_size=30))
-def test_no_request_is_understood_by_another_one_before_it(requests: list[tuple[bytes, bytes]]) -> None:
+FRONTS = [HOST, b"host: other.example\r\n", b"HOST: app.example\r\n", b"X: y\r\n" + HOST, HOST + HOST, b""]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(FRONTS), st.sampled_from(BLOCKS)), max_size=30)
+)
+def test_no_request_is_understood_by_another_one_before_it(
+    requests: list[tuple[bytes, bytes, bytes]],
+) -> None:
     parser = RequestParser(8192, 100)
-    for line, block in requests:
-        raw = request(block, line)
+    for line, front, block in requests:
+        raw = line + b"\r\n" + front + block + b"\r\n"
         results: list[object] = []
         for each in (parser, RequestParser(8192, 100)):
             try:
@@ -408,6 +417,100 @@ def test_no_request_is_understood_by_another_one_before_it(requests: list[tuple[
             except WireError as error:
                 results.append((type(error), str(error)))
         assert results[0] == results[1]
+
+
+# What may be the lines of a head, one host or none in each.
+HOSTS = [
+    b"Host: app.example\r\n",
+    b"host: other.example:8443\r\n",
+    b"Host: [::1]:80\r\n",
+    b"HOST: app.example\r\n",
+    b"Host:app.example\r\n",
+    b"Host: \tapp.example \r\n",
+]
+NO_HOSTS = [
+    b"Host: \r\n",
+    b"Host:\r\n",
+    b"Host : app.example\r\n",
+    b" Host: app.example\r\n",
+    b"Host: app.example\n",
+    b"Host: app.example\r\n b\r\n",
+    b"Host: app.example\r\n\tb\r\n",
+    b"Host: app.example \r\n c: d\r\n",
+    b"Host: app.example, other.example\r\n",
+    b"Host: app.example:123456\r\n",
+    b"Host: u@app.example\r\n",
+    b"Host: app.example\rX\r\n",
+    b"Host\r\n",
+]
+OTHERS = [b"X: y\r\n", b"Content-Length: 3\r\n", b"Connection: host, close\r\n"]
+
+
+def test_a_second_host_or_none_or_a_bad_one_is_refused_whatever_was_remembered() -> None:
+    parser = RequestParser(8192, 100)
+    lines = HOSTS + NO_HOSTS + OTHERS
+    heads = [()] + [picked for count in (1, 2, 3) for picked in product(lines, repeat=count)]
+    for _ in range(2):  # the second time all is remembered that ever will be
+        for picked in heads:
+            raw = b"GET / HTTP/1.1\r\n" + b"".join(picked) + b"\r\n"
+            good = (
+                sum(line in HOSTS for line in picked) == 1
+                and not any(line in NO_HOSTS for line in picked)
+                and picked.count(b"Content-Length: 3\r\n") <= 1
+            )
+            try:
+                head = parser.parse(raw)
+            except BadRequest:
+                assert not good, raw
+                continue
+            assert good, raw
+            assert seen(head) == seen(parse(raw))
+            assert request_bytes(head, Forwarded([]), b"1").lower().count(b"host: ") == 1
+
+
+@pytest.mark.parametrize("space", [b" ", b"\t"])
+def test_a_folded_host_is_refused_even_if_what_follows_were_remembered(space: bytes) -> None:
+    parser = RequestParser(8192, 100)
+    parser._known[space + b"b\r\n\r\n"] = parser.parse(request(b""))
+    with pytest.raises(BadRequest):
+        parser.parse(request(space + b"b\r\n"))
+
+
+def test_a_head_is_remembered_whoever_it_is_for() -> None:
+    parser = RequestParser(8192, 100)
+    for number in range(9):
+        head = parser.parse(b"GET / HTTP/1.1\r\nHost: %d.example\r\nX: y\r\n\r\n" % number)
+        assert head.authority == b"%d.example" % number
+    assert list(parser._known) == [b"X: y\r\n\r\n"]
+    parser.parse(b"GET / HTTP/1.1\r\nX: y\r\nHost: app.example\r\n\r\n")
+    assert list(parser._known_whole) == [b"X: y\r\nHost: app.example\r\n\r\n"]
+    assert len(parser._known) == 1
+
+
+@pytest.mark.parametrize("front", [b"", HOST, b"HOST: app.example\r\n", b"X: y\r\n" + HOST])
+@pytest.mark.parametrize("fields", [b"", b"A: b\r\nc: d\r\n", b"Content-Length: 3\r\nA: b\r\n"])
+def test_host_goes_first_to_a_backend_wherever_it_stood(front: bytes, fields: bytes) -> None:
+    version = b"1.1" if front else b"1.0"
+    parser = RequestParser(8192, 100)
+    for _ in range(2):
+        head = parser.parse(b"POST / HTTP/%b\r\n%b%b\r\n" % (version, front, fields))
+        rest = b"X: y\r\n" if front.startswith(b"X") else b""
+        assert request_bytes(head, Forwarded([]), b"1") == (
+            b"POST / HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-ID: 1\r\n\r\n"
+            % (b"app.example" if front else b"", rest, fields)
+        )
+
+
+def test_a_body_of_known_length_is_remembered_with_its_length_and_no_other_one_is() -> None:
+    parser = RequestParser(8192, 100)
+    for _ in range(2):
+        for length in (0, 3, 70000):
+            raw = request(b"Content-Length: %d\r\n" % length, b"POST / HTTP/1.1")
+            assert parser.parse(raw).body_length == length
+    assert len(parser._known) == 3
+    for fields in (b"Transfer-Encoding: chunked\r\n", b"Content-Length: 3\r\nExpect: 100-continue\r\n"):
+        parser.parse(request(fields, b"POST / HTTP/1.1"))
+    assert len(parser._known) == 3
 
 
 STATUSES = [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 204 \r\n", b"HTTP/1.1 304 x\r\n"]
@@ -446,7 +549,8 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert requests.parse(request(b"X: %d\r\n" % number)).fields == [(b"X", b"%d" % number)]
         head, _ = responses.parse(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % number, b"GET")
         assert head.body_length == number
-        assert max(len(requests._known), len(responses._known)) <= 2
+        requests.parse(b"GET / HTTP/1.1\r\nX: %d\r\n%b\r\n" % (number, HOST))
+        assert max(len(requests._known), len(requests._known_whole), len(responses._known)) <= 2
     long = request(b"X: " + b"y" * http1.MEMO_BLOCK + b"\r\n")
     known = len(requests._known)
     assert requests.parse(long).fields == requests.parse(long).fields

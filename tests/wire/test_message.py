@@ -8,7 +8,7 @@ from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseH
 def test_a_request_head_has_nothing_that_nobody_gave_it() -> None:
     head = RequestHead(b"GET", b"/", b"app.example", b"2", [])
     assert (head.body_length, head.expects_continue, head.keep_alive) == (0, False, True)
-    assert (head.forwarded, head.upgrade, head.wants_trailers, head.lines) == ((), b"", False, b"")
+    assert (head.forwarded, head.upgrade, head.wants_trailers, head.lines) == ((), b"", False, None)
 
 
 def test_a_request_head_has_what_it_was_given() -> None:
