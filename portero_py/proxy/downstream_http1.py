@@ -28,7 +28,7 @@ import socket
 import struct
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, Http2Preface, WireError
 from portero_py.proxy.exchange import Exchange
@@ -95,11 +95,11 @@ class Http1Downstream(asyncio.Protocol):
         "deadline",
     )
 
-    def __init__(self, worker: Worker, client: Client, transport: asyncio.Transport) -> None:
+    def __init__(self, worker: Worker) -> None:
         # connection
         self._worker = worker
-        self._client = client
-        self._transport = transport
+        self._client: Client = None  # type: ignore[assignment]  # set by connection_made
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _HEAD
         self._buffer = b""
         self._processing = False
@@ -119,9 +119,14 @@ class Http1Downstream(asyncio.Protocol):
         self._response_started = False
         self._response_chunked = False
         self._held: bytes | None = None
-        worker.deadlines.watch(self)
 
     # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        worker = self._worker
+        self._client = worker.clients.of(transport)
+        worker.connection_opened(self)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -406,7 +411,7 @@ class Http1Downstream(asyncio.Protocol):
             start = PREFACE_HEAD + self._buffer
             self._state = _CLOSED
             self._buffer = b""
-            self._worker.found_http2(self, self._transport, start)
+            self._worker.found_http2(self, self._client, self._transport, start)
         else:
             self._fail(error)
 

@@ -208,7 +208,6 @@ class Http2Downstream(asyncio.Protocol):
         shortest = min(timeouts.head, timeouts.body_idle, timeouts.keep_alive)
         self._look = min(LOOK, max(1.0, shortest / 4))
         self.deadline = now + self._look
-        worker.deadlines.watch(self)
 
     def start_drain(self) -> None:
         """Take no new streams, finish the others, then close."""

@@ -8,11 +8,10 @@ when the first thing it says is HTTP/2's preface, its protocol gives the transpo
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
-from portero_py.proxy.client import Client
 from portero_py.proxy.downstream_http1 import Http1Downstream
 from portero_py.proxy.downstream_http2 import Http2Downstream
 from portero_py.proxy.downstream_tls import TlsTransport
@@ -20,6 +19,7 @@ from portero_py.proxy.downstream_tls import TlsTransport
 if TYPE_CHECKING:
     import socket
 
+    from portero_py.proxy.client import Client
     from portero_py.proxy.worker import Worker
 
 
@@ -32,8 +32,8 @@ class FrontServer(web.Server):
         self._live: set[Connection] = set()
         self._emptied = asyncio.Event()
 
-    def __call__(self) -> Accepted:  # type: ignore[override]  # our protocol in place of aiohttp's
-        return Accepted(self)
+    def __call__(self) -> Http1Downstream:  # type: ignore[override]  # our protocol in place of aiohttp's
+        return Http1Downstream(self._worker)
 
     def secure(self) -> TlsTransport:
         """Make the protocol for a connection of a TLS listener."""
@@ -42,15 +42,17 @@ class FrontServer(web.Server):
             worker.front_tls, worker.deadlines, worker.timeouts.handshake, self._handshake_done
         )
 
-    def arrived(self, transport: asyncio.Transport) -> None:
-        """A plain connection was accepted."""
-        self._worker.counters.connections_total += 1
-        self._begin(transport, Http1Downstream)
-
-    def found_http2(self, former: Http1Downstream, transport: asyncio.Transport, start: bytes) -> None:
-        """A plain connection began with HTTP/2's preface; `start` is all it said so far."""
-        self._worker.connection_closed(former)
-        self._begin(transport, Http2Downstream).data_received(start)
+    def found_http2(
+        self, former: Http1Downstream, client: Client, transport: asyncio.Transport, start: bytes
+    ) -> None:
+        """A plain connection began with HTTP/2's preface; `start` is all that it said so far."""
+        worker = self._worker
+        made = Http2Downstream(worker, client, transport)
+        transport.set_protocol(made)
+        worker.connection_succeeded(former, made)
+        made.data_received(start)
+        if worker.draining:
+            made.start_drain()
 
     def opened(self, connection: Connection) -> None:
         """A connection begins to live."""
@@ -77,21 +79,14 @@ class FrontServer(web.Server):
     # Private
 
     def _handshake_done(self, transport: TlsTransport) -> asyncio.Protocol:
-        self._worker.counters.connections_total += 1
-        alpn = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-        return self._begin(transport, Http2Downstream if alpn == "h2" else Http1Downstream)
-
-    def _begin(
-        self, transport: asyncio.Transport, protocol: type[Http1Downstream] | type[Http2Downstream]
-    ) -> Http1Downstream | Http2Downstream:
         worker = self._worker
-        worker.counters.connections_open += 1
-        made = protocol(worker, Client(transport, worker.config.proxy.trusted_proxies), transport)
-        transport.set_protocol(made)
-        self._live.add(made)
-        if worker.draining:
-            worker.loop.call_soon(made.start_drain)  # what came with the handshake is still served
-        return made
+        if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+            http2 = Http2Downstream(worker, worker.clients.of(transport), transport)
+            worker.connection_opened(http2)
+            return http2
+        http1 = Http1Downstream(worker)
+        http1.connection_made(transport)
+        return http1
 
     async def _wait_until_empty(self, seconds: float) -> None:
         if self._live:
@@ -134,18 +129,6 @@ class ListenerSite(web.BaseSite):
         self._server = await asyncio.get_running_loop().create_server(
             server.secure if self._tls else server, sock=self._socket, backlog=self._backlog
         )
-
-
-class Accepted(asyncio.Protocol):
-    """A plain connection until its transport is known."""
-
-    __slots__ = ("_server",)
-
-    def __init__(self, server: FrontServer) -> None:
-        self._server = server
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._server.arrived(cast("asyncio.Transport", transport))  # uvloop's is none by inheritance
 
 
 async def _never_called(request: web.BaseRequest) -> web.StreamResponse:

@@ -20,6 +20,7 @@ from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.access_log import AccessLog
+from portero_py.proxy.client import Clients
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.listener import FrontServer, ListenerSite
 from portero_py.proxy.tls import FrontTls
@@ -88,6 +89,7 @@ class Worker:
         self.config = config
         self.timeouts = config.timeouts
         self.limits = config.limits
+        self.clients = Clients(config.proxy.trusted_proxies)
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
         self.response_parser = ResponseParser(config.limits.header_fields)
         if config.log.access != self.access_log.style:
@@ -155,11 +157,23 @@ class Worker:
         host = normalise_host(authority)
         return host is not None and self._certificates.misdirected(presented, host)
 
-    def found_http2(self, former: Http1Downstream, transport: asyncio.Transport, start: bytes) -> None:
-        """What looked like HTTP/1 is HTTP/2; `start` is all that the client said so far."""
-        self._server.found_http2(former, transport, start)
+    def connection_opened(self, connection: Http1Downstream | Http2Downstream) -> None:
+        """A client's connection begins to live."""
+        counters = self.counters
+        counters.connections_total += 1
+        counters.connections_open += 1
+        self.deadlines.watch(connection)
+        self._server.opened(connection)
+        if self.draining:
+            self.loop.call_soon(connection.start_drain)  # what came with the handshake is still served
 
-    def connection_succeeded(self, former: Http1Downstream, successor: Leaving) -> None:
+    def found_http2(
+        self, former: Http1Downstream, client: Client, transport: asyncio.Transport, start: bytes
+    ) -> None:
+        """What looked like HTTP/1 is HTTP/2; `start` is all that the client said so far."""
+        self._server.found_http2(former, client, transport, start)
+
+    def connection_succeeded(self, former: Http1Downstream, successor: Leaving | Http2Downstream) -> None:
         """A client's connection goes on under another protocol."""
         self._server.opened(successor)
         self._server.closed(former)

@@ -25,7 +25,7 @@ from portero_py.core.counters import Counters
 from portero_py.core.model import Backend, Lease, Service
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
-from portero_py.proxy.client import Client
+from portero_py.proxy.client import Client, Clients
 from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream_http1 import Http1Downstream
 from portero_py.proxy.leaving import Leaving
@@ -228,7 +228,8 @@ class World:
         self.pools = Pools(cast("Worker", self))
         self.done: list[Exchange] = []
         self.refused: list[PorteroError] = []
-        self.clients: list[ScriptedTransport] = []
+        self.clients = Clients(())
+        self.connected: list[ScriptedTransport] = []
         self.misdirects = False
         self.upstream_tls: Any = None
         self._ids = 0
@@ -248,12 +249,11 @@ class World:
     def client(self, *, tls: bool = False) -> ScriptedTransport:
         """A client connects."""
         transport = ScriptedTransport(tls=tls)
-        about = Client(transport, ())
+        transport.protocol = Http1Downstream(cast("Worker", self))
+        transport.protocol.connection_made(transport)
         if tls:
-            about.tls_version = "TLSv1.3"
-        self.counters.connections_open += 1
-        transport.protocol = Http1Downstream(cast("Worker", self), about, transport)
-        self.clients.append(transport)
+            transport.protocol._client.tls_version = "TLSv1.3"
+        self.connected.append(transport)
         return transport
 
     async def backend(self) -> ScriptedTransport:
@@ -295,7 +295,7 @@ class World:
         """End every connection, and see that nothing stays behind."""
         await settle()
         self.check_released()
-        for transport in (*self.clients, *self.loop.connections):
+        for transport in (*self.connected, *self.loop.connections):
             if not transport.lost:
                 transport.vanish()
         await self.pools.close()
@@ -312,6 +312,10 @@ class World:
 
     def misdirected(self, presented: object, authority: bytes) -> bool:
         return self.misdirects
+
+    def connection_opened(self, connection: Http1Downstream) -> None:
+        self.deadlines.watch(connection)
+        self.counters.connections_open += 1
 
     def connection_succeeded(self, former: Http1Downstream, successor: Leaving) -> None:
         self.deadlines.forget(former)

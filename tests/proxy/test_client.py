@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from portero_py.proxy.client import Client
+from portero_py.proxy.client import MAX_KNOWN, Client, Clients
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +29,7 @@ class Transport:
 
 
 def client(peer: object, tls: object = None) -> Client:
-    return Client(cast("asyncio.Transport", Transport(peer, tls)), TRUSTED)
+    return Clients(TRUSTED).of(cast("asyncio.Transport", Transport(peer, tls)))
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,21 @@ def test_a_tls_client_says_what_was_negotiated() -> None:
 
 
 def test_nobody_is_trusted_unless_the_configuration_says_so() -> None:
-    about = Client(cast("asyncio.Transport", Transport(("192.0.2.1", 5))), ())
+    about = Clients(()).of(cast("asyncio.Transport", Transport(("192.0.2.1", 5))))
     assert about.forwarding.request_id([(b"X-Request-ID", b"theirs")]) == b""
+
+
+def test_what_follows_from_an_address_is_remembered_for_some() -> None:
+    clients = Clients(TRUSTED)
+
+    def of(host: str, port: int, tls: object = None) -> Client:
+        return clients.of(cast("asyncio.Transport", Transport((host, port), tls)))
+
+    first = of("192.0.2.1", 5)
+    again = of("192.0.2.1", 6)
+    assert (again.address, again.port) == ("192.0.2.1", 6)
+    assert again.forwarding is first.forwarding
+    assert of("192.0.2.1", 7, tls=object()).forwarding is not first.forwarding  # it says https
+    for number in range(MAX_KNOWN):
+        of(f"10.0.{number >> 8}.{number & 255}", 5)
+    assert of("192.0.2.1", 8).forwarding is not first.forwarding

@@ -163,6 +163,7 @@ class Stage:
             self._exchange,
         )
         self.socket.shell = self.shell
+        self.worker.deadlines.watch(self.shell)
         self.loop.run()
         assert [one.kind for one in self.frames()] == [SETTINGS, WINDOW_UPDATE]
         self.send(PREFACE + settings_frame(()))
@@ -409,6 +410,7 @@ def test_a_client_that_never_sends_its_preface_is_closed() -> None:
     socket = Socket()
     shell = Http2Downstream(cast("Worker", worker), cast("Client", None), cast("asyncio.Transport", socket))
     socket.shell = shell
+    worker.deadlines.watch(shell)
     shell.data_received(PREFACE[:10])
     for _ in range(21):
         worker.loop.now += 1
