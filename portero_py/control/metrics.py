@@ -166,7 +166,7 @@ class _Snapshot(Collector):
             (
                 ((service, method, str(status)), count)
                 for service, counted in counters.services.items()
-                for (method, status), count in counted.exchanges.items()
+                for (method, status), count in counted.by_status().items()
             ),
         )
         durations = HistogramMetricFamily(
@@ -175,7 +175,7 @@ class _Snapshot(Collector):
             labels=["service"],
         )
         for service, counted in counters.services.items():
-            buckets = list(zip(_BOUNDS, accumulate(counted.durations), strict=True))
+            buckets = list(zip(_BOUNDS, accumulate(counted.by_duration()), strict=True))
             durations.add_metric([service], buckets, counted.seconds)
         yield durations
         yield _gauge("requests_in_flight", "Exchanges that are going on", counters.exchanges_in_flight)

@@ -4,8 +4,9 @@ A worker owns one `Counters` and only adds to it; control reads `snapshot()`, me
 workers and turns them into Prometheus samples. Label values are bounded: services come from the routing
 table ("" when none matched), methods outside the known ones count as "OTHER".
 
-All that an exchange adds to its service is in one object: with thousands of services each table that it had
-to be looked up in would be somewhere else in memory.
+An exchange adds to one count, of its service, method, status and duration at once; the sums that are shown
+are made when somebody asks. With thousands of services every table and list more that an exchange had to be
+counted in would be somewhere else in memory: that was 0.4 µs.
 """
 
 from __future__ import annotations
@@ -28,16 +29,28 @@ METHODS: Final = {
 class ServiceCounters:
     """The finished exchanges of one service."""
 
-    exchanges: dict[tuple[str, int], int] = field(default_factory=dict)  # method, status -> count
-    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BUCKETS) + 1))
+    exchanges: dict[tuple[str, int, int], int] = field(default_factory=dict)  # method, status, bucket
     seconds: float = 0.0  # the sum of all durations
+
+    def by_status(self) -> dict[tuple[str, int], int]:
+        """How many there were of each method and status."""
+        found: Counter[tuple[str, int]] = Counter()
+        for (method, status, _), count in self.exchanges.items():
+            found[method, status] += count
+        return found
+
+    def by_duration(self) -> list[int]:
+        """How many there were in each bucket of the durations."""
+        found = [0] * (len(DURATION_BUCKETS) + 1)
+        for (_, _, bucket), count in self.exchanges.items():
+            found[bucket] += count
+        return found
 
     def merge(self, other: ServiceCounters) -> None:
         """Add another worker's counters of the same service."""
         exchanges = self.exchanges
         for key, count in other.exchanges.items():
             exchanges[key] = exchanges.get(key, 0) + count
-        self.durations = [a + b for a, b in zip(self.durations, other.durations, strict=True)]
         self.seconds += other.seconds
 
 
@@ -61,10 +74,9 @@ class Counters:
         counted = self.services.get(service)
         if counted is None:
             counted = self.services[service] = ServiceCounters()
-        key = (METHODS.get(method, "OTHER"), status)
+        key = (METHODS.get(method, "OTHER"), status, bisect_left(DURATION_BUCKETS, seconds))
         exchanges = counted.exchanges
         exchanges[key] = exchanges.get(key, 0) + 1
-        counted.durations[bisect_left(DURATION_BUCKETS, seconds)] += 1
         counted.seconds += seconds
 
     def merge(self, other: Counters) -> None:
@@ -72,9 +84,7 @@ class Counters:
         for service, theirs in other.services.items():
             mine = self.services.get(service)
             if mine is None:
-                self.services[service] = ServiceCounters(
-                    theirs.exchanges.copy(), theirs.durations.copy(), theirs.seconds
-                )
+                self.services[service] = ServiceCounters(theirs.exchanges.copy(), theirs.seconds)
             else:
                 mine.merge(theirs)
         self.handshakes.update(other.handshakes)

@@ -257,7 +257,7 @@ def _counters_to(counters: Counters) -> dict[str, Any]:
         name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()
     }
     content["services"] = [
-        (service, list(counted.exchanges.items()), counted.durations, counted.seconds)
+        (service, list(counted.exchanges.items()), counted.seconds)
         for service, counted in counters.services.items()
     ]
     return content
@@ -268,8 +268,8 @@ def _counters_from(content: dict[str, Any]) -> Counters:
     for name, value in content.items():
         if name == "services":
             counters.services = {
-                service: ServiceCounters({(m, status): n for (m, status), n in exchanges}, durations, seconds)
-                for service, exchanges, durations, seconds in value
+                service: ServiceCounters({tuple(key): count for key, count in exchanges}, seconds)
+                for service, exchanges, seconds in value
             }
         elif isinstance(value, list):
             pairs = {tuple(key) if isinstance(key, list) else key: each for key, each in value}

@@ -91,14 +91,14 @@ def test_counters_are_the_sum_and_never_fall_when_a_worker_leaves() -> None:
         worker.counters.exchange_done("app.example", b"GET", 200, 0.1)
         worker.counters.connections_open = 3
         worker.counters.exchanges_in_flight = 2
-    assert feed.counters().services["app.example"].exchanges["GET", 200] == 2
+    assert feed.counters().services["app.example"].by_status()["GET", 200] == 2
     assert feed.counters().connections_open == 6
     feed.unsubscribe(two)
     total = feed.counters()
-    assert total.services["app.example"].exchanges["GET", 200] == 2
+    assert total.services["app.example"].by_status()["GET", 200] == 2
     assert (total.connections_open, total.exchanges_in_flight) == (3, 2)
     assert feed.counters().services == total.services  # asking does not count
-    assert one.counters.services["app.example"].exchanges["GET", 200] == 1
+    assert one.counters.services["app.example"].by_status()["GET", 200] == 1
 
 
 # Workers in other processes
@@ -235,12 +235,12 @@ async def test_counters_of_processes_are_the_sum_and_stay_when_one_dies(desk: De
         worker.counters.exchange_done("a.example", b"GET", 200, 0.1)
         worker.counters.connections_open = 3
     await control.server.refresh()
-    assert control.feed.counters().services["a.example"].exchanges["GET", 200] == 2
+    assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 2
     assert control.feed.counters().connections_open == 6
     two.counters.exchange_done("a.example", b"GET", 200, 0.1)
     await desk.end(client)  # in good order: its last word is its counters
     await until(lambda: control.server.connected == 1)
-    assert control.feed.counters().services["a.example"].exchanges["GET", 200] == 3
+    assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 3
     assert control.feed.counters().connections_open == 3
 
 
@@ -272,7 +272,7 @@ async def test_a_new_control_takes_leases_and_counts_over_from_the_workers(desk:
     assert table == registry.table
     await until(lambda: successor.server.serving == 1)
     await successor.server.refresh()
-    assert successor.feed.counters().services["a.example"].exchanges["GET", 200] == 2
+    assert successor.feed.counters().services["a.example"].by_status()["GET", 200] == 2
     # From here on it goes as before, and no worker refuses what a younger control says.
     again = Registry()
     again.restore(table.services.values(), table.version, 0.0)
@@ -296,7 +296,7 @@ async def test_what_departed_workers_counted_outlives_several_controls(desk: Des
         await control.server.close()
         control = await desk.control(workers=1)
         assert await control.server.recover() is None
-        assert control.feed.counters().services["a.example"].exchanges["GET", 200] == 1
+        assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 1
     late, _ = desk.worker(1)
     await until(lambda: control.server.connected == 2)
     assert late.got == []

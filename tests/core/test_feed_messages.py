@@ -95,8 +95,7 @@ def test_every_counter_is_passed_on_with_its_type() -> None:
         if isinstance(value, Counter):
             value["a", "b", number] = number
         elif isinstance(value, dict):
-            value["a"] = ServiceCounters({("GET", number): number}, seconds=0.5)
-            value["a"].durations[3] = number
+            value["a"] = ServiceCounters({("GET", number, 3): number}, seconds=0.5)
         else:
             setattr(full, each.name, number)
     found = passed_on(Counted(full))
