@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILED := .venv-compiled
 COMPILED_STAMP := $(COMPILED)/.installed
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
 PYTHON ?=
 PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 PYTEST_ARGS ?=
@@ -56,20 +58,24 @@ coverage: $(STAMP)  ## branch coverage of core and wire by their own tests
 packages:  ## the Debian packages that the tests use, where they can be installed
 	@.ci/packages
 
-bench: $(STAMP)  ## CPU time a request beside nginx, HAProxy and Caddy, to benchmarks/RESULTS.md (half an hour)
+bench: $(BENCH_STAMP)  ## CPU time a request beside nginx, HAProxy and Caddy, to benchmarks/RESULTS.md (half an hour)
 	@BENCH=1 .ci/packages
-	$(BIN)/python -m benchmarks.bench --results benchmarks $(BENCH_ARGS)
+	$(BENCH)/bin/python -m benchmarks.bench --results benchmarks $(BENCH_ARGS)
 
-bench-quick: $(STAMP)  ## the main rows of it, in under two minutes
+bench-quick: $(BENCH_STAMP)  ## the main rows of it, in under two minutes
 	@BENCH=1 .ci/packages
-	$(BIN)/python -m benchmarks.bench --quick $(BENCH_ARGS)
+	$(BENCH)/bin/python -m benchmarks.bench --quick $(BENCH_ARGS)
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) $(COMPILED) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .demo
+	rm -rf $(VENV) $(BENCH) $(COMPILED) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .demo
 	find portero_py tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml .ci/environment
 	@PYTHON="$(PYTHON)" .ci/environment $(VENV)
+	@touch $@
+
+$(BENCH_STAMP): pyproject.toml .ci/environment
+	@PYTHON="$(PYTHON)" .ci/environment $(BENCH) bench
 	@touch $@
 
 $(COMPILED_STAMP): pyproject.toml .ci/environment .ci/hatch_build.py $(shell find portero_py -name '*.py')
