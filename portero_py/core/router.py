@@ -41,7 +41,8 @@ class Router:
         name = normalise_host(authority) or ""
         service = self._match(name, table)
         if service is not None:
-            self._remember(bytes(authority), name)
+            # The same object as in the table: the look-up there need not compare, nor fetch both to do so.
+            self._remember(bytes(authority), service.name if service.name == name else name)
         return service
 
     # Private

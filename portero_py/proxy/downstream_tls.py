@@ -20,7 +20,6 @@ The traps
   that a truncation cannot be taken for an end.
 - An alert is followed by FIN and not by a close: unread bytes would make that a reset, which overtakes it.
 - OpenSSL answers a KeyUpdate in `_outgoing`; it leaves with whatever is written next, which is soon enough.
-- `write` takes one record (16 KiB) of what it is given: Python sets SSL_MODE_ENABLE_PARTIAL_WRITE.
 """
 
 from __future__ import annotations
@@ -39,8 +38,9 @@ if TYPE_CHECKING:
 
 #: The longest plaintext of a record: a larger read would not return more.
 RECORD: Final = 16_384
-#: Encrypted bytes handed to the socket at once. OpenSSL's buffer stays as large as it ever was.
-PIECE: Final = 65_536
+#: Encrypted bytes that are given to OpenSSL at once. Its buffers never shrink: with whole reads of 256 KiB a
+#: connection that has moved one large body would keep 340 KB for as long as it is idle.
+PIECE: Final = 32_768
 
 
 class State(Enum):
@@ -98,8 +98,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         state = self._state
         if state is _OPEN:
-            self._incoming.write(data)
-            self._read()
+            self._read(data)
         elif state is _HANDSHAKE:
             self._incoming.write(data)
             self._shake_hands()
@@ -143,17 +142,18 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         outgoing, tls = self._outgoing, self._tls
         try:
-            sent = tls.write(data)
-            if sent < len(data):
-                rest = memoryview(data)
-                while sent < len(data):
-                    if outgoing.pending >= PIECE:
-                        self._socket.write(outgoing.read())
-                    sent += tls.write(rest[sent : sent + RECORD])
+            if len(data) <= RECORD:
+                tls.write(data)
+                self._socket.write(outgoing.read())
+                return
+            pieces = []
+            rest = memoryview(data)
+            while rest:
+                rest = rest[tls.write(rest[:RECORD]) :]
+                pieces.append(outgoing.read())  # a record at a time, for the reason at PIECE
+            self._socket.writelines(pieces)
         except ssl.SSLError:
             self.abort()  # only a broken session refuses to encrypt
-            return
-        self._socket.write(outgoing.read())
 
     def get_write_buffer_size(self) -> int:
         return self._socket.get_write_buffer_size()
@@ -215,27 +215,25 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         self._protocol = self._opened(self)
         if self._incoming.pending:
-            self._read()
+            self._read(b"")
             if self._tls.version() == "TLSv1.3":
                 return  # the ticket waits for the response
         self._flush()
 
-    def _read(self) -> None:
+    def _read(self, data: bytes) -> None:
         """Decrypt all whole records and pass them on in one piece."""
-        read, incoming = self._tls.read, self._incoming
-        pieces = []
+        pieces: list[bytes] = []
         ended = broken = False
         try:
-            while data := read(RECORD):
-                pieces.append(data)
-                if not incoming.pending:
-                    break
+            if len(data) <= PIECE:
+                self._incoming.write(data)
+                ended = self._decrypt(pieces)
             else:
-                ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            ended = True
+                rest = memoryview(data)
+                while rest and not ended:
+                    self._incoming.write(rest[:PIECE])
+                    rest = rest[PIECE:]
+                    ended = self._decrypt(pieces)
         except ssl.SSLError:
             broken = True
         if pieces:
@@ -246,6 +244,20 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self.abort()
         elif ended:
             self.close()
+
+    def _decrypt(self, pieces: list[bytes]) -> bool:
+        """Append what the whole records hold; True when the client has said that it ends."""
+        read, incoming = self._tls.read, self._incoming
+        try:
+            while data := read(RECORD):
+                pieces.append(data)
+                if not incoming.pending:
+                    return False
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLZeroReturnError:
+            pass
+        return True
 
     def _flush(self) -> None:
         if self._outgoing.pending and not self._socket.is_closing():
