@@ -193,6 +193,15 @@ async def test_the_end_of_an_idle_connection_ends_it(world: World) -> None:
     assert client.closed
 
 
+async def test_an_empty_line_before_the_preface_of_http2_makes_it_a_bad_request(world: World) -> None:
+    for start in (b"\r\n", b"\r\n\r\n\r\n"):
+        together, apart = world.client(), world.client()
+        together.send(start + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        apart.send(start)
+        apart.send(b"PRI * HTTP/2.0\r\n\r\n")
+        assert statuses(together.received) == statuses(apart.received) == [400]
+
+
 async def test_a_tls_client_that_ends_is_gone(world: World) -> None:
     client = world.client(tls=True)
     client.send(GET)
