@@ -159,18 +159,18 @@ class Http1Downstream(asyncio.Protocol):
             self._take_body(data)
 
     def eof_received(self) -> bool | None:
-        if self._client.tls_version:
-            return False  # closes the transport; connection_lost does the rest
         state = self._state
         waits = self._writing_paused or self._turn is not None
-        if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
-            # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
-            self._ended = True
-            return True
-        if state is _TUNNEL and self._exchange is not None:
-            self._ended = True
-            self._exchange.request_end(None)
-            return True
+        if not self._client.tls_version:  # under TLS it is gone: see downstream_tls.py
+            if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
+                # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
+                self._ended = True
+                return True
+            if state is _TUNNEL and self._exchange is not None:
+                self._ended = True
+                self._exchange.request_end(None)
+                return True
+        self._close()  # connection_lost does the rest
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
