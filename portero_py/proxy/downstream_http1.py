@@ -72,6 +72,7 @@ class Http1Downstream(asyncio.Protocol):
     """Implements `Downstream` for one exchange after the other."""
 
     __slots__ = (
+        "_began_empty",
         "_body_paused",
         "_buffer",
         "_client",
@@ -102,6 +103,7 @@ class Http1Downstream(asyncio.Protocol):
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _HEAD
         self._buffer = b""
+        self._began_empty = False  # an empty line came first: not HTTP/2, whatever follows
         self._processing = False
         self._turn: asyncio.Handle | None = None  # more requests are at hand than one turn may take
         self._reading_paused = False
@@ -157,18 +159,18 @@ class Http1Downstream(asyncio.Protocol):
             self._take_body(data)
 
     def eof_received(self) -> bool | None:
-        if self._client.tls_version:
-            return False  # closes the transport; connection_lost does the rest
         state = self._state
         waits = self._writing_paused or self._turn is not None
-        if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
-            # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
-            self._ended = True
-            return True
-        if state is _TUNNEL and self._exchange is not None:
-            self._ended = True
-            self._exchange.request_end(None)
-            return True
+        if not self._client.tls_version:  # under TLS it is gone: see downstream_tls.py
+            if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
+                # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
+                self._ended = True
+                return True
+            if state is _TUNNEL and self._exchange is not None:
+                self._ended = True
+                self._exchange.request_end(None)
+                return True
+        self._close()  # connection_lost does the rest
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -407,7 +409,8 @@ class Http1Downstream(asyncio.Protocol):
 
     def _refuse_head(self, error: WireError) -> None:
         """Answer what is no request, unless it is HTTP/2 that the client speaks."""
-        if isinstance(error, Http2Preface) and self._head is None and not self._client.tls_version:
+        first = self._head is None and not self._began_empty
+        if isinstance(error, Http2Preface) and first and not self._client.tls_version:
             start = PREFACE_HEAD + self._buffer
             self._state = _CLOSED
             self._buffer = b""
@@ -461,6 +464,7 @@ class Http1Downstream(asyncio.Protocol):
             match = _EMPTY_LINES.match(data)
             assert match is not None
             data = data[match.end() :]
+            self._began_empty = True
         if data and data != b"\r":
             end = find_head(data, limits.request_line, limits.header_bytes, BadRequest)
         else:

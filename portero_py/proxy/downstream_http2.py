@@ -225,7 +225,12 @@ class Http2Downstream(asyncio.Protocol):
         self._write()
 
     def eof_received(self) -> bool:
-        return False  # there is no half-closed HTTP/2: the transport closes
+        """There is no half-closed HTTP/2. Who took nothing to the end must not stay for ever."""
+        if not self._closing:
+            self._closing = True
+            self._transport.close()
+            self._look_by(self.worker.loop.time() + CLOSE_SECONDS)
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True

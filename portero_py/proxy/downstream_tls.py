@@ -19,7 +19,10 @@ The traps
   let it read on). One that ends its TCP connection without a word in TLS is gone too; bodies are framed, so
   that a truncation cannot be taken for an end.
 - An alert is followed by FIN and not by a close: unread bytes would make that a reset, which overtakes it.
-- OpenSSL answers a KeyUpdate in `_outgoing`; it leaves with whatever is written next, which is soon enough.
+- OpenSSL answers a KeyUpdate in `_outgoing`; it leaves with whatever is written next, which is soon enough,
+  unless there are thousands of them: who asks for that many and takes no answer is cut off.
+- A client that is gone may leave bytes untaken, and a transport that closes waits for them for ever. So the
+  protocol above hears of the end (`eof_received`): it closes, and has a deadline.
 """
 
 from __future__ import annotations
@@ -109,6 +112,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 self._protocol.data_received(data)  # encrypted, as nobody wants it: only its length counts
 
     def eof_received(self) -> bool:
+        if self._state is _OPEN and self._protocol is not None:
+            self._state = _ENDING
+            self._protocol.eof_received()
         self._state = _CLOSED
         return False  # the socket's transport closes
 
@@ -243,7 +249,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._flush()  # the alert
             self.abort()
         elif ended:
+            if self._state is _OPEN and self._protocol is not None:
+                self._protocol.eof_received()
             self.close()
+        elif self._outgoing.pending >= PIECE:
+            if self._socket.get_write_buffer_size() >= PIECE:
+                self.abort()
+            else:
+                self._flush()
 
     def _decrypt(self, pieces: list[bytes]) -> bool:
         """Append what the whole records hold; True when the client has said that it ends."""

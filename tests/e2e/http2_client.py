@@ -1,4 +1,4 @@
-"""An HTTP/2 client that sends exactly the frames it is told to (RFC 9113), over TLS.
+"""An HTTP/2 client that sends exactly the frames it is told to (RFC 9113), over TLS or with prior knowledge.
 
 Nothing is validated on the way out. HPACK is that of the `hpack` package, so that it is not the proxy's own.
 Answers are gathered by stream; `outcome` waits until a stream, or the whole connection, has come to an end.
@@ -68,7 +68,7 @@ class Http2Client:
     def __init__(
         self,
         address: tuple[str, int],
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | None,
         sni: str,
         *,
         settings: Sequence[tuple[int, int]] = (),
@@ -77,12 +77,14 @@ class Http2Client:
     ) -> None:
         raw = socket.create_connection(address, timeout=PATIENCE)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            self.socket = tls.wrap_socket(raw, server_hostname=sni)
-        except OSError:
-            raw.close()
-            raise
-        assert self.socket.selected_alpn_protocol() == "h2"
+        self.socket: socket.socket = raw
+        if tls is not None:
+            try:
+                self.socket = secure = tls.wrap_socket(raw, server_hostname=sni)
+            except OSError:
+                raw.close()
+                raise
+            assert secure.selected_alpn_protocol() == "h2"
         self.encoder = hpack.Encoder()
         self.answers: dict[int, Answer] = {}
         self.goaway: int | None = None

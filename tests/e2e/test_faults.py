@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 from tests.e2e.backends import Peer, RecordingBackend, echo_each, in_turn, ok
 from tests.e2e.big_bodies import SIZE, send_much
 from tests.e2e.certificates import Authority, client_context
-from tests.e2e.conftest import StartBackend
+from tests.e2e.conftest import StartBackend, StartProxy
 from tests.e2e.http1_client import Http1Client, get
 from tests.e2e.http2_client import (
     Http2Client,
@@ -191,6 +192,30 @@ def test_clients_that_break_off_the_handshake_leave_nothing(
     with connect_tls(service) as client:
         assert client.ask(get(service)).status == 200
     eventually(lambda: tls_proxy.open_files() <= before + 4, "the descriptors are given back")
+
+
+def test_a_tls_client_gets_its_refusal_in_the_middle_of_an_upload(
+    start_proxy: StartProxy, start_backend: StartBackend, client_tls: ssl.SSLContext, service: str
+) -> None:
+    """All of it, and the end of TLS behind it: no reset overtakes them."""
+    proxy = start_proxy(tls=True, toml="[timeouts]\ndrain = 1\n[limits]\nbody_bytes = 500000\n")
+    proxy.serve(service, start_backend())
+    too_long = get(service, "/", "Content-Length: 900000", method="POST") + b"x" * 900_000
+    broken = get(service, "/", "Transfer-Encoding: chunked", method="POST") + b"5\r\nhelloX\r\n" * 60_000
+    for upload, status in ((too_long, 413), (broken, 400)):
+        with (
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as raw,
+            client_tls.wrap_socket(raw, server_hostname=service, suppress_ragged_eofs=False) as secure,
+        ):
+            secure.sendall(upload)
+            got = b""
+            while data := secure.recv(65536):
+                got += data
+            head, _, body = got.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            assert b"content-length: %d\r\n" % len(body) in head.lower() + b"\r\n"
+    proxy.wait_until_idle()
+    eventually(lambda: proxy.metric("portero_connections_open") == 0, "no connection is left")
 
 
 def test_a_client_that_closes_its_writing_side_still_gets_its_answer(

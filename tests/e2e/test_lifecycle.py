@@ -14,10 +14,11 @@ from tests.e2e.backends import Peer, Script, ok
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import StartBackend, StartProxy
 from tests.e2e.http1_client import Http1Client, get
-from tests.e2e.http2_client import NO_ERROR, Answer, Http2Client, fields_of
+from tests.e2e.http2_client import NO_ERROR, PREFACE, SETTINGS, Answer, Http2Client, fields_of, frame
 from tests.e2e.messages import Closed, Truncated
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import eventually
+from tests.proxy.tls_wire import NOTIFIED, Wire
 
 GENEROUS = "[timeouts]\ndrain = 20\nshutdown = 5\n"
 
@@ -87,6 +88,41 @@ def test_sigterm_says_goaway_and_lets_the_streams_finish(
             client.read()
         assert (answer.status, bytes(answer.body), answer.reset) == (200, b"/busy done", None)
         client.read_until_closed()
+    assert proxy.wait(10) == 0
+
+
+@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
+def test_a_handshake_that_ends_during_the_drain_is_served_or_ended_cleanly(
+    alpn: str, start_proxy: StartProxy, start_backend: StartBackend, authority: Authority, service: str
+) -> None:
+    gate = threading.Event()
+    proxy, backend = start_proxy(tls=True, toml=GENEROUS), start_backend(_wait_for(gate))
+    proxy.serve(service, backend)
+    tls = client_context(authority.pem, alpn)
+    with (
+        Wire(proxy.port, tls, name=service) as talking,
+        Wire(proxy.port, tls, name=service) as silent,
+        Http1Client(("127.0.0.1", proxy.port), tls=client_context(authority.pem), sni=service) as busy,
+    ):
+        busy.send(get(service, "/busy"))
+        eventually(lambda: backend.requests, "the request is at the backend")
+        proxy.signal(signal.SIGTERM)
+        eventually(lambda: proxy.call("GET", "/readyz").status == 503, "it says that it is not ready")
+        silent.shake()
+        last = talking.shake_but_last()
+        first = get(service, "/late") if alpn == "http/1.1" else PREFACE + frame(SETTINGS, 0, 0, b"")
+        talking.socket.sendall(last + talking.seal(first))
+        if alpn == "http/1.1":
+            eventually(lambda: len(backend.requests) == 2, "the late request is at the backend")
+        gate.set()
+        assert busy.read_response().body == b"/busy done"
+        assert silent.read_all()[1] == NOTIFIED
+        data, end = talking.read_all()
+        assert end == NOTIFIED
+        if alpn == "http/1.1":
+            assert data.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"\r\nConnection: close\r\n" in data
+            assert data.endswith(b"/late done")
     assert proxy.wait(10) == 0
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
 
 from portero_py.proxy import downstream_http1, exchange, leaving, upstream_http1, upstream_pool
 from tests.proxy.dialogue import Clock, World
+from tests.proxy.tls_listener import LOOPS, Play, Scene
 
 
 @pytest.fixture
@@ -19,3 +23,25 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     world = World(clock)
     yield world
     await world.close()
+
+
+@pytest.fixture(params=LOOPS)
+def play(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Play:
+    """Run a coroutine function on one kind of loop, in production mode; log and stderr must stay silent."""
+
+    def run(scene: Scene) -> None:
+        caplog.set_level(logging.INFO)
+        # asyncio's debug mode logs every failed handshake; what counts here is what an operator sees.
+        with asyncio.Runner(loop_factory=LOOPS[request.param], debug=False) as runner:
+
+            async def scene_of() -> None:
+                await scene()
+
+            runner.run(scene_of())
+        gc.collect()
+        assert [record.getMessage() for record in caplog.records] == []
+        assert capsys.readouterr().err == ""
+
+    return run

@@ -193,6 +193,43 @@ async def test_the_end_of_an_idle_connection_ends_it(world: World) -> None:
     assert client.closed
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_client_that_ends_and_does_not_take_the_rest_is_ended(world: World, tls: bool) -> None:
+    client = world.client(tls=tls)
+    client.stop_reading()
+    client.send(GET)
+    (await world.backend()).send(OK)
+    client.send_end()
+    assert client.closed
+    assert not client.lost
+    await world.pass_time(30)
+    assert client.lost
+
+
+async def test_a_client_that_ends_and_takes_the_rest_slowly_gets_it(world: World) -> None:
+    client = world.client()
+    client.stop_reading()
+    client.send(GET)
+    (await world.backend()).send(OK)
+    client.send_end()
+    for _ in range(5):
+        await world.pass_time(9)
+        assert not client.lost
+        client.unsent -= 5
+    client.read_all()
+    assert client.lost
+    assert not client.aborted
+
+
+async def test_an_empty_line_before_the_preface_of_http2_makes_it_a_bad_request(world: World) -> None:
+    for start in (b"\r\n", b"\r\n\r\n\r\n"):
+        together, apart = world.client(), world.client()
+        together.send(start + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        apart.send(start)
+        apart.send(b"PRI * HTTP/2.0\r\n\r\n")
+        assert statuses(together.received) == statuses(apart.received) == [400]
+
+
 async def test_a_tls_client_that_ends_is_gone(world: World) -> None:
     client = world.client(tls=True)
     client.send(GET)

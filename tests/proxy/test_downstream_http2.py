@@ -419,6 +419,23 @@ def test_a_client_that_never_sends_its_preface_is_closed() -> None:
     assert worker.refused == ["http2_connection"]
 
 
+def test_a_client_that_ends_its_side_and_does_not_take_the_rest_is_ended() -> None:
+    stage = Stage()
+    stage.request(1)
+    assert not stage.shell.eof_received()
+    assert stage.socket.closed
+    assert not stage.socket.aborted
+    stage.wait(12)
+    assert stage.socket.aborted
+
+
+def test_the_clients_end_after_ours_is_no_news() -> None:
+    stage = Stage()
+    stage.send(frame(PING, 0, 1, bytes(8)))
+    assert stage.socket.ended
+    assert not stage.shell.eof_received()
+
+
 def test_a_header_block_must_be_finished_in_time() -> None:
     stage = Stage()
     stage.request(1)

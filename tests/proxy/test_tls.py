@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
-import uvloop
 
 from portero_py.config import Tls
-from portero_py.core.certificates import Certificate, CertificateTable, parse_pair
-from portero_py.proxy.deadlines import Deadlines
+from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.proxy.downstream_tls import TlsTransport
 from portero_py.proxy.tls import EAGER, FrontSSLObject, FrontTls, load_pair
-from portero_py.self_signed import Authority
+from tests.proxy.tls_listener import Play, accepting, client, issued, table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-AUTHORITY = Authority()
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-
-
-def issued(name: str, *names: str) -> Certificate:
-    pair = AUTHORITY.issue(*(names or (name,)))
-    return parse_pair(name, pair.chain_pem, pair.key_pem, f"certs/{name}")
-
-
-def table(*certificates: Certificate, version: int = 1) -> CertificateTable:
-    return CertificateTable(certificates, version)
-
 
 A = issued("a.example")
 B = issued("b.example")
@@ -142,33 +125,14 @@ async def listening(
 ) -> AsyncIterator[Front]:
     front = FrontTls(tls or Tls())
     front.apply(table(*certificates))
-    deadlines = Deadlines(asyncio.get_running_loop())
 
     def opened(transport: TlsTransport) -> Said:
         said = Said()
         said.connection_made(transport)
         return said
 
-    server = await asyncio.get_running_loop().create_server(
-        lambda: TlsTransport(front, deadlines, handshake, opened), "127.0.0.1", 0
-    )
-    try:
-        yield Front(front, server.sockets[0].getsockname()[1])
-    finally:
-        deadlines.close()
-        server.close()
-        await server.wait_closed()
-        await asyncio.sleep(0.01)
-
-
-def client(*alpn: str, trusting: bool = True, highest: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=AUTHORITY.pem.decode() if trusting else None)
-    context.check_hostname = False
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
-    if highest is not None:
-        context.maximum_version = highest
-    return context
+    async with accepting(front, opened, handshake) as (port, _):
+        yield Front(front, port)
 
 
 def hello_with_name(name: bytes) -> bytes:
@@ -183,35 +147,10 @@ def hello_with_name(name: bytes) -> bytes:
     return hello.replace(stand_in.encode(), name)
 
 
-Play = Callable[[], Awaitable[None]]
-
-
-@pytest.fixture(params=LOOPS)
-def play(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Callable[[Play], None]:
-    """Run a coroutine function on one kind of loop, in production mode; log and stderr must stay silent."""
-
-    def run(scene: Play) -> None:
-        caplog.set_level(logging.INFO)
-        # asyncio's debug mode logs every failed handshake; what counts here is what an operator sees.
-        with asyncio.Runner(loop_factory=LOOPS[request.param], debug=False) as runner:
-
-            async def scene_of() -> None:
-                await scene()
-
-            runner.run(scene_of())
-        gc.collect()
-        assert [record.getMessage() for record in caplog.records] == []
-        assert capsys.readouterr().err == ""
-
-    return run
-
-
 # Choosing
 
 
-def test_each_name_gets_its_certificate_and_the_rest_get_the_default(play: Callable[[Play], None]) -> None:
+def test_each_name_gets_its_certificate_and_the_rest_get_the_default(play: Play) -> None:
     async def scene() -> None:
         async with listening(A, B, WILD) as front:
             assert await front.ask("a.example") == "a.example a.example TLSv1.3 None"
@@ -223,7 +162,7 @@ def test_each_name_gets_its_certificate_and_the_rest_get_the_default(play: Calla
     play(scene)
 
 
-def test_the_certificate_on_the_wire_is_the_one_that_was_noted(play: Callable[[Play], None]) -> None:
+def test_the_certificate_on_the_wire_is_the_one_that_was_noted(play: Play) -> None:
     async def scene() -> None:
         async with listening(A, B) as front:
             for certificate in (A, B):
@@ -248,7 +187,7 @@ def test_the_certificate_on_the_wire_is_the_one_that_was_noted(play: Callable[[P
         ((), "None"),
     ],
 )
-def test_alpn_prefers_h2(play: Callable[[Play], None], offered: tuple[str, ...], chosen: str) -> None:
+def test_alpn_prefers_h2(play: Play, offered: tuple[str, ...], chosen: str) -> None:
     async def scene() -> None:
         async with listening(A) as front:
             assert (await front.ask("a.example", client(*offered))).split()[-1] == chosen
@@ -260,7 +199,7 @@ def test_alpn_prefers_h2(play: Callable[[Play], None], offered: tuple[str, ...],
     "name",
     [b"caf\xc3\xa9.example", b"\xff" * 30, b"a..b..c", b"x\nlevel=error", b"*.w.example", b"a.example:1"],
 )
-def test_a_garbage_name_causes_no_traceback(play: Callable[[Play], None], name: bytes) -> None:
+def test_a_garbage_name_causes_no_traceback(play: Play, name: bytes) -> None:
     async def scene() -> None:
         async with listening(A, B, WILD) as front:
             answer = await front.send(hello_with_name(name))
@@ -274,7 +213,7 @@ def test_a_garbage_name_causes_no_traceback(play: Callable[[Play], None], name: 
 # Versions and ciphers
 
 
-def test_tls_1_2_is_the_least_by_default(play: Callable[[Play], None]) -> None:
+def test_tls_1_2_is_the_least_by_default(play: Play) -> None:
     async def scene() -> None:
         async with listening(A) as front:
             assert "TLSv1.2" in await front.ask("a.example", client(highest=ssl.TLSVersion.TLSv1_2))
@@ -282,7 +221,7 @@ def test_tls_1_2_is_the_least_by_default(play: Callable[[Play], None]) -> None:
     play(scene)
 
 
-def test_tls_1_3_only_refuses_1_2_with_the_alert_that_says_so(play: Callable[[Play], None]) -> None:
+def test_tls_1_3_only_refuses_1_2_with_the_alert_that_says_so(play: Play) -> None:
     async def scene() -> None:
         async with listening(A, tls=Tls(min_version="1.3")) as front:
             with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
@@ -293,7 +232,7 @@ def test_tls_1_3_only_refuses_1_2_with_the_alert_that_says_so(play: Callable[[Pl
     play(scene)
 
 
-def test_weak_ciphers_are_refused_with_an_alert(play: Callable[[Play], None]) -> None:
+def test_weak_ciphers_are_refused_with_an_alert(play: Play) -> None:
     async def scene() -> None:
         async with listening(A) as front:
             weak = client(highest=ssl.TLSVersion.TLSv1_2)
@@ -319,7 +258,7 @@ def test_all_tls_1_2_ciphers_have_forward_secrecy_and_authenticated_encryption()
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_sessions_are_resumed_after_a_reload(play: Callable[[Play], None], version: ssl.TLSVersion) -> None:
+def test_sessions_are_resumed_after_a_reload(play: Play, version: ssl.TLSVersion) -> None:
     async def scene() -> None:
         async with listening(A, B) as front:
             context = client(highest=version)
@@ -341,7 +280,7 @@ def test_a_client_gets_one_ticket_a_connection() -> None:
     assert FrontTls(Tls()).context.num_tickets == 1
 
 
-def test_live_connections_do_not_notice_a_reload(play: Callable[[Play], None]) -> None:
+def test_live_connections_do_not_notice_a_reload(play: Play) -> None:
     async def scene() -> None:
         async with listening(A, B) as front:
             live = [(await front.connect("a.example"))[0] for _ in range(5)]
@@ -411,7 +350,7 @@ def test_a_system_without_memfd_uses_a_temporary_file(monkeypatch: pytest.Monkey
     assert front.table.certificates == (A,)
 
 
-def test_many_certificates_are_loaded_when_the_first_client_asks(play: Callable[[Play], None]) -> None:
+def test_many_certificates_are_loaded_when_the_first_client_asks(play: Play) -> None:
     def many(version: int, *others: Certificate) -> CertificateTable:
         names = (f"m{number:03}.example" for number in range(3 * EAGER))
         return CertificateTable([*(replace(WILD, name=name) for name in names), *others], version)
@@ -477,7 +416,7 @@ def test_a_want_of_descriptors_refuses_one_client_and_blames_no_certificate(
 # Refusals, and how they are counted
 
 
-def test_without_certificates_clients_are_refused_until_one_appears(play: Callable[[Play], None]) -> None:
+def test_without_certificates_clients_are_refused_until_one_appears(play: Play) -> None:
     async def scene() -> None:
         async with listening() as front:
             with pytest.raises(ssl.SSLError, match="UNRECOGNIZED_NAME"):
@@ -489,7 +428,7 @@ def test_without_certificates_clients_are_refused_until_one_appears(play: Callab
     play(scene)
 
 
-def test_handshakes_are_counted_by_version_and_alpn(play: Callable[[Play], None]) -> None:
+def test_handshakes_are_counted_by_version_and_alpn(play: Play) -> None:
     async def scene() -> None:
         async with listening(A) as front:
             await front.ask("a.example", client("h2"))
@@ -500,7 +439,7 @@ def test_handshakes_are_counted_by_version_and_alpn(play: Callable[[Play], None]
     play(scene)
 
 
-def test_a_client_that_does_not_trust_the_certificate_is_counted(play: Callable[[Play], None]) -> None:
+def test_a_client_that_does_not_trust_the_certificate_is_counted(play: Play) -> None:
     async def scene() -> None:
         async with listening(A) as front:
             with pytest.raises(ssl.SSLCertVerificationError):
@@ -520,9 +459,7 @@ def test_a_client_that_does_not_trust_the_certificate_is_counted(play: Callable[
         (b"", "gone"),
     ],
 )
-def test_bytes_that_are_no_handshake_are_counted(
-    play: Callable[[Play], None], sent: bytes, result: str
-) -> None:
+def test_bytes_that_are_no_handshake_are_counted(play: Play, sent: bytes, result: str) -> None:
     async def scene() -> None:
         async with listening(A) as front:
             await front.send(sent)
@@ -531,7 +468,7 @@ def test_bytes_that_are_no_handshake_are_counted(
     play(scene)
 
 
-def test_a_client_that_stays_silent_is_ended_by_the_time_out(play: Callable[[Play], None]) -> None:
+def test_a_client_that_stays_silent_is_ended_by_the_time_out(play: Play) -> None:
     async def scene() -> None:
         async with listening(A, handshake=0.2) as front:
 
@@ -547,7 +484,7 @@ def test_a_client_that_stays_silent_is_ended_by_the_time_out(play: Callable[[Pla
     play(scene)
 
 
-def test_a_client_that_ignores_its_alert_is_ended_by_its_next_bytes(play: Callable[[Play], None]) -> None:
+def test_a_client_that_ignores_its_alert_is_ended_by_its_next_bytes(play: Play) -> None:
     async def scene() -> None:
         async with listening(A) as front:
 

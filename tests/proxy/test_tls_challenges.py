@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-import uvloop
 from cryptography import x509
 
 from portero_py.config import Config
@@ -23,8 +22,8 @@ from portero_py.core.challenges import Challenges
 from portero_py.proxy.tls import FrontTls
 from portero_py.proxy.worker import Worker
 from portero_py.self_signed import Authority
+from tests.proxy.tls_listener import LOOPS
 
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 AUTHORITY = Authority()
 PAIR = AUTHORITY.issue("a.example")
 CERTIFICATE = parse_pair("a.example", PAIR.chain_pem, PAIR.key_pem, "certs/a.example")
