@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portero_py.errors import BadRequest, BadResponse, HeadTooLarge, TargetTooLong, WireError
+from portero_py.errors import BadRequest, BadResponse, HeadTooLarge, Http2Preface, TargetTooLong, WireError
 from portero_py.wire import http1
 from portero_py.wire.headers import REQUEST_KINDS, Forwarded
 from portero_py.wire.http1 import RequestParser, ResponseParser, find_head, request_bytes, response_bytes
@@ -660,3 +660,13 @@ def test_garbage_raises_nothing_but_the_given_errors(garbage: bytes, in_fields: 
             attempt()
         except WireError:
             pass
+
+
+def test_the_preface_of_http2_is_told_from_other_bad_requests() -> None:
+    parser = RequestParser(8192, 100)
+    with pytest.raises(Http2Preface):
+        parser.parse(http1.PREFACE_HEAD)
+    for other in (b"PRI * HTTP/2.0\r\nX: y\r\n\r\n", b"PRI / HTTP/2.0\r\n\r\n", b"GET * HTTP/2.0\r\n\r\n"):
+        with pytest.raises(BadRequest) as refused:
+            parser.parse(other)
+        assert type(refused.value) is BadRequest
