@@ -213,12 +213,12 @@ class ForgingWire(Wire):
         self._number = 0
         return record
 
-    def take(self) -> int:
-        """Take what the listener sends until it pauses; how many bytes it was, still sealed."""
-        taken = 0
-        while not taken or select.select([self.socket], [], [], 0.2)[0]:
-            taken += self._receive()
-        return taken
+    def take(self, size: int) -> None:
+        """Take so many bytes of what the listener sends, still sealed."""
+        while size > 0:
+            taken = self._receive()
+            assert taken, "the listener closed"
+            size -= taken
 
     def _expand(self, label: str, size: int) -> bytes:
         name = b"tls13 " + label.encode()
