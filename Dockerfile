@@ -2,8 +2,10 @@
 #
 # The compiled build (docs/compiled.md) is installed; --build-arg COMPILED=0 installs the pure one.
 #
-#   docker run -p 443:8443 -p 127.0.0.1:18080:18080 -v ./certs:/certs:ro \
+#   docker run --stop-timeout 75 -p 443:8443 -p 127.0.0.1:18080:18080 -v ./certs:/certs:ro \
 #     -e PORTERO_REGISTER_SECRET_FILE=/run/secrets/register -e PORTERO_JWT_HMAC_KEY_FILE=/run/secrets/jwt …
+#
+# Docker kills after 10 s by default, and what is in flight may take 30 s to end, the rest 30 s more.
 #
 # Ports above 1024, because not every runtime lets an ordinary user bind 443. The registration API listens on
 # all of the container's addresses: on its loopback no backend could reach it. Publish 18080 only where the

@@ -293,6 +293,14 @@ def test_the_image_is_compiled_unless_told_otherwise_and_its_last_stage_has_no_c
     assert not re.search(r"\bgcc\b|apt-get|COMPILED", last_stage)
 
 
+def test_docker_is_told_to_wait_longer_than_a_drain_takes() -> None:
+    timeouts = Config().timeouts
+    for text in ((ROOT / "Dockerfile").read_text(), README):
+        patience = [int(each) for each in re.findall(r"--stop-timeout (\d+)", text)]
+        assert patience
+        assert min(patience) > timeouts.drain + timeouts.shutdown
+
+
 def test_what_the_image_copies_is_let_into_its_context() -> None:
     copied = re.findall(r"^COPY (?!--)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for line in copied for name in line.split()}
