@@ -1,8 +1,11 @@
-# syntax=docker/dockerfile:1
 # portero-py in a container: non-root, without a compiler, and without a default secret.
 #
-#   docker run -p 443:8443 -p 127.0.0.1:18080:18080 -v ./certs:/certs:ro \
+# The compiled build (docs/compiled.md) is installed; --build-arg COMPILED=0 installs the pure one.
+#
+#   docker run --stop-timeout 75 -p 443:8443 -p 127.0.0.1:18080:18080 -v ./certs:/certs:ro \
 #     -e PORTERO_REGISTER_SECRET_FILE=/run/secrets/register -e PORTERO_JWT_HMAC_KEY_FILE=/run/secrets/jwt …
+#
+# Docker kills after 10 s by default, and what is in flight may take 30 s to end, the rest 30 s more.
 #
 # Ports above 1024, because not every runtime lets an ordinary user bind 443. The registration API listens on
 # all of the container's addresses: on its loopback no backend could reach it. Publish 18080 only where the
@@ -11,11 +14,19 @@
 ARG PYTHON=3.13
 
 FROM python:${PYTHON}-slim-bookworm AS build
+ARG COMPILED=1
+# No versions: a base image of another day has others, and none of this gets into the last stage.
+# hadolint ignore=DL3008
+RUN if [ "$COMPILED" = 1 ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 WORKDIR /source
 RUN python -m venv /opt/portero-py
 COPY pyproject.toml README.md LICENSE ./
+COPY .ci/hatch_build.py ./.ci/
 COPY portero_py ./portero_py
-RUN /opt/portero-py/bin/pip install --no-cache-dir --disable-pip-version-check . \
+RUN HATCH_BUILD_HOOK_ENABLE_CUSTOM="$COMPILED" \
+        /opt/portero-py/bin/pip install --no-cache-dir --disable-pip-version-check . \
     && /opt/portero-py/bin/pip uninstall --yes pip \
     && /opt/portero-py/bin/python -m compileall -q /opt/portero-py/lib
 

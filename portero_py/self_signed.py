@@ -59,6 +59,10 @@ class Authority:
         """Make a certificate for host names, wildcards and IP addresses; `days` may be negative (expired)."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_name(names[0]), key.public_key(), self._certificate.subject, days)
+        # Without it Python 3.13 and other strict clients refuse the certificate (RFC 5280, 4.2.1.1).
+        builder = builder.add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+        )
         leaf = _leaf(builder, names).sign(self._key, hashes.SHA256())
         return KeyPair(leaf.public_bytes(Encoding.PEM) + self.pem, _key_pem(key))
 

@@ -283,6 +283,33 @@ def test_the_image_runs_as_an_ordinary_user_and_brings_no_secret() -> None:
     assert not re.search(r"SECRET|HMAC|TOKEN", code)
 
 
+def test_the_image_is_compiled_unless_told_otherwise_and_its_last_stage_has_no_compiler() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    build, _, last_stage = code.rpartition("\nFROM ")
+    assert "\nARG COMPILED=1\n" in build
+    assert 'HATCH_BUILD_HOOK_ENABLE_CUSTOM="$COMPILED"' in build
+    assert "gcc libc6-dev" in build
+    assert not re.search(r"\bgcc\b|apt-get|COMPILED", last_stage)
+
+
+def test_docker_is_told_to_wait_longer_than_a_drain_takes() -> None:
+    timeouts = Config().timeouts
+    for text in ((ROOT / "Dockerfile").read_text(), README):
+        patience = [int(each) for each in re.findall(r"--stop-timeout (\d+)", text)]
+        assert patience
+        assert min(patience) > timeouts.drain + timeouts.shutdown
+
+
+def test_what_the_image_copies_is_let_into_its_context() -> None:
+    copied = re.findall(r"^COPY (?!--)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    let_in = re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert names == set(let_in)
+    assert ".ci/hatch_build.py" in names
+    assert all((ROOT / name).exists() for name in names)
+
+
 def test_what_the_image_sets_are_variables_that_the_program_reads() -> None:
     known = {name for setting in SETTINGS for name in setting.variables}
     set_here = set(re.findall(r"^\s+(PORTERO_[A-Z_]+)=", (ROOT / "Dockerfile").read_text(), re.MULTILINE))

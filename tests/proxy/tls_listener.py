@@ -34,6 +34,7 @@ def table(*certificates: Certificate, version: int = 1) -> CertificateTable:
 
 def client(*alpn: str, trusting: bool = True, highest: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=AUTHORITY.pem.decode() if trusting else None)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default since Python 3.13
     context.check_hostname = False
     if alpn:
         context.set_alpn_protocols(list(alpn))
