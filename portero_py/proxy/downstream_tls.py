@@ -155,7 +155,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             pieces = []
             rest = memoryview(data)
             while rest:
-                rest = rest[tls.write(rest[:RECORD]) :]
+                sent = tls.write(rest[:RECORD])  # inside of the brackets mypyc would call it twice
+                rest = rest[sent:]
                 pieces.append(outgoing.read())  # a record at a time, for the reason at PIECE
             self._socket.writelines(pieces)
         except ssl.SSLError:
