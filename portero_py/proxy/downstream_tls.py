@@ -103,8 +103,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if state is _OPEN:
             self._read(data)
         elif state is _HANDSHAKE:
-            self._incoming.write(data)
+            self._incoming.write(data[:PIECE])
             self._shake_hands()
+            if len(data) > PIECE:
+                self.data_received(data[PIECE:])  # a body behind the handshake, or garbage
         elif state is _ENDING:
             if self._protocol is None:
                 self.abort()  # it has its alert

@@ -270,6 +270,22 @@ def test_a_request_may_come_with_the_last_packet_of_the_handshake(play: Play) ->
     play(scene)
 
 
+def test_a_large_body_may_come_with_the_last_packet_of_the_handshake(play: Play) -> None:
+    """More than is given to OpenSSL at once; read in one go, because the listener looks only then."""
+    body = bytes(range(256)) * 800
+
+    async def scene() -> None:
+        async with layer(None) as found:
+            with found.wire() as wire:
+                last = await asyncio.to_thread(wire.shake_but_last)
+                wire.socket.sendall(last + wire.seal(body))  # the loop stands still meanwhile
+                above = await found.above()
+                await until(lambda: len(above.received) >= len(body))
+                assert above.received == body
+
+    play(scene)
+
+
 def test_a_part_of_a_request_may_come_with_the_last_packet_of_the_handshake(play: Play) -> None:
     async def scene() -> None:
         async with layer(echo) as found:
