@@ -139,9 +139,10 @@ def test_every_dependency_has_its_sentence() -> None:
 
 
 def test_every_link_to_a_file_leads_to_one() -> None:
-    for text in (README, CHANGELOG, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))):
-        for link in re.findall(r"\]\(((?!https?://|#)[^)]+)\)", text):
-            assert (ROOT / link).exists(), link
+    pages = [page for folder in (".", "docs", "benchmarks") for page in (ROOT / folder).glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(((?!https?://|#)[^)]+)\)", page.read_text()):
+            assert (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
 
 
 @pytest.mark.e2e
