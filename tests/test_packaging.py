@@ -145,6 +145,23 @@ def test_every_link_to_a_file_leads_to_one() -> None:
             assert (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
 
 
+def test_the_figures_in_the_readme_are_those_of_the_last_run() -> None:
+    rows = {
+        "HTTP/1.1, small": "h1 plain keep-alive, small",
+        "HTTP/1.1 over TLS, small": "h1 TLS keep-alive, small",
+        "HTTP/2, 16 connections of 16 streams": "h2 16 x 16 streams, small",
+        "100 KiB over TLS": "100 KiB TLS",
+        "10 MiB, plain": "10 MiB plain",
+        "new TLS connection": "new TLS connections, full handshake",
+        "a plain connection for every request": "connection per request, plain",
+    }
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    for said, measured in rows.items():
+        lines = [line.split(" | ") for line in results.splitlines() if line.startswith(f"| {measured} | ")]
+        ratios = [line[6] for line in lines if len(line) == 9]  # latency has fewer columns
+        assert f"| {said} | {' | '.join(ratios)} |" in README
+
+
 @pytest.mark.e2e
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_five_minute_tour_works_when_it_is_pasted(tmp_path: Path) -> None:

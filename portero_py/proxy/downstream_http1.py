@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, Http2Preface, WireError
 from portero_py.proxy.exchange import Exchange
-from portero_py.proxy.leaving import Leaving
+from portero_py.proxy.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.replies import reply
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import PREFACE_HEAD, find_head, response_bytes
@@ -49,9 +49,6 @@ PIPELINE_LIMIT: Final = 65536
 BURST: Final = 64
 #: Up to here head and body are joined before they are written: under TLS every write is a record.
 JOIN_LIMIT: Final = 65536
-
-#: Seconds that a client may take nothing of the last bytes.
-CLOSE_SECONDS: Final = 10.0
 
 _RESET: Final = struct.pack("ii", 1, 0)  # linger for 0 seconds
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")

@@ -17,12 +17,13 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import cast
 
 import pytest
 
 from portero_py.config import Tls
 from portero_py.proxy.deadlines import Deadlines
-from portero_py.proxy.downstream_tls import TlsTransport
+from portero_py.proxy.downstream_tls import PIECE, RECORD, TlsTransport
 from portero_py.proxy.tls import FrontSSLObject, FrontTls
 from tests.proxy.tls_listener import Play, accepting, client, issued, table
 from tests.proxy.tls_wire import (
@@ -1058,5 +1059,50 @@ def test_a_connection_that_is_gone_leaves_no_cycle(play: Play, way: str) -> None
                 await until(lambda: not len(found.deadlines) and all(above.lost for above in found.made))
                 found.made.clear()
                 await until(lambda: bool(born) and all(tls() is None for tls in born), 2)
+
+    play(scene)
+
+
+class Seen:
+    """One of the layer's buffers, and the most that was in it at once."""
+
+    def __init__(self, buffer: ssl.MemoryBIO) -> None:
+        self._buffer = buffer
+        self.most = 0
+
+    @property
+    def pending(self) -> int:
+        return self._buffer.pending
+
+    def write(self, data: bytes) -> int:
+        written = self._buffer.write(data)
+        self.most = max(self.most, self._buffer.pending)
+        return written
+
+    def read(self) -> bytes:
+        self.most = max(self.most, self._buffer.pending)
+        return self._buffer.read()
+
+
+def test_large_bodies_leave_no_large_buffers_behind(play: Play) -> None:
+    """OpenSSL's never shrink: what was in them once is what an idle connection keeps."""
+
+    async def scene() -> None:
+        async with layer(None) as found:
+            with found.wire() as wire:
+                await asyncio.to_thread(wire.shake)
+                above = await found.above()
+                transport = above.transport
+                incoming, outgoing = Seen(transport._incoming), Seen(transport._outgoing)
+                transport._incoming, transport._outgoing = (
+                    cast("ssl.MemoryBIO", incoming),
+                    cast("ssl.MemoryBIO", outgoing),
+                )
+                await asyncio.to_thread(wire.send, MUCH)
+                await until(lambda: len(above.received) >= len(MUCH))
+                transport.write(MUCH)
+                assert await asyncio.to_thread(wire.read, len(MUCH)) == MUCH
+                assert 0 < outgoing.most <= RECORD + 300
+                assert RECORD < incoming.most <= PIECE + RECORD + 300
 
     play(scene)
