@@ -166,7 +166,7 @@ class _Regular:
                 cookies.append(value)
             elif kind == LENGTH:
                 lengths.append(value)
-                kept.append((name, value))
+                kept.append((name, value.lstrip(b"0") or b"0"))  # if it is a number: see below
             elif kind == FORWARDED:
                 self.forwarded.append((name, value))
             elif kind == HOST:
