@@ -1,14 +1,21 @@
-"""One parser serves all connections of a worker: what a hostile peer sent changes nothing for the others."""
+"""What connections share: whatever a hostile peer sent, the others get what they would get from a fresh one.
+
+Parsers serve all connections of a worker, an encoder all responses of a client's connection, and what was
+learnt of an address all connections from there.
+"""
 
 from __future__ import annotations
 
 from random import Random
 
+import hpack
 import pytest
 
 from portero_py.errors import WireError
-from portero_py.wire.headers import Forwarded
+from portero_py.wire.headers import Forwarded, Forwarding
 from portero_py.wire.http1 import RequestParser, ResponseParser, request_bytes, response_bytes
+from portero_py.wire.http2_hpack import HeaderEncoder, response_list
+from portero_py.wire.message import Fields, ResponseHead
 from tests.wire.hostile_heads import request_head, response_head
 
 ROUNDS = 400
@@ -75,6 +82,40 @@ def test_a_length_where_no_body_can_be_is_waited_for_by_nobody(status: int, line
     shared.parse(b"HTTP/1.1 %d X\r\n%b\r\n\r\n" % (status, line), b"GET")
     head, _ = shared.parse(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-Own: y\r\n\r\n", b"GET")
     assert head.fields == [(b"Content-Length", b"3"), (b"X-Own", b"y")]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_backend_changes_what_a_client_of_http_2_reads_of_another(seed: int) -> None:
+    random = Random(seed)
+    encoder, decoder, parser = HeaderEncoder(), hpack.Decoder(), ResponseParser(100)
+    heads: list[ResponseHead] = []
+    while len(heads) < ROUNDS:
+        try:
+            heads.append(parser.parse(response_head(random), b"GET")[0])
+        except WireError:
+            continue
+        heads += [parser.parse(_honest_response(random), b"GET")[0]] * random.choice([1, 2, 4])
+        if random.randrange(20) == 0:
+            heads.append(random.choice(heads))
+    for head in heads:
+        block = encoder.encode_response(head.status, head.fields)
+        read = [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
+        assert read == [(name, value) for name, value, _ in response_list(head.status, head.fields)]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_client_changes_the_forwarded_fields_of_another_from_its_address(seed: int, trusted: bool) -> None:
+    random = Random(seed)
+    shared = Forwarding(b"192.0.2.1", b"https", trusted=trusted)
+    names = [b"X-Forwarded-For", b"x-forwarded-host", b"X-Forwarded-Proto", b"Forwarded", b"X-Request-ID"]
+    for _ in range(ROUNDS):
+        authority = random.choice([b"a.example", b"A.example", b"b.example:80", b""])
+        received: Fields = [(name, b"spoof") for name in names if random.randrange(4) == 0]
+        fresh = Forwarding(b"192.0.2.1", b"https", trusted=trusted)
+        made, expected = shared.fields(authority, received), fresh.fields(authority, received)
+        assert (made.lines, made.fields) == (expected.lines, expected.fields)
+        assert shared.request_id(received) == fresh.request_id(received)
 
 
 def test_the_heads_of_these_tests_are_good_and_bad_ones() -> None:
