@@ -261,6 +261,13 @@ class Http2Preface(BadRequest):
     """The beginning of HTTP/2 where HTTP/1 is read: its owner may know what to do with it."""
 
 
+class VersionRefused(WireError):
+    """A request of a major version of HTTP that is not spoken in this way (RFC 9110, 15.6.6)."""
+
+    status = 505
+    reason = "version_refused"
+
+
 class TargetTooLong(WireError):
     status = 414
     reason = "uri_too_long"

@@ -10,6 +10,8 @@ Clients send the same few authorities over and over, so each one's normalised na
 raw bytes: two dictionary look-ups a request for an exact name. The memo does not know the table, hence
 outlives every swap. Only authorities that led to a service are remembered, so that scanners cannot wash out
 the names in use (unless a default service takes them).
+
+What one client leaves there for another: the name that these bytes mean, a function of nothing else.
 """
 
 from __future__ import annotations

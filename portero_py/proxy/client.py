@@ -1,4 +1,8 @@
-"""What is known about the client at the far end of one downstream connection."""
+"""What is known about the client at the far end of one downstream connection.
+
+What one connection leaves in `Clients` for another: only those from the same address find it. It is what
+follows from that address, and the forwarded fields for the last host, a function of address, scheme and host.
+"""
 
 from __future__ import annotations
 

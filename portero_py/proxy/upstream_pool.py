@@ -8,6 +8,8 @@ The rules
   second, because servers close idle connections after 2 s (gunicorn), 5 s (node, uvicorn) or 75 s (nginx),
   and the race between its last moment and our first byte would lose the request.
 - TLS connections are shared among requests with the same server name only: the backend saw it as SNI.
+- Services that have the same address share its pool. What one of them can leave there for another is an idle
+  connection to that address, without a byte unread or unsent (see `UpstreamHttp1._release`).
 """
 
 from __future__ import annotations

@@ -139,6 +139,8 @@ class Forwarding:
 
     `address` is the client's IP address as text, `scheme` is b"https" or b"http". From a trusted proxy
     the fields it sent are kept, and its own address is appended to X-Forwarded-For.
+
+    All connections from one address share it: what depends on received fields is never kept.
     """
 
     __slots__ = ("_address", "_authority", "_last", "_scheme", "_trusted")

@@ -1,19 +1,26 @@
 """HTTP/1 heads: bytes to RequestHead and ResponseHead, and back.
 
-llhttp (through httptools) knows the grammar of a field line; this file decides what a head means. A shell
-collects bytes until `HeadReader` finds a complete head, so that the parsers see exactly one head a call and
-can never read on into a body or a second message. Bodies are framed by `wire/framing.py`, never by llhttp.
+A shell collects bytes until it has a complete head (`find_head`) and has it parsed whole. This file knows the
+grammar of a start line and of a field line and decides what a head means; bodies are framed by
+`wire/framing.py`.
+
+One parser of each kind serves all connections of a worker. What can one peer leave there that another gets?
+- By the parsing nothing: a head is matched from its first byte to its last by expressions that keep no state.
+  (llhttp, which parsed here before, keeps some: after a 1xx that promised a body it took the beginning of the
+  next head, another backend's, for that body.)
+- In the memory, heads. One is found only by a peer that sends the very same bytes, and it is a function of
+  these bytes and of nothing else. Nobody changes a head that was parsed. Of a request's start line and of
+  Host nothing is remembered: see `RequestParser`.
+- No room: the memory is bounded and starts again when it is full. A peer that never repeats itself makes the
+  others' heads be parsed again, for 3 to 7 µs each.
 
 The traps
-- llhttp accepts a bare LF in no place and obs-fold nowhere, but it accepts two spaces in the request line,
-  RTSP and ICE versions and HTTP/2.0: the start lines are matched by our own expressions. Of a request it
-  never sees that line: it judges a head by the method too, and what is remembered under the fields' bytes
-  alone must depend on nothing else.
-- What is remembered of a request whose first field is Host says nothing about Host: see `RequestParser`.
-- llhttp leaves white space at the end of a value.
-- After a head that promises a body llhttp waits for it. `_Grammar` feeds it a dummy body, which costs llhttp
-  a subtraction, because a new parser object costs 0.7 µs. What it must not see twice gets a new one.
-- llhttp stops with an exception at an upgrade (the head is complete then).
+- No bare CR or LF anywhere, no obs-fold, no white space before a colon: RFC 9112, 2.2, 5.1 and 5.2, on the
+  strict side.
+- White space around a value is no part of it (RFC 9110, 5.5); Content-Length and Transfer-Encoding are no
+  exception. Of these two, and of the version, what goes on is our own spelling and never what came.
+- The expressions are possessive (++, *+): a peer chooses the text, and what does not match has to fail in
+  linear time.
 """
 
 from __future__ import annotations
@@ -22,10 +29,16 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-import httptools
-
-from portero_py.errors import BadRequest, BadResponse, HeadTooLarge, Http2Preface, TargetTooLong, WireError
-from portero_py.wire.framing import request_body_length, response_body_length
+from portero_py.errors import (
+    BadRequest,
+    BadResponse,
+    HeadTooLarge,
+    Http2Preface,
+    TargetTooLong,
+    VersionRefused,
+    WireError,
+)
+from portero_py.wire.framing import request_body_length, response_body_length, response_content_length
 from portero_py.wire.headers import (
     AUTHORITY,
     CODING,
@@ -48,20 +61,23 @@ from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Field, Fields, Request
 #: The part of HTTP/2's preface that looks like an HTTP/1 head (RFC 9113, 3.4).
 PREFACE_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 
-# The request line, and Host if that is the first field, in its usual spelling, valid and not folded (llhttp
-# would refuse that too, but it does not see what is remembered).
+# The request line, and Host if that is the first field, in its usual spelling, valid and not folded (what is
+# remembered does not say).
+_METHOD_AND_TARGET: Final = rb"([A-Za-z][!#$%&'*+\-.^_`|~0-9A-Za-z]{0,31}) ([\x21\x22\x24-\x7e]+) "
 _REQUEST_START = re.compile(
-    rb"([A-Za-z][!#$%&'*+\-.^_`|~0-9A-Za-z]{0,31}) ([\x21\x22\x24-\x7e]+) HTTP/(1\.[01])\r\n"
-    rb"(?:[Hh]ost: (" + AUTHORITY + rb")\r\n(?![ \t]))?"
+    _METHOD_AND_TARGET + rb"HTTP/(1\.[0-9])\r\n(?:[Hh]ost: (" + AUTHORITY + rb")\r\n(?![ \t]))?"
 )
-_STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
+_OTHER_VERSION = re.compile(_METHOD_AND_TARGET + rb"HTTP/[2-9]\.[0-9]\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n")
+# A field line with the LF before it and without the one behind it. The second expression takes those with
+# white space behind the value too, which hardly anybody sends.
+_NAME_AND_VALUE: Final = rb"\n([!#$%&'*+\-.^_`|~0-9A-Za-z]++):[ \t]*+([\t\x20-\x7e\x80-\xff]*+)"
+_FIELD = re.compile(_NAME_AND_VALUE + rb"(?<![ \t])\r(?=\n)")
+_PADDED_FIELD = re.compile(_NAME_AND_VALUE + rb"\r(?=\n)")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 # Protocols that an upgrade may not lead to: a backend that switched to them would see requests that never
 # passed the checks here (h2c smuggling).
 _NO_UPGRADE: Final = (b"h2c", b"h2", b"http/", b"tls/")
-
-_ANY_REQUEST_LINE: Final = b"GET / HTTP/1.1\r\n"
-_DUMMY_BODY: Final = memoryview(bytes(65536))
 
 
 def find_head(buffer: bytes, request_line_limit: int, limit: int, error: type[WireError]) -> int:
@@ -101,7 +117,6 @@ class RequestParser:
     def __init__(self, request_line_limit: int, field_limit: int) -> None:
         self._request_line_limit = request_line_limit
         self._field_limit = field_limit
-        self._grammar = _Grammar(httptools.HttpRequestParser)
         self._known: dict[bytes, RequestHead] = {}
         self._known_whole: dict[bytes, RequestHead] = {}
 
@@ -121,14 +136,12 @@ class RequestParser:
             if not known.keep_alive:
                 head.keep_alive = False
             return head
-        try:
-            fields = self._grammar.fields(_ANY_REQUEST_LINE + raw[start.end(3) + 2 :])
-        except httptools.HttpParserError as error:
-            raise BadRequest(f"malformed head: {error}") from None
+        fields = _fields(raw, start.end(3) + 2, BadRequest)
         if len(fields) > self._field_limit:
             raise HeadTooLarge("too many header fields")
+        if version != b"1.0":
+            version = b"1.1"  # RFC 9110, 2.5: a higher minor version is the highest that we know
         head = _request_head(method, target, version, fields)
-        self._grammar.skip_body(head.body_length)
         if len(block) <= MEMO_BLOCK and version == b"1.1" and target[0] == 0x2F and _is_plain(head):
             if len(memory) >= MEMO_SIZE:
                 memory.clear()
@@ -145,7 +158,6 @@ class ResponseParser:
 
     def __init__(self, field_limit: int) -> None:
         self._field_limit = field_limit
-        self._grammar = _Grammar(httptools.HttpResponseParser)
         self._known: dict[bytes, tuple[ResponseHead, bool]] = {}
 
     def parse(self, raw: bytes, method: bytes) -> tuple[ResponseHead, bool]:
@@ -161,16 +173,13 @@ class ResponseParser:
             raise BadResponse("malformed status line")
         version, code, phrase = line.groups()
         status = int(code)
-        try:
-            fields = self._grammar.fields(raw)
-        except httptools.HttpParserError as error:
-            raise BadResponse(f"malformed head: {error}") from None
+        fields = _fields(raw, line.end(), BadResponse)
         if len(fields) > self._field_limit:
             raise BadResponse("too many header fields")
+        if version != b"1.0":
+            version = b"1.1"
         head, reusable = _response_head(method, version, status, phrase or b"", fields)
-        length = head.body_length
-        self._grammar.skip_body(UNTIL_CLOSE if method == b"HEAD" else length)
-        if length >= 0 and status >= 200 and len(raw) <= MEMO_BLOCK and method != b"HEAD":
+        if head.body_length >= 0 and status >= 200 and len(raw) <= MEMO_BLOCK and method != b"HEAD":
             if len(self._known) >= MEMO_SIZE:
                 self._known.clear()
             self._known[raw] = head, reusable
@@ -209,63 +218,22 @@ def response_bytes(head: ResponseHead, extra: bytes, body: bytes = b"") -> bytes
 MEMO_BLOCK: Final = 2048
 MEMO_SIZE: Final = 1024
 
-# White space behind these has been read in two ways: there it stays, and is refused.
-_TAKEN_LITERALLY: Final = frozenset({b"content-length", b"transfer-encoding"})
 _USUAL_OPTIONS: Final = frozenset({b"close", b"keep-alive", b"upgrade", b"te"})
 
 
-class _Grammar:
-    """llhttp, reduced to one question: which fields does this head have?"""
+def _fields(raw: bytes, start: int, error: type[WireError]) -> Fields:
+    """Return the fields of a complete head, whose first field line begins at `start`. Raises `error`.
 
-    __slots__ = ("_complete", "_fields", "_fresh", "_goes_on", "_parser", "_parser_type", "_upgraded")
-
-    def __init__(
-        self, parser_type: type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
-    ) -> None:
-        self._parser_type = parser_type
-        self._parser = parser_type(self)
-        self._fresh = True
-        self._fields: list[Field] = []
-        self._complete = False
-        self._upgraded = False
-        self._goes_on = False
-
-    def fields(self, raw: bytes) -> list[Field]:
-        """Return all fields of one complete head. Raises HttpParserError."""
-        if not self._fresh:
-            self._parser = self._parser_type(self)
-        self._fresh = False  # until `skip_body` says otherwise
-        fields: list[Field] = []
-        self._fields = fields
-        self._complete = False
-        self._upgraded = False
-        try:
-            self._parser.feed_data(raw)
-        except httptools.HttpParserUpgrade:
-            self._upgraded = True  # the head of an upgrade or CONNECT is complete all the same
-        if not self._complete:
-            raise httptools.HttpParserError("the head ends too early")
-        return fields
-
-    def skip_body(self, length: int) -> None:
-        """Make the parser ready for the next head behind a body of `length` bytes, if that is cheap."""
-        if 0 <= length <= len(_DUMMY_BODY) and self._goes_on and not self._upgraded:
-            if length:
-                self._parser.feed_data(_DUMMY_BODY[:length])
-            self._fresh = True
-
-    # httptools calls these
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if value.endswith((b" ", b"\t")) and name.lower() not in _TAKEN_LITERALLY:
-            value = value.rstrip(b" \t")
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._complete = True
-        # Asked here, because llhttp forgets the flags of a message that has no body at once. After a message
-        # with "Connection: close" it refuses the next one, which is another client's.
-        self._goes_on = self._parser.should_keep_alive()
+    Each match takes a line whole and the LF before it; so when there are as many as there are lines, nothing
+    lies between them. Measured: 2.2 µs for the 11 fields of a browser, where llhttp took 2.4.
+    """
+    lines = raw.count(b"\n", start) - 1
+    fields: Fields = _FIELD.findall(raw, start - 1)
+    if len(fields) != lines:
+        fields = [(name, value.rstrip(b" \t")) for name, value in _PADDED_FIELD.findall(raw, start - 1)]
+        if len(fields) != lines:
+            raise error("malformed head: a line that is no header field")
+    return fields
 
 
 def _request_head(method: bytes, target: bytes, version: bytes, fields: list[Field]) -> RequestHead:
@@ -288,7 +256,7 @@ def _request_head(method: bytes, target: bytes, version: bytes, fields: list[Fie
             connection.append(field[1])
         elif kind == LENGTH:
             lengths.append(field[1])
-            kept.append(field)
+            kept.append((b"Content-Length", field[1].lstrip(b"0") or b"0"))  # if it is a number: see below
         elif kind == CODING:
             codings.append(field[1])
         elif kind == FORWARDED:
@@ -358,31 +326,41 @@ def _response_head(
     codings: list[bytes] = []
     connection: list[bytes] = []
     upgrade = b""
+    place = 0  # of Content-Length
     kind_of = RESPONSE_KINDS.get
     for field in fields:
         kind = kind_of(field[0].lower())
         if kind is None:
             kept.append(field)
         elif kind == LENGTH:
+            if not lengths:
+                place = len(kept)
+                kept.append(field)
             lengths.append(field[1])
-            kept.append(field)
         elif kind == CONNECTION:
             connection.append(field[1])
         elif kind == CODING:
             codings.append(field[1])
         elif kind == UPGRADE:
             upgrade = field[1]
-    length = response_body_length(method, status, version, lengths, codings)
+    content_length = response_content_length(lengths) if lengths else UNTIL_CLOSE
+    length = response_body_length(method, status, version, content_length, codings)
+    if lengths:
+        kept[place] = (b"Content-Length", b"%d" % content_length)
+        if status < 200 or status == 204:
+            # RFC 9110, 8.6: no Content-Length here, and clients disagree on what one would mean.
+            del kept[place]
     reusable = version == b"1.1"
     if connection:
         options = connection_options(connection)
         reusable = b"close" not in options and (reusable or b"keep-alive" in options)
         if not options <= _USUAL_OPTIONS:
             kept = without_nominated(kept, options)
-    if lengths and (status < 200 or status == 204):
-        # RFC 9110, 8.6: no Content-Length here, and clients disagree on what one would mean.
-        kept = [field for field in kept if field[0].lower() != b"content-length"]
-    head = ResponseHead(status, phrase, kept, length, upgrade=upgrade if status == 101 else b"")
+    if status != 101:
+        upgrade = b""
+    elif not upgrade or b"upgrade" not in connection_options(connection):
+        raise BadResponse("a 101 that does not say what it switches to")  # RFC 9110, 15.2.2 and 7.8
+    head = ResponseHead(status, phrase, kept, length, upgrade=upgrade)
     return head, reusable and length != UNTIL_CLOSE
 
 
@@ -436,6 +414,8 @@ def _bad_request_line(raw: bytes, limit: int) -> WireError:
         return TargetTooLong("the request line is too long")
     if raw == PREFACE_HEAD:
         return Http2Preface("HTTP/2 on an HTTP/1 connection")
+    if _OTHER_VERSION.match(raw):
+        return VersionRefused("a request line with a version of HTTP other than 1.0 and 1.1")
     return BadRequest("malformed request line")
 
 

@@ -8,7 +8,7 @@ only.
 Names and values are checked all at once: joined with LF, and every allowed byte deleted. What is left must be
 exactly the separators, which also catches an LF inside a value. What regular fields mean is kept for the
 next request of the connection, which mostly has the same ones and another path
-(whole core: 8 instead of 12 µs a request).
+(whole core: 8 instead of 12 µs a request). No other connection finds it.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class _Regular:
                 cookies.append(value)
             elif kind == LENGTH:
                 lengths.append(value)
-                kept.append((name, value))
+                kept.append((name, value.lstrip(b"0") or b"0"))  # if it is a number: see below
             elif kind == FORWARDED:
                 self.forwarded.append((name, value))
             elif kind == HOST:

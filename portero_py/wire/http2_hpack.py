@@ -14,6 +14,10 @@ The traps
 - One block of 16 KiB can name a table entry of 4 KiB 16,000 times: that limit is what stops it.
 - A peer may shrink and grow the table many times before the next block; the encoder would announce each step.
   Only the smallest and the last size matter (RFC 7541, 4.2).
+
+Both directions belong to one connection: no client's bytes meet another's. The responses of several backends
+share its encoder. One that is equal to the last, in status and all fields, gets the last one's block; and a
+decoder with the same table reads every block as what was encoded, whatever came before.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Fields are pairs of bytes, in the order received. Names keep the case in which they came (HTTP/2 names
 are lower-case by definition); whoever compares them lowers them. Values carry no surrounding white
 space. A head's `fields` hold end-to-end fields only: Host, the hop-by-hop fields and Transfer-Encoding
-have been taken out by the parser; Content-Length stays in and is known to agree with `body_length`.
+have been taken out by the parser; Content-Length stays in, once, in our own spelling, and is known to agree
+with `body_length`.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class RequestHead:
 class ResponseHead:
     """A response without its body. Nobody changes one: heads that were parsed before are shared.
 
-    status       100..599
+    status       100..999; RFC 9110, 15 defines those below 600, and applications send the others all the same
     phrase       the reason phrase as the backend sent it; HTTP/2 drops it
     fields       see the module
     body_length  number of bytes that follow, CHUNKED or UNTIL_CLOSE; 0 for HEAD, 204 and 304 whatever

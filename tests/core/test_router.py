@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from portero_py.core.model import Service
@@ -61,6 +63,28 @@ def test_the_memo_never_answers_from_an_old_table() -> None:
     assert routed(router, b"www.example.com") == "www.example.com"
     only_wildcard = RoutingTable(4, {"*.example.com": Service("*.example.com", ())})
     assert routed(router, b"www.example.com", only_wildcard) == "*.example.com"
+
+
+@pytest.mark.parametrize("table", [TABLE, WITH_DEFAULT])
+def test_the_memo_answers_as_if_nobody_had_asked_before(table: RoutingTable) -> None:
+    random = Random(1)
+    pieces = [
+        b"app.example",
+        b".example.com",
+        b"a",
+        b"WWW",
+        b".",
+        b":443",
+        b":",
+        b"[::1]",
+        b"\xff",
+        b" ",
+        b"*",
+    ]
+    shared = Router(max_names=20)
+    for _ in range(3000):
+        authority = b"".join(random.choices(pieces, k=random.randint(0, 3)))
+        assert routed(shared, authority, table) == routed(Router(), authority, table), authority
 
 
 def test_the_memo_is_bounded_and_scanners_do_not_fill_it() -> None:

@@ -13,7 +13,7 @@ BAD_HEADS = {
     "HTTP/2 frames": bytes.fromhex("000000040000000000"),
     "an HTTP/0.9 answer": b"<html>hello</html>\r\n\r\n",
     "a status line with HTTP/2.0": b"HTTP/2.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
-    "a status line with HTTP/1.2": b"HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "a status line with HTTP/1.10": b"HTTP/1.10 200 OK\r\nContent-Length: 2\r\n\r\nok",
     "a status line with ICY": b"ICY 200 OK\r\nContent-Length: 2\r\n\r\nok",
     "a status of two digits": b"HTTP/1.1 99 No\r\nContent-Length: 2\r\n\r\nok",
     "a status of four digits": b"HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok",
@@ -33,6 +33,9 @@ BAD_HEADS = {
     "a line without a colon": OK + b"whatever\r\nContent-Length: 2\r\n\r\nok",
     "white space before the first field": OK + b" Content-Length: 2\r\n\r\nok",
     "Content-Length twice, different": OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+    "a list of different Content-Lengths": OK + b"Content-Length: 2, 3\r\n\r\nok",
+    "a Content-Length with white space inside": OK + b"Content-Length: 2 2\r\n\r\nok",
+    "a Content-Length before a vertical tab": OK + b"Content-Length: 2\x0b\r\n\r\nok",
     "Content-Length with a sign": OK + b"Content-Length: +2\r\n\r\nok",
     "a negative Content-Length": OK + b"Content-Length: -1\r\n\r\n",
     "an empty Content-Length": OK + b"Content-Length:\r\n\r\nok",
@@ -46,6 +49,9 @@ BAD_HEADS = {
     "chunked, identity": OK + b"Transfer-Encoding: chunked, identity\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "Transfer-Encoding in HTTP/1.0": b"HTTP/1.0 200 OK\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a chunked coding before a vertical tab": OK
+    + b"Transfer-Encoding: chunked\x0b\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a switch to nothing": b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\nraw bytes",
     "a switch that nobody asked for": b"HTTP/1.1 101 Switching Protocols\r\n"
     b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\nraw bytes",
     "a header bomb": OK + b"A: " + b"b" * 200_000 + b"\r\nContent-Length: 2\r\n\r\nok",
@@ -71,10 +77,25 @@ BAD_BODIES = {
     "a chunk size that is no number": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nxyz\r\n\r\n",
     "a chunk size over 64 bits": OK
     + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nFFFFFFFFFFFFFFFFF\r\n",
+    "a chunk extension without a name": OK + b"Transfer-Encoding: chunked\r\n\r\n5;\r\nhello\r\n0\r\n\r\n",
+    "a chunk extension that is none": OK + b"Transfer-Encoding: chunked\r\n\r\n5;a:=1\r\nhello\r\n0\r\n\r\n",
     "a negative chunk size": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n-1\r\n",
     "no CRLF behind a chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n",
     "chunks with bare line feeds": OK + b"Transfer-Encoding: chunked\r\n\r\n5\nhello\n0\n\n",
     "an endless chunk extension": OK + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"a" * 100_000,
     "a bad trailer": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nA B: c\r\n\r\n",
     "endless trailers": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n" + b"A: b\r\n" * 50_000,
+}
+
+
+#: Odd but good answers, whose length is 2 and whose body is b"ok".
+GOOD_ANSWERS = {
+    "Content-Length twice, the same": OK + b"Content-Length: 2\r\nA: b\r\nContent-Length: 2\r\n\r\nok",
+    "a list of equal Content-Lengths": OK + b"Content-Length: 2, 2\r\n\r\nok",
+    "a space behind Content-Length": OK + b"Content-Length: 2 \r\n\r\nok",
+    "a tab behind Content-Length": OK + b"content-length:\t2\t\r\n\r\nok",
+    "zeros before Content-Length": OK + b"Content-Length: 002\r\n\r\nok",
+    "HTTP/1.2": b"HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "a status of 600": b"HTTP/1.1 600 Own\r\nContent-Length: 2\r\n\r\nok",
+    "a status of 999": b"HTTP/1.1 999 Request denied\r\nContent-Length: 2\r\n\r\nok",
 }

@@ -62,8 +62,10 @@ _LENGTHS = {
     "with a space before the colon": (b"Content-Length : 5",),
     "in quotes": (b'Content-Length: "5"',),
     "with a semicolon": (b"Content-Length: 5;",),
-    "with a space behind it": (b"Content-Length: 5 ",),
-    "with a tab behind it": (b"Content-Length: 5\t",),
+    "before a vertical tab": (b"Content-Length: 5\x0b",),
+    "of nineteen digits": (b"Content-Length: 0000000000000000005",),
+    "as a list of different ones": (b"Content-Length: 5, 6",),
+    "twice, one with a zero before it": (b"Content-Length: 5", b"Content-Length: 05"),
     "and Transfer-Encoding": (b"Content-Length: 5", b"Transfer-Encoding: chunked"),
     "after Transfer-Encoding": (b"Transfer-Encoding: chunked", b"Content-Length: 5"),
     "zero, and Transfer-Encoding": (b"Content-Length: 0", b"Transfer-Encoding: chunked"),
@@ -89,7 +91,8 @@ _CODINGS = {
     "chunked, the name with a tab behind it": (b"Transfer-Encoding\t: chunked",),
     "chunked, the name with a space before it": (b" Transfer-Encoding: chunked",),
     "chunked on a folded line": (b"Transfer-Encoding:", b" chunked"),
-    "chunked with a tab behind it": (b"Transfer-Encoding: chunked\t",),
+    "chunked before a vertical tab": (b"Transfer-Encoding: chunked\x0b",),
+    "chunked chunked": (b"Transfer-Encoding: chunked chunked",),
     "chunked with a NUL behind it": (b"Transfer-Encoding: chunked\x00",),
     "chunked with a DEL behind it": (b"Transfer-Encoding: chunked\x7f",),
     "empty": (b"Transfer-Encoding:",),
@@ -174,10 +177,10 @@ _LINES = {
 }
 
 _VERSIONS = {
-    "HTTP/1.2": b"HTTP/1.2",
-    "HTTP/2.0": b"HTTP/2.0",
     "HTTP/0.9": b"HTTP/0.9",
+    "HTTP/2": b"HTTP/2",
     "HTTP/9": b"HTTP/9",
+    "HTTP/10.0": b"HTTP/10.0",
     "HTTP/1.10": b"HTTP/1.10",
     "HTTP/01.1": b"HTTP/01.1",
     "HTTP/1.": b"HTTP/1.",
@@ -208,9 +211,14 @@ REFUSED = [
     Refused("Host twice in HTTP/1.0", get_lines(b"GET / HTTP/1.0", b"Host: other.e2e.test") + SMUGGLED),
     *(Refused(f"request line with {name}", get_lines(line) + SMUGGLED) for name, line in _LINES.items()),
     *(
-        Refused(f"version {name}", get_lines(b"GET / " + version) + SMUGGLED, statuses=(400, 505))
+        Refused(f"version {name}", get_lines(b"GET / " + version) + SMUGGLED)
         for name, version in _VERSIONS.items()
     ),
+    *(
+        Refused(f"version {version.decode()}", get_lines(b"GET / " + version) + SMUGGLED, statuses=(505,))
+        for version in (b"HTTP/2.0", b"HTTP/2.1", b"HTTP/3.0", b"HTTP/9.9")
+    ),
+    Refused("almost the preface of HTTP/2", get_lines(b"PRI * HTTP/2.0") + SMUGGLED, statuses=(505,)),
     Refused("CONNECT", get_lines(b"CONNECT {host}:443 HTTP/1.1") + SMUGGLED, statuses=(400, 405, 501)),
     Refused("CONNECT with a path", get_lines(b"CONNECT / HTTP/1.1") + SMUGGLED, statuses=(400, 405, 501)),
     Refused("absolute-form with another Host", get_lines(b"GET http://other.e2e.test/ HTTP/1.1") + SMUGGLED),
@@ -266,7 +274,14 @@ _CHUNKS = {
     "an extension with a bare CR": b"5;a\rb\r\nhello\r\n0\r\n\r\n",
     "an extension with a NUL": b"5;a=\x00\r\nhello\r\n0\r\n\r\n",
     "an extension of 20 kB": b"5;a=" + b"b" * 20_000 + b"\r\nhello\r\n0\r\n\r\n",
-    "an extension with a space before it": b"5 ;a=b\r\nhello\r\n0\r\n\r\n",
+    "an extension without a name": b"5;\r\nhello\r\n0\r\n\r\n",
+    "two semicolons": b"5;;\r\nhello\r\n0\r\n\r\n",
+    "an extension whose name is no token": b"5;abc:=1\r\nhello\r\n0\r\n\r\n",
+    "an extension with a value only": b"5; =x\r\nhello\r\n0\r\n\r\n",
+    "an extension without its value": b"5;a=\r\nhello\r\n0\r\n\r\n",
+    "an extension with a quote that does not end": b'5;a="b\r\nhello\r\n0\r\n\r\n',
+    "an extension that goes on behind its quote": b'5;a="b"c\r\nhello\r\n0\r\n\r\n',
+    "a malformed extension at the last chunk": b"5\r\nhello\r\n0;\r\n\r\n",
     "a last chunk that ends with a bare LF": b"5\r\nhello\r\n0\n\r\n",
     "a body that ends with a bare LF": b"5\r\nhello\r\n0\r\n\n",
     "a trailer without a colon": b"5\r\nhello\r\n0\r\nwhatever\r\n\r\n",

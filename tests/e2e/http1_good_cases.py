@@ -34,12 +34,30 @@ PASSED = [
         post_lines(b"Content-Length: \t 5", body=b"hello"),
         b"POST",
         body=b"hello",
+        present=((b"content-length", b"5"),),
+    ),
+    *(
+        Passed(
+            f"{name} behind Content-Length",  # RFC 9110, 5.5: no part of the value, and it does not go on
+            post_lines(b"Content-Length: 5" + space, body=b"hello"),
+            b"POST",
+            body=b"hello",
+            present=((b"content-length", b"5"),),
+        )
+        for name, space in {"a space": b" ", "a tab": b"\t", "white space": b" \t "}.items()
     ),
     Passed(
         "zeros before Content-Length",
         post_lines(b"Content-Length: 0005", body=b"hello"),
         b"POST",
         body=b"hello",
+        present=((b"content-length", b"5"),),
+    ),
+    Passed(
+        "nothing but zeros in Content-Length",
+        post_lines(b"Content-Length: 000"),
+        b"POST",
+        present=((b"content-length", b"0"),),
     ),
     Passed(
         "a body that looks like a request",
@@ -64,6 +82,16 @@ PASSED = [
         b"POST",
         body=b"hello",
     ),
+    *(
+        Passed(
+            f"{name} behind Transfer-Encoding",
+            post_lines(b"Transfer-Encoding: chunked" + space, body=_HELLO),
+            b"POST",
+            body=b"hello",
+            present=((b"transfer-encoding", b"chunked"),),
+        )
+        for name, space in {"a space": b" ", "a tab": b"\t"}.items()
+    ),
     Passed(
         "many chunks", chunked(b"1\r\nh\r\n2\r\nel\r\n00002\r\nlo\r\n000\r\n\r\n"), b"POST", body=b"hello"
     ),
@@ -71,6 +99,12 @@ PASSED = [
     Passed(
         "chunk extensions",
         chunked(b'5;a=b;c="d";e\r\nhello\r\n0;f\r\n\r\n'),
+        b"POST",
+        body=b"hello",
+    ),
+    Passed(
+        "chunk extensions with white space that RFC 9112, 7.1.1 allows",
+        chunked(b'5 ;\ta = "b;\\"c" ; d\r\nhello\r\n0 ; e\r\n\r\n'),
         b"POST",
         body=b"hello",
     ),
@@ -245,6 +279,10 @@ PASSED = [
         "100-continue without a body",
         get_lines(b"GET / HTTP/1.1", b"Expect: 100-continue"),
         absent=(b"expect",),
+    ),
+    *(  # RFC 9110, 2.5
+        Passed(f"HTTP/1.{minor}", get_lines(b"GET / HTTP/1.%d" % minor), present=((b"host", b"{host}"),))
+        for minor in (2, 9)
     ),
     Passed("HTTP/1.0", get_lines(b"GET / HTTP/1.0"), keeps=False),
     Passed("HTTP/1.0 with keep-alive", get_lines(b"GET / HTTP/1.0", b"Connection: keep-alive")),

@@ -13,11 +13,12 @@ import threading
 import pytest
 
 from tests.e2e.backends import Peer, Script, answer_with, echo_each, in_turn, ok
-from tests.e2e.conftest import StartBackend, StartProxy
-from tests.e2e.http1_answers import BAD_BODIES, BAD_HEADS, OK
+from tests.e2e.conftest import Curl, StartBackend, StartProxy
+from tests.e2e.http1_answers import BAD_BODIES, BAD_HEADS, GOOD_ANSWERS, OK
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.messages import Response, Truncated
 from tests.e2e.proxy_process import ProxyProcess, free_port
+from tests.e2e.waiting import eventually
 
 
 def _misbehave_once(raw: bytes) -> Script:
@@ -48,6 +49,36 @@ def test_an_answer_without_a_good_head_is_a_502(
         assert b"ok" not in response.body.split()
         assert client.ask(get(service, "/same")).body == b"GET /same "
     assert [request.path for request in backend.requests] == [b"/once", b"/same"]
+
+
+@pytest.mark.parametrize("name", GOOD_ANSWERS)
+def test_an_odd_but_good_answer_is_passed_in_our_own_spelling(
+    name: str, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    backend = start_backend(answer_with(GOOD_ANSWERS[name]))
+    plain_proxy.serve(service, backend)
+    with plain_proxy.connect() as client:
+        for _ in range(3):  # the later ones are remembered
+            response = client.ask(get(service))
+            assert (response.status, response.body) == (int(GOOD_ANSWERS[name][9:12]), b"ok")
+            assert (response.version, response.values(b"content-length")) == (b"1.1", [b"2"])
+    assert len(backend.peers) == 1
+
+
+@pytest.mark.parametrize("flag", ["--http1.1", "--http2"])
+@pytest.mark.parametrize("status", [600, 999])
+def test_a_status_beyond_599_is_passed_counted_and_logged(
+    status: int, flag: str, tls_proxy: ProxyProcess, start_backend: StartBackend, service: str, curl: Curl
+) -> None:
+    backend = start_backend(answer_with(b"HTTP/1.1 %d Own\r\nContent-Length: 2\r\n\r\nok" % status))
+    tls_proxy.serve(service, backend)
+    for _ in range(4):  # over HTTP/2 the third block comes from memory
+        done = curl("/", flag)
+        assert done.stdout.splitlines()[:2] == [b"ok", b"%d %b" % (status, flag[6:].encode())]
+    assert tls_proxy.metric("portero_requests_total", service=service, status=str(status)) == 4
+    eventually(
+        lambda: len(tls_proxy.access_log(service=service, status=status)) == 4, "four lines in the log"
+    )
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)

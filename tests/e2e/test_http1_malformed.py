@@ -59,6 +59,27 @@ def test_a_refused_request_is_answered_once_and_nothing_of_it_is_forwarded(
     _raw_is_exactly(backend)
 
 
+def test_another_major_version_is_refused_with_a_reason_of_its_own(
+    plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    backend = start_backend()
+    plain_proxy.serve(service, backend)
+    before = plain_proxy.metric("portero_errors_total", reason="version_refused")
+    with plain_proxy.connect() as client:
+        client.send(get(service, "/1") + get(service, "/2", version="3.0") + get(service, "/smuggled"))
+        assert client.read_response().body == b"GET /1 "
+        refused = client.read_response()
+        assert (refused.status, refused.phrase) == (505, b"HTTP Version Not Supported")
+        assert client.read_all() == b""
+    assert [request.path for request in backend.requests] == [b"/1"]
+    assert plain_proxy.metric("portero_errors_total", reason="version_refused") == before + 1
+    (request_id,) = refused.values(b"x-request-id")
+    (logged,) = eventually(
+        lambda: plain_proxy.access_log(request_id=request_id.decode()), "the refusal is in the log"
+    )
+    assert (logged["status"], logged["reason"]) == (505, "version_refused")
+
+
 @pytest.mark.parametrize("case", CUT, ids=lambda case: case.name)
 def test_a_request_that_breaks_in_its_body_never_becomes_a_complete_one(
     case: Cut, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str

@@ -138,7 +138,7 @@ async def test_unasked_for_bytes_end_an_idle_connection(world: World) -> None:
         b"garbage\r\n\r\n",
         b"\x00",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1, 2\r\n\r\n",
         b"HTTP/1.1 200 OK\nContent-Length: 1\n\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 40_000,
         b"HTTP/1.1 200 OK\r\nX: y\r\n" * 2000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from portero_py.wire.framing import (
     may_trail,
     request_body_length,
     response_body_length,
+    response_content_length,
 )
 from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Fields
 
@@ -31,8 +33,12 @@ NOT_A_LENGTH = [
     b"-1",
     b"0x1",
     b"1_0",
-    b"1,1",
-    b"1, 1",
+    b"1 1",
+    b"1,",
+    b",1",
+    b"1, 2",
+    b"1, 01",
+    b"1, x",
     b"1;1",
     b"1.0",
     b"1\x00",
@@ -101,7 +107,7 @@ def test_what_is_not_one_plain_number_is_no_length(value: bytes) -> None:
     with pytest.raises(BadRequest):
         request_body_length(b"1.1", [value], [])
     with pytest.raises(BadResponse):
-        response_body_length(b"GET", 200, b"1.1", [value], [])
+        response_content_length([value])
 
 
 @pytest.mark.parametrize("value", NOT_CHUNKED)
@@ -109,13 +115,12 @@ def test_what_is_not_exactly_chunked_is_refused(value: bytes) -> None:
     with pytest.raises(BadRequest):
         request_body_length(b"1.1", [], [value])
     with pytest.raises(BadResponse):
-        response_body_length(b"GET", 200, b"1.1", [], [value])
+        response_body_length(b"GET", 200, b"1.1", UNTIL_CLOSE, [value])
 
 
 @pytest.mark.parametrize(
     ("version", "lengths", "codings"),
     [
-        (b"1.1", [b"1", b"1"], []),
         (b"1.1", [b"1"], [b"chunked"]),
         (b"1.1", [], [b"chunked", b"chunked"]),
         (b"1.1", [], [b"identity", b"chunked"]),
@@ -128,7 +133,20 @@ def test_a_message_with_two_lengths_is_refused(
     with pytest.raises(BadRequest):
         request_body_length(version, lengths, codings)
     with pytest.raises(BadResponse):
-        response_body_length(b"GET", 200, version, lengths, codings)
+        response_body_length(b"GET", 200, version, 1 if lengths else UNTIL_CLOSE, codings)
+
+
+@pytest.mark.parametrize("values", [[b"1", b"1"], [b"1, 1"], [b"1,1"], [b"1 ,\t1", b"1"]])
+def test_a_response_may_say_the_same_length_twice_and_a_request_may_not(values: list[bytes]) -> None:
+    assert response_content_length(values) == 1
+    with pytest.raises(BadRequest):
+        request_body_length(b"1.1", values, [])
+
+
+@pytest.mark.parametrize("values", [[b"1", b"2"], [b"1, 1", b"2"], [b"", b""], [b"1", b""], [b"1", b"01"]])
+def test_a_response_that_says_two_lengths_is_refused(values: list[bytes]) -> None:
+    with pytest.raises(BadResponse):
+        response_content_length(values)
 
 
 @given(
@@ -158,25 +176,26 @@ def test_whatever_is_said_a_request_has_one_length_or_none(
 
 
 @pytest.mark.parametrize(
-    ("method", "status", "lengths", "codings", "length"),
+    ("method", "status", "said", "codings", "length"),
     [
-        (b"GET", 200, [], [], UNTIL_CLOSE),
-        (b"GET", 200, [b"5"], [], 5),
-        (b"GET", 200, [], [b"chunked"], CHUNKED),
-        (b"HEAD", 200, [b"5"], [], 0),
-        (b"HEAD", 200, [], [b"chunked"], 0),
-        (b"HEAD", 200, [], [], 0),
-        (b"GET", 204, [b"5"], [], 0),
-        (b"GET", 304, [b"5"], [], 0),
-        (b"GET", 100, [], [], 0),
-        (b"GET", 199, [], [], 0),
-        (b"GET", 205, [b"0"], [], 0),
+        (b"GET", 200, UNTIL_CLOSE, [], UNTIL_CLOSE),
+        (b"GET", 200, 5, [], 5),
+        (b"GET", 999, 5, [], 5),
+        (b"GET", 200, UNTIL_CLOSE, [b"chunked"], CHUNKED),
+        (b"HEAD", 200, 5, [], 0),
+        (b"HEAD", 200, UNTIL_CLOSE, [b"chunked"], 0),
+        (b"HEAD", 200, UNTIL_CLOSE, [], 0),
+        (b"GET", 204, 5, [], 0),
+        (b"GET", 304, 5, [], 0),
+        (b"GET", 100, UNTIL_CLOSE, [], 0),
+        (b"GET", 199, 5, [], 0),
+        (b"GET", 205, 0, [], 0),
     ],
 )
 def test_a_response_says_its_length_in_one_way(
-    method: bytes, status: int, lengths: list[bytes], codings: list[bytes], length: int
+    method: bytes, status: int, said: int, codings: list[bytes], length: int
 ) -> None:
-    assert response_body_length(method, status, b"1.1", lengths, codings) == length
+    assert response_body_length(method, status, b"1.1", said, codings) == length
 
 
 # Chunks
@@ -188,6 +207,8 @@ def test_a_response_says_its_length_in_one_way(
         (b"0\r\n\r\n", b"", b""),
         (b"3\r\nabc\r\n0\r\n\r\nGET", b"abc", b"GET"),
         (b"00003;a=b;c\r\nabc\r\n000\r\n\r\n", b"abc", b""),
+        (b'3;a="b;\\"\\\\";c\r\nabc\r\n0;z\r\n\r\n', b"abc", b""),
+        (b"3 ; a\t=\tb ;c\r\nabc\r\n0\r\n\r\n", b"abc", b""),
         (b"a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n", b"0123456789" * 2, b""),
         (b"2\r\n\r\n\r\n0\r\n\r\n", b"\r\n", b""),
     ],
@@ -210,7 +231,23 @@ def test_chunks_are_taken_out_of_their_frames_however_they_are_cut(
         b" 1\r\n",
         b"1 \r\n",
         b"0x1\r\n",
-        b"1 ;a\r\n",
+        b"1;\r\n",
+        b"1;;\r\n",
+        b"1;a;\r\n",
+        b"1;a;;b\r\n",
+        b";abc:=1\r\n",
+        b"1;abc:=1\r\n",
+        b"1; =x\r\n",
+        b"1;a=\r\n",
+        b"1;a==b\r\n",
+        b"1;a b\r\n",
+        b"1;a \r\n",
+        b'1;a="b\r\n',
+        b'1;a="b\\"\r\n',
+        b'1;a="b"c\r\n',
+        b'1;a="\x01"\r\n',
+        b"1;a=\x7f\r\n",
+        b"1;a=\xff\r\n",
         b"1,1\r\n",
         b"\xb2\r\n",
         b"1_0\r\n",
@@ -238,6 +275,24 @@ def test_what_is_not_in_the_grammar_is_refused_however_it_is_cut(data: bytes) ->
     for end in range(len(data)):
         with pytest.raises(BadRequest):
             decode([data[:end], data[end:]])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"0\r\nX:" + b" " * (TRAILER_LIMIT - 10) + b"\x01\r\n",
+        b"3;a=" + b"\t" * (CHUNK_LINE_LIMIT - 10) + b"\x01\r\n",
+        b"3" + b";a" * (CHUNK_LINE_LIMIT // 2 - 5) + b"\x01\r\n",
+        b'3;a="' + b"\\a" * (CHUNK_LINE_LIMIT // 2 - 10) + b"\r\n",
+    ],
+)
+def test_a_line_is_refused_in_linear_time(line: bytes) -> None:
+    """Were it quadratic, each of these bodies would take hundredths of a second, and this test seconds."""
+    began = process_time()
+    for _ in range(20):
+        with pytest.raises(BadRequest):
+            decode([line])
+    assert process_time() - began < 1.0
 
 
 def test_the_error_is_the_one_that_was_asked_for() -> None:

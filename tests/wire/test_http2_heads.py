@@ -84,6 +84,8 @@ def test_the_length_of_the_body_is_content_length_or_unknown() -> None:
     assert read(with_(b"content-length", b"12"), ends=False).body_length == 12
     assert read(with_(b"content-length", b"12"), ends=False).fields == [(b"content-length", b"12")]
     assert read(with_(b"content-length", b"0")).body_length == 0
+    assert read(with_(b"content-length", b"0012"), ends=False).fields == [(b"content-length", b"12")]
+    assert read(with_(b"content-length", b"000")).fields == [(b"content-length", b"0")]
     assert read(GET, ends=False).body_length == CHUNKED
 
 
