@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from time import process_time
 
 import httptools
 import pytest
@@ -770,19 +769,20 @@ def test_a_head_without_its_empty_line_is_refused() -> None:
             parse(raw)
 
 
-def test_a_field_line_is_refused_in_linear_time() -> None:
-    """Were it quadratic, this would take seconds."""
-    began = process_time()
-    for line in (
-        b"X:" + b" " * 32_000 + b"\x01\r\n",
-        b"X" * 32_000 + b"\r\n",
-        b"X: y \r\n" * 4_000 + b"\x01\r\n",
-    ):
-        with pytest.raises(BadRequest):
-            parse(request(line))
-        with pytest.raises(BadResponse):
-            parse_response(b"HTTP/1.1 200 OK\r\n%b\r\n" % line)
-    assert process_time() - began < 1.0
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"X:" + b" " * 4_000_000 + b"\x01\r\n",
+        b"X" * 4_000_000 + b"\r\n",
+        b"X: y \r\n" * 100_000 + b"\x01\r\n",
+    ],
+)
+def test_a_field_line_is_refused_in_linear_time(line: bytes) -> None:
+    """So long that in quadratic time this test would not end today."""
+    with pytest.raises(BadRequest):
+        parse(request(line))
+    with pytest.raises(BadResponse):
+        parse_response(b"HTTP/1.1 200 OK\r\n%b\r\n" % line)
 
 
 @given(st.binary(max_size=60), st.booleans())
