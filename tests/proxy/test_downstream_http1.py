@@ -429,10 +429,10 @@ async def test_drain_closes_idle_connections_and_lets_the_others_finish(world: W
     assert idle.closed
     backend.send(OK)
     assert b"\r\nConnection: close\r\n" in busy.received
-    assert busy.closed
+    assert busy.ended
     halfway.send(b"\r\n")
     assert b"\r\nConnection: close\r\n" in halfway.received
-    assert halfway.closed
+    assert halfway.ended
 
 
 async def test_kill_ends_a_connection_at_once(world: World) -> None:
@@ -457,7 +457,7 @@ async def test_an_http_1_0_client_is_answered_in_its_own_terms(world: World) -> 
     backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n")
     backend.send(b"0\r\n\r\n")
     assert client.received.endswith(b"\r\nConnection: close\r\n\r\nab")
-    assert client.closed
+    assert client.ended
 
 
 async def test_a_cut_off_response_without_a_length_resets_an_http_1_0_client(world: World) -> None:

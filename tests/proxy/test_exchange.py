@@ -13,7 +13,19 @@ from portero_py.core.model import Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BodyTooLarge
 from portero_py.proxy.downstream_http1 import Http1Downstream
-from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses
+from portero_py.proxy.exchange import CONNECT_PATIENCE
+from tests.proxy.dialogue import (
+    GET,
+    HIGH_WATER,
+    OK,
+    ScriptedTransport,
+    World,
+    get,
+    post,
+    settle,
+    statuses,
+    until,
+)
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -128,14 +140,63 @@ async def test_when_no_backend_can_be_reached_it_is_a_502(world: World) -> None:
     assert str(world.done[0].error) == "backend 127.0.0.1:9001 cannot be reached: Connection refused"
 
 
-async def test_not_more_than_three_other_backends_are_tried(world: World) -> None:
+async def test_every_lease_is_tried_while_connects_are_refused(world: World) -> None:
+    world.register(10)
+    client = world.client()
+    for _ in range(3):
+        world.loop.outcomes = [REFUSED] * 9
+        client.send(GET)
+        await until(lambda: bool(world.loop.connections))
+        world.loop.connections.pop().send(OK + b"close, please")
+    assert statuses(client.received) == [200] * 3
+    assert [done.retries for done in world.done] == [9] * 3
+    assert world.counters.retries["app.example"] == 27
+
+
+async def test_a_request_that_was_sent_goes_to_three_other_backends_at_most(world: World) -> None:
     world.register(9)
-    world.loop.outcomes = [REFUSED] * 9
+
+    def greet(transport: ScriptedTransport) -> None:
+        asyncio.get_running_loop().call_soon(transport.vanish)
+
+    world.loop.greet = greet
     client = world.client()
     client.send(GET)
+    await until(lambda: bool(world.done))
+    assert statuses(client.received) == [502]
+    assert len(world.loop.addresses) == 1 + 3
+
+
+async def test_backends_that_swallow_packets_are_tried_for_four_time_outs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.register(9)
+
+    async def swallow(*_: object, **__: object) -> None:
+        world.loop.addresses.append(("", 0))
+        world.clock.now += world.timeouts.connect
+        raise TimeoutError
+
+    monkeypatch.setattr(world.loop, "create_connection", swallow)
+    client = world.client()
+    client.send(GET)
+    await until(lambda: bool(world.done))
+    assert statuses(client.received) == [502]
+    assert len(world.loop.addresses) == CONNECT_PATIENCE
+
+
+async def test_the_patience_begins_anew_with_every_connection_that_was_made(world: World) -> None:
+    world.register(3)
+    world.loop.outcomes = [REFUSED]
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    world.clock.now += 50
+    world.loop.outcomes = [REFUSED]
+    backend.vanish()
     await settle()
     assert statuses(client.received) == [502]
-    assert len(world.loop.addresses) == 4
+    assert len(world.loop.addresses) == 3, "the last lease was not tried"
 
 
 async def test_a_service_that_vanishes_between_two_tries_is_a_502(world: World) -> None:
@@ -189,7 +250,7 @@ async def test_a_stale_idle_connection_does_not_cost_an_upgrade(world: World) ->
     backend = await world.backend()
     backend.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
     assert statuses(client.received) == [101]
-    backend.send_end()
+    backend.vanish()
 
 
 async def test_every_retry_of_a_stale_connection_uses_a_new_one(world: World) -> None:

@@ -274,7 +274,7 @@ async def test_an_early_response_streams_while_the_request_still_comes(world: Wo
     backend.send(b"CD")
     assert backend.received.endswith(b"abcd")
     assert client.received.endswith(b"\r\nConnection: close\r\n\r\nABCD")
-    assert client.closed
+    assert client.ended
 
 
 async def test_both_ways_at_once_neither_is_idle(world: World) -> None:
@@ -449,6 +449,7 @@ async def test_a_tunnel_passes_bytes_both_ways_and_what_came_early(world: World)
     backend.send(b"0\r\n\r\n")
     assert client.received.endswith(b"hello0\r\n\r\n")
     backend.send_end()
+    client.send_end()
     assert client.closed
     assert [(done.status, done.bytes_in, done.bytes_out) for done in world.done] == [(101, 23, 10)]
 

@@ -113,14 +113,14 @@ async def test_a_backend_that_left_loses_its_idle_connections_and_keeps_the_busy
     other.send(GET)
     busy = await world.backend()
     idle.send(OK)
-    world.table = RoutingTable(2, {"app.example": Service("app.example", ())})
-    world.pools.keep_only(world.table)
+    world.apply(world.table)
+    world.apply(RoutingTable(2, {"app.example": Service("app.example", ())}))
     assert idle.closed
     assert not busy.closed
     busy.send(OK)
     assert statuses(other.received) == [200]
     assert busy.closed
-    world.pools.keep_only(world.table)
+    world.apply(world.table)
     assert world.all_pools() == []
 
 
@@ -129,8 +129,9 @@ async def test_a_backend_that_comes_back_keeps_its_connections_again(world: Worl
     client.send(GET)
     busy = await world.backend()
     table = world.table
-    world.pools.keep_only(RoutingTable(2, {}))
-    world.pools.keep_only(table)
+    world.apply(table)
+    world.apply(RoutingTable(2, {}))
+    world.apply(table)
     busy.send(OK)
     assert not busy.closed
     assert [pool.idle for pool in world.all_pools()] == [1]
@@ -221,10 +222,10 @@ class TestTls:
             client.send(b"GET / HTTP/1.1\r\nHost: n%d.app.example\r\n\r\n" % number)
             (await tls_world.backend()).send(OK)
         assert len(tls_world.all_pools()) == 20
-        tls_world.pools.keep_only(tls_world.table)
+        tls_world.apply(tls_world.table)
         assert len(tls_world.all_pools()) == 20
         await tls_world.pass_time(IDLE_SECONDS + 8)
-        tls_world.pools.keep_only(tls_world.table)
+        tls_world.apply(tls_world.table)
         assert tls_world.all_pools() == []
 
     async def test_a_wrong_certificate_is_a_502_and_nothing_was_sent(self, tls_world: World) -> None:
