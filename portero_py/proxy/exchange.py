@@ -329,15 +329,15 @@ class Exchange:
 
         Whatever the exchange was doing, it is logged, counted and over, and neither end waits for it.
         """
-        _log.exception("request %s: a fault of portero's own", self.request_id.decode("latin-1"))
-        if self._phase is _DONE:
-            return
-        try:
-            self._refuse(PorteroError("a fault of portero's own: see the log"))
-        except Exception:
-            _log.exception("request %s: its client could not be told", self.request_id.decode("latin-1"))
-            self.status = self.status or PorteroError.status
-            self._finish()
+        request_id = self.request_id.decode("latin-1")
+        _log.exception("request %s: a fault of portero's own", request_id)
+        for _ in range(2):
+            if self._phase is not _DONE:
+                try:
+                    self._refuse(PorteroError("a fault of portero's own: see the log"))
+                except Exception:  # then the other way: what could not be answered is cut off
+                    _log.exception("request %s: its client could not be told", request_id)
+        self._finish()
 
     # Private
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from itertools import chain, filterfalse
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -313,11 +312,18 @@ class Pools:
         """Tell the pools whose backends came or went; stops after each STEP of services and leases."""
         old, new = former.services, table.services
         looked = 0
-        for name in chain(old, filterfalse(old.__contains__, new)) if changed is None else changed:
+        for name in old if changed is None else changed:
             before, after = old.get(name), new.get(name)
             looked += 1
             if before is not after:
                 looked += self._compare_service(before, after)
+            if looked >= STEP:
+                looked = 0
+                yield
+        for name in new if changed is None else ():
+            looked += 1
+            if name not in old:
+                looked += self._compare_service(None, new[name])
             if looked >= STEP:
                 looked = 0
                 yield

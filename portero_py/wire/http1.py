@@ -382,6 +382,8 @@ def _response_head(
     if lengths and (status < 200 or status == 204):
         # RFC 9110, 8.6: no Content-Length here, and clients disagree on what one would mean.
         kept = [field for field in kept if field[0].lower() != b"content-length"]
+    if status == 426 and upgrade:
+        kept = [*kept, (b"Connection", b"upgrade"), (b"Upgrade", upgrade)]  # RFC 9110, 15.5.22
     head = ResponseHead(status, phrase, kept, length, upgrade=upgrade if status == 101 else b"")
     return head, reusable and length != UNTIL_CLOSE
 

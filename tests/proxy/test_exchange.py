@@ -8,12 +8,14 @@ from typing import cast
 
 import pytest
 
+from portero_py.core.balancer import Balancers
 from portero_py.core.certificates import Certificate
 from portero_py.core.model import Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BodyTooLarge
 from portero_py.proxy.downstream_http1 import Http1Downstream
-from portero_py.proxy.exchange import CONNECT_PATIENCE
+from portero_py.proxy.exchange import CONNECT_PATIENCE, Exchange
+from portero_py.proxy.upstream_http1 import UpstreamHttp1
 from tests.proxy.dialogue import (
     GET,
     HIGH_WATER,
@@ -473,6 +475,113 @@ async def test_an_answer_to_head_by_portero_has_no_body(world: World) -> None:
     head, _, body = client.received.partition(b"\r\n\r\n")
     assert b"\r\nContent-Length: " in head
     assert body == b""
+
+
+class Fault(Exception):
+    """Something of our own that should not happen."""
+
+
+def fail(*_: object, **__: object) -> None:
+    raise Fault
+
+
+async def test_a_fault_when_a_connection_is_ready_is_a_500(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = world.client()
+    client.send(GET)
+    with monkeypatch.context() as patched:
+        patched.setattr(UpstreamHttp1, "send_head", fail)
+        backend = await world.backend()
+        await settle()
+    assert statuses(client.received) == [500]
+    assert backend.aborted
+    assert reasons(world) == ["internal_error"]
+    assert [record.exc_info is not None for record in caplog.records if record.name.startswith("portero")]
+
+
+@pytest.mark.parametrize("how", ["connect", "break"])
+async def test_a_fault_in_a_retry_is_a_500(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    world.register(2)
+    world.loop.outcomes = [REFUSED] if how == "connect" else []
+    client = world.client()
+    client.send(GET)
+    with monkeypatch.context() as patched:
+        patched.setattr(Balancers, "pick", fail)
+        if how == "break":
+            (await world.backend()).vanish()
+        await settle()
+    assert statuses(client.received) == [500]
+    assert "Fault" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [OK, OK[:-1], OK[:-2]])
+async def test_a_response_that_cannot_be_passed_on_ends_the_clients_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    with monkeypatch.context() as patched:
+        for method in ("send_response", "send_head", "send_body"):
+            patched.setattr(Http1Downstream, method, fail)
+        backend.send(answer)
+    await settle()
+    assert client.closed
+    assert backend.aborted
+    assert len(world.done) == 1
+    assert [pool.idle for pool in world.all_pools()] == [0]
+    assert "Fault" in caplog.text
+
+
+async def test_a_time_out_that_cannot_be_told_ends_the_clients_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = world.client()
+    client.send(GET)
+    await world.backend()
+    with monkeypatch.context() as patched:
+        patched.setattr(Http1Downstream, "send_response", fail)
+        await world.pass_time(67)
+    assert client.closed
+    assert [done.error and done.error.reason for done in world.done] == ["internal_error"]
+    assert "Fault" in caplog.text
+
+
+async def test_the_end_of_a_response_that_cannot_be_told_ends_the_clients_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    backend.send(b"HTTP/1.1 200 OK\r\n\r\nabc")
+    with monkeypatch.context() as patched:
+        patched.setattr(Http1Downstream, "send_end", fail)
+        backend.send_end()
+    assert client.closed
+    assert len(world.done) == 1
+    assert "Fault" in caplog.text
+
+
+async def test_a_fault_in_the_next_request_is_not_the_last_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, other = world.client(), world.client()
+    client.send(GET + get(b"/2"))
+    backend = await world.backend()
+    with monkeypatch.context() as patched:
+        patched.setattr(Exchange, "start", fail)
+        backend.send(OK)
+    await settle()
+    assert client.aborted
+    assert [(done.status, done.head.target) for done in world.done] == [(200, b"/"), (499, b"/2")]
+    assert not backend.closed, "it has done nothing wrong"
+    other.send(GET)
+    backend.send(OK)
+    assert statuses(other.received) == [200]
+    assert "Fault" in caplog.text
 
 
 async def test_a_trusted_proxys_request_id_is_kept(world: World) -> None:
