@@ -114,7 +114,7 @@ def test_every_request_is_answered_while_nine_of_ten_backends_refuse_connections
 def test_no_byte_of_a_body_is_lost_when_its_connection_breaks_at_the_same_time(
     framing: str, first: str, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:
-    """The proxy is stopped while both happen, and finds them in one batch of events."""
+    """The proxy is stopped while both happen, and finds them in one batch of events; the rest comes later."""
     go_on, broken = threading.Event(), threading.Event()
 
     def break_when_told(peer: Peer) -> None:
@@ -127,10 +127,10 @@ def test_no_byte_of_a_body_is_lost_when_its_connection_breaks_at_the_same_time(
     backend = start_backend(in_turn(break_when_told, echo_each))
     plain_proxy.serve(service, backend)
     if framing == "length":
-        head, body = get(service, "/", "Content-Length: 6", method="POST"), b"abcdef"
+        head, body, rest = get(service, "/", "Content-Length: 6", method="POST"), b"abc", b"def"
     else:
         head = get(service, "/", "Transfer-Encoding: chunked", method="POST")
-        body = b"6\r\nabcdef\r\n0\r\n\r\n"
+        body, rest = b"6\r\nabc", b"def\r\n0\r\n\r\n"
     with plain_proxy.connect() as client:
         assert client.ask(get(service)).body == b"idle now"
         client.send(head)
@@ -145,6 +145,11 @@ def test_no_byte_of_a_body_is_lost_when_its_connection_breaks_at_the_same_time(
                 client.send(body)
         finally:
             plain_proxy.signal(signal.SIGCONT)
+        eventually(
+            lambda: len(backend.peers) == 2 or not plain_proxy.metric("portero_requests_in_flight"),
+            "it was tried again, or refused",
+        )
+        client.send(rest)
         answer = client.read_response()
         assert answer.status == 502 or answer.body == b"POST / abcdef"
     with plain_proxy.connect() as client:
@@ -308,10 +313,10 @@ def test_what_a_client_sends_behind_its_last_request_does_not_cut_its_answer_off
     plain_proxy.serve(service, start_backend(answer_with(ok(body))))
     with plain_proxy.connect() as client:
         client.send(get(service, "/", "Connection: close") + get(service, "/never"))
-        assert client.read_some().startswith(b"HTTP/1.1 200 OK\r\n")
         for _ in range(20):
             client.send(b"x" * 10_000)
-        assert len(client.read_all()) > 3_000_000
+        assert client.read_response().body == body
+        assert client.read_all() == b""
     plain_proxy.wait_until_idle()
 
 
