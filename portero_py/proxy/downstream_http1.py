@@ -316,7 +316,7 @@ class Http1Downstream(asyncio.Protocol):
         """The response is complete: on to the next request, or close."""
         self._exchange = None
         if self._state is _TUNNEL:
-            self._close()
+            self._linger()  # closed at once if the client has ended too
             return
         request = self._head
         if self._response_chunked:

@@ -520,6 +520,7 @@ async def test_a_backend_that_vanishes_behind_its_end_of_a_tunnel_ends_it(world:
     backend.send(SWITCH)
     backend.send_end()
     backend.vanish(ConnectionResetError() if reset else None)
+    await world.pass_time(7)
     assert client.closed
     assert reasons(world) == ["upstream_closed" if reset else ""]
 
@@ -531,7 +532,9 @@ async def test_a_tunnel_to_a_tls_client_ends_with_its_backend(world: World) -> N
     backend.send(SWITCH)
     client.send(b"the last word")
     backend.send_end()
-    assert client.closed
+    assert client.ended
+    client.send(b"too late")  # a reset for it would overtake what the backend said
+    assert not client.closed
     assert backend.received.endswith(b"the last word")
     assert backend.closed
     assert not backend.aborted
@@ -546,7 +549,8 @@ async def test_a_tunnel_to_a_tls_backend_ends_with_it_and_never_waits_long_for_i
         backend.send(SWITCH)
         if first == "backend":
             backend.send_end()
-            assert client.closed
+            assert client.ended
+            assert backend.closed
             continue
         client.send_end()
         assert not backend.ended, "TLS of the loop has no half-closed connection"
