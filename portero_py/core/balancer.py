@@ -9,8 +9,15 @@ With unequal weights: the smooth weighted round robin of nginx. Each pick every 
 credit, the richest is picked and pays the sum of all. Weights 5, 1, 1 give A A B A C A A. That looks at each
 lease; with equal weights a pick looks at one.
 
+Credit is worth what one turn costs, the sum of all weights. So when weights change, or somebody joins or
+leaves, it is converted: who was owed half a turn is owed half a turn under the new weights too. Kept as it
+is, credit from large weights would starve somebody for hundreds of picks; forgotten at every change, small
+weights would never have a turn in a fleet that changes all the time.
+
 The queue is reconciled when the Service object is another one than last time (the registry makes a new one at
-every change), never by comparing. Expired leases and excluded backends are passed over where they stand.
+every change), never by comparing. Expired leases and excluded ones are passed over, which is their turn. Who
+is excluded has mostly just had a turn and stands at the back: an exchange that tries all of n leases looks at
+about n. They are excluded by instance id, whose hash is at hand; that of a Backend is made anew each time.
 
 With one lease there are no turns, hence no queue: of thousands of services most have one, and a queue for
 each is 1 KB of memory that a request would have to fetch from far away.
@@ -21,7 +28,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.model import Lease, Service
 from portero_py.core.routing_table import RoutingTable
 
 
@@ -35,10 +42,10 @@ class Balancer:
         self._service: Service | None = None
         self._queue: deque[Lease] = deque()
         self._weighted = False
-        self._credit: dict[str, int] = {}  # instance id -> credit; weighted only
+        self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
 
-    def pick(self, service: Service, now: float, excluded: Collection[Backend] = ()) -> Lease | None:
-        """The lease whose turn it is; None when all have expired at `now` or are `excluded`.
+    def pick(self, service: Service, now: float, excluded: Collection[str] = ()) -> Lease | None:
+        """The lease whose turn it is; None when all have expired at `now` or are `excluded` (instance ids).
 
         Always the same service, by name. 0.2 µs with 100 leases of equal weight.
         """
@@ -50,18 +57,18 @@ class Balancer:
         for _ in range(len(queue)):
             lease = queue[0]
             queue.rotate(-1)
-            if now < lease.expires_at and (not excluded or lease.backend not in excluded):
+            if now < lease.expires_at and (not excluded or lease.instance_id not in excluded):
                 return lease
         return None
 
     # Private
 
-    def _pick_weighted(self, now: float, excluded: Collection[Backend]) -> Lease | None:
+    def _pick_weighted(self, now: float, excluded: Collection[str]) -> Lease | None:
         credit = self._credit
         best: Lease | None = None
         total = 0
         for lease in self._queue:
-            if now < lease.expires_at and lease.backend not in excluded:
+            if now < lease.expires_at and lease.instance_id not in excluded:
                 total += lease.weight
                 credit[lease.instance_id] += lease.weight
                 if best is None or credit[lease.instance_id] > credit[best.instance_id]:
@@ -71,20 +78,31 @@ class Balancer:
         return best
 
     def _reconcile(self, service: Service) -> None:
+        former = self._queue
         now_held = {lease.instance_id: lease for lease in service.leases}
-        queue = deque(
-            now_held.pop(lease.instance_id) for lease in self._queue if lease.instance_id in now_held
-        )
+        queue = deque(now_held.pop(lease.instance_id) for lease in former if lease.instance_id in now_held)
         queue.extend(now_held.values())
         if self._service is None and queue:
             queue.rotate(-(self._start % len(queue)))
         self._service = service
         self._queue = queue
         self._weighted = len({lease.weight for lease in queue}) > 1
-        former = self._credit
-        self._credit = (
-            {lease.instance_id: former.get(lease.instance_id, 0) for lease in queue} if self._weighted else {}
-        )
+        if self._weighted:
+            self._convert_credit(_total(former))
+        else:
+            self._credit = {}
+
+    def _convert_credit(self, former_total: int) -> None:
+        """A turn cost `former_total`; now it costs what the weights in the queue say."""
+        credit = self._credit
+        total = _total(self._queue)
+        # Unchanged it stays exact: most new Service objects come from renewals.
+        rate = 1.0 if total == former_total else total / (former_total or 1)
+        self._credit = {lease.instance_id: credit.get(lease.instance_id, 0.0) * rate for lease in self._queue}
+
+
+def _total(queue: deque[Lease]) -> int:
+    return sum([lease.weight for lease in queue])
 
 
 class Balancers:
@@ -99,7 +117,7 @@ class Balancers:
     def __len__(self) -> int:
         return len(self._balancers)
 
-    def pick(self, service: Service, now: float, excluded: Collection[Backend] = ()) -> Lease | None:
+    def pick(self, service: Service, now: float, excluded: Collection[str] = ()) -> Lease | None:
         """As `Balancer.pick`, for any service."""
         if len(service.leases) > 1:
             balancer = self._balancers.get(service.name)
@@ -107,7 +125,7 @@ class Balancers:
                 balancer = self._balancers[service.name] = Balancer(self._start)
             return balancer.pick(service, now, excluded)
         for lease in service.leases:  # one or none
-            if now < lease.expires_at and (not excluded or lease.backend not in excluded):
+            if now < lease.expires_at and (not excluded or lease.instance_id not in excluded):
                 return lease
         return None
 

@@ -64,7 +64,10 @@ class TableUpdate:
         for name in self.dropped:
             services.pop(name, None)
         services.update((service.name, service) for service in self.changed)
-        return RoutingTable(self.version, services, self.default_service)
+        if self.whole:
+            return RoutingTable(self.version, services, self.default_service)
+        changed = frozenset([*self.dropped, *(service.name for service in self.changed)])
+        return RoutingTable(self.version, services, self.default_service, former.version, changed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ The rules
   earlier time has to be told with `sooner(item)`.
 - When it has passed, `on_deadline(now)` is called once; the item stays watched.
 - `watch(item)` at birth, `forget(item)` at death.
+- An item whose `on_deadline` raises is ended with `kill()`: nobody else would ever look after it. That costs
+  the others nothing.
 - The resolution is one second: deadlines fire up to one second late, never early. Every item is looked at
   once a round, so one that was moved to an earlier time without a word is up to `SLOTS` seconds late: on the
   hot path deadlines are just written.
@@ -17,6 +19,7 @@ A slot is a set; an item is in exactly one of them (`_slot_of` says which), or i
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import Final, Protocol
 
@@ -24,6 +27,8 @@ TICK: Final = 1.0
 #: A round. Shorter: forgotten moves are noticed sooner. Longer: fewer looks at idle connections (100,000 of
 #: them cost 12 ms of CPU a second).
 SLOTS: Final = 6
+
+_log = logging.getLogger(__name__)
 
 
 class Watched(Protocol):
@@ -34,6 +39,9 @@ class Watched(Protocol):
 
     def on_deadline(self, now: float) -> None:
         """The deadline has passed. Sets a new one, or ends what was waited for."""
+
+    def kill(self) -> None:
+        """`on_deadline` raised: end at once."""
 
 
 class DeadlineWheel:
@@ -78,25 +86,30 @@ class DeadlineWheel:
             self._tick = tick
             slot = tick % SLOTS
             due, self._slots[slot] = self._slots[slot], set()
-            try:
-                while due:
-                    item = due.pop()
+            while due:
+                item = due.pop()
+                if self._slot_of.get(item) != slot:
+                    continue  # forgotten or moved by an earlier item's callback
+                deadline = item.deadline
+                if 0.0 < deadline <= now:
+                    self._fire(item, now)
                     if self._slot_of.get(item) != slot:
-                        continue  # forgotten or moved by an earlier item's callback
+                        continue
                     deadline = item.deadline
-                    if 0.0 < deadline <= now:
-                        item.on_deadline(now)
-                        if self._slot_of.get(item) != slot:
-                            continue
-                        deadline = item.deadline
-                    self._place(item, deadline)
-            finally:
-                for item in due:  # one item's fault must not cost the others their deadlines
-                    if self._slot_of.get(item) == slot:
-                        self._place(item, item.deadline)
+                self._place(item, deadline)
         self._tick = max(self._tick, last)
 
     # Private
+
+    def _fire(self, item: Watched, now: float) -> None:
+        try:
+            item.on_deadline(now)
+        except Exception:
+            _log.exception("a fault of portero's own at a deadline; what it was of ends")
+            try:
+                item.kill()
+            except Exception:
+                _log.exception("it cannot be ended")
 
     def _grow_up(self, slot: int) -> None:
         """Put the young ones where they are looked at now."""

@@ -16,6 +16,12 @@ The traps
 - A client that sends requests and reads no answers would fill our memory: no request is begun while written
   bytes wait, and reading stops soon after.
 - A client that has closed its side is still owed an answer to every request that came before.
+- A connection that is closed with bytes of the client unread is reset, and a reset can overtake the answer.
+  So after the last answer the rest is read and forgotten (proxy/leaving.py), unless the client has said
+  itself that nothing more would come.
+- The deadline of a body runs only while the body is read.
+- A tunnel whose backend has ended is half-closed towards the client, who may go on. Not under TLS: our
+  close_notify would be the last that we read (downstream_tls.py), so there the end of one side ends both.
 - One that is slow to read the last bytes gets all the time that it uses, and no more.
 - The first thing that is said on a plain connection may be HTTP/2's preface.
 """
@@ -23,6 +29,7 @@ The traps
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import socket
 import struct
@@ -52,6 +59,7 @@ JOIN_LIMIT: Final = 65536
 
 _RESET: Final = struct.pack("ii", 1, 0)  # linger for 0 seconds
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
+_log = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -188,6 +196,8 @@ class Http1Downstream(asyncio.Protocol):
         self._writing_paused = False
         if self._state is _RESPONSE or self._state is _TUNNEL:
             self.deadline = 0.0
+        elif self._state is _BODY:
+            self._expect_body()
         if self._exchange is not None:
             self._exchange.downstream_resumed()
         elif self._state is _HEAD and self._buffer:
@@ -254,7 +264,7 @@ class Http1Downstream(asyncio.Protocol):
             if keep_alive:
                 self._next()
             else:
-                self._close()
+                self._say_goodbye()
             return
         self.send_head(head)
         if body:
@@ -306,7 +316,7 @@ class Http1Downstream(asyncio.Protocol):
         """The response is complete: on to the next request, or close."""
         self._exchange = None
         if self._state is _TUNNEL:
-            self._close()
+            self._linger()  # closed at once if the client has ended too
             return
         request = self._head
         if self._response_chunked:
@@ -316,7 +326,7 @@ class Http1Downstream(asyncio.Protocol):
         if self._state is not _RESPONSE:
             self._linger()
         elif not self._keep_alive:
-            self._close()
+            self._say_goodbye()
         else:
             self._next()
 
@@ -361,6 +371,13 @@ class Http1Downstream(asyncio.Protocol):
         if self._ended and self._exchange is not None:
             self._exchange.request_end(None)
 
+    def half_close(self) -> bool:
+        """Tell the client that its backend has ended its side; see the file's head for TLS."""
+        if self._client.tls_version or self._transport.is_closing():
+            return False
+        self._transport.write_eof()
+        return True
+
     # Private
 
     def _next(self) -> None:
@@ -401,6 +418,10 @@ class Http1Downstream(asyncio.Protocol):
                     break
         except WireError as error:
             self._refuse_head(error)
+        except Exception:
+            # Whoever called may stand for another exchange: this one is not his to end.
+            _log.exception("a fault of portero's own; the connection of %s ends", self._client.address)
+            self._transport.abort()
         finally:
             self._processing = False
 
@@ -483,6 +504,8 @@ class Http1Downstream(asyncio.Protocol):
             self._take_body(body)
         if self._reading_paused:
             self._update_reading()
+            if self._reading_paused and self._state is _BODY:
+                self._expect_body()
 
     def _take_body(self, data: bytes) -> None:
         exchange = self._exchange
@@ -492,7 +515,8 @@ class Http1Downstream(asyncio.Protocol):
         if state is _TUNNEL:
             exchange.request_body(data)
             return
-        self.deadline = monotonic() + self._worker.timeouts.body_idle
+        if not self._reading_paused:
+            self.deadline = monotonic() + self._worker.timeouts.body_idle
         decoder = self._decoder
         assert decoder is not None
         try:
@@ -553,6 +577,14 @@ class Http1Downstream(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()
 
+    def _say_goodbye(self) -> None:
+        """The last response is written, and says that it is the last."""
+        request = self._head
+        if self._buffer or (request is not None and request.keep_alive):
+            self._linger()
+        else:
+            self._close()
+
     def _linger(self) -> None:
         """The last byte is out: give the client a moment to read it."""
         if self._transport.is_closing():
@@ -583,10 +615,16 @@ class Http1Downstream(asyncio.Protocol):
         if pause and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
-            if self._state is _BODY and not self._writing_paused:
-                self.deadline = 0.0  # the backend is behind, not the client
         elif not pause and self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
-            if self._state is _BODY:
-                self.deadline = monotonic() + self._worker.timeouts.body_idle
+        else:
+            return
+        if self._state is _BODY:
+            self._expect_body()
+
+    def _expect_body(self) -> None:
+        """Set the deadline of the body: there is none while the backend is behind, not the client."""
+        if not self._writing_paused:  # then it is the response's
+            paused = self._reading_paused
+            self.deadline = 0.0 if paused else monotonic() + self._worker.timeouts.body_idle

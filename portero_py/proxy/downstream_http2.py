@@ -126,6 +126,9 @@ class Http2Stream(Stream):
     def start_tunnel(self) -> None:
         raise AssertionError("HTTP/2 has no upgrade")
 
+    def half_close(self) -> bool:
+        raise AssertionError("HTTP/2 has no upgrade")
+
     # What the shell calls
 
     def look(self, now: float, body_idle: float) -> None:

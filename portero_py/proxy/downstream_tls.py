@@ -143,6 +143,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """The handshake takes too long, or a client that was refused does not go."""
         self.abort()
 
+    def kill(self) -> None:
+        """End at once."""
+        self.abort()
+
     # What the protocol above calls
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

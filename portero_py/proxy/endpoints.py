@@ -13,10 +13,14 @@ Who calls what (`x` is the exchange)
 - Exchange -> downstream: `send_informational*`, then `send_response`, or `send_head`, `send_body*`,
   `send_end`; or `abort` at any time.
 - Exchange -> upstream: `send_head`, `send_body*`, `send_end`; or `abort`.
-- Upstream -> exchange: `x.response_informational(head)*`, then `x.response(head, body, now)` when all of it
+- Upstream -> exchange: `x.body_refused(data)` for what comes while the connection breaks and nothing was sent
+  on it yet; `x.response_informational(head)*`, then `x.response(head, body, now)` when all of it
   is at hand, else `x.response_head(head)`, `x.response_body(data)*`, `x.response_end(trailers)`; or
   `x.upstream_failed(error, ...)` or `x.upstream_timed_out(error)`; `x.upstream_paused()` /
   `x.upstream_resumed()`.
+- In a tunnel each side ends by itself. The client's: `x.request_end(None)`, which is `send_end` upstream. The
+  backend's: `x.tunnel_half_closed()`, which is `half_close` downstream; the exchange is over
+  (`x.response_end(None)`) when the client has ended too, or at once when it cannot be told.
 
 Backpressure: `pause_*` asks an end to stop delivering as soon as it can. What it has already read it may
 still deliver; it must not read more from its socket (HTTP/1) or give back flow-control window (HTTP/2).
@@ -66,6 +70,12 @@ class Downstream(Protocol):
 
     def start_tunnel(self) -> None:
         """A 101 was sent: from now on all bytes in either direction are body bytes."""
+
+    def half_close(self) -> bool:
+        """The backend's side of the tunnel has ended: tell the client, whose side goes on.
+
+        False when this cannot be said; nothing was done then.
+        """
 
 
 class Upstream(Protocol):

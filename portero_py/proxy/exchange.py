@@ -7,7 +7,7 @@ connection.
 Phases
     ROUTING -> CONNECTING -> WAITING -> RESPONDING -> DONE
     ROUTING      nothing was claimed
-    CONNECTING   a backend is claimed, a connection to it is being made; body bytes that arrive are kept
+    CONNECTING   a lease is claimed, a connection to its backend is being made; body bytes are kept
     WAITING      the request is on its way; no byte of a final response's head was passed on
     RESPONDING   the response's head was passed on: nothing can be retried or replied any more
     DONE         released and counted; every later call is ignored
@@ -17,11 +17,18 @@ The invariants
   out.
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
+- A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
+  comes back (`body_refused`), so a request whose head was not sent yet is tried again with all of its body;
+  one whose first byte was sent never is.
 - A backend that fails before the head is passed on costs the client nothing while another one can serve.
+  Failed connects are no retries: every lease is tried, for CONNECT_PATIENCE connect time-outs. What counts
+  against MAX_RETRIES is a request that was sent.
+- Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
 from __future__ import annotations
 
+import logging
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -38,7 +45,7 @@ from portero_py.errors import (
 from portero_py.proxy.replies import reply
 
 if TYPE_CHECKING:
-    from portero_py.core.model import Backend, Service
+    from portero_py.core.model import Backend, Lease, Service
     from portero_py.proxy.client import Client
     from portero_py.proxy.endpoints import Downstream, Upstream
     from portero_py.proxy.upstream_pool import BackendPool, Connecting
@@ -47,8 +54,13 @@ if TYPE_CHECKING:
 
 #: How often a request may be sent again, over all backends.
 MAX_RETRIES: Final = 3
+#: No other backend is tried when connecting has failed for so many connect time-outs. A refused connect takes
+#: no time, so this bounds the backends that swallow packets, and how long their client waits: 12 s.
+CONNECT_PATIENCE: Final = 4
 
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
+
+_log = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -69,7 +81,7 @@ class Exchange:
     # For the log. Class attributes are the state before anything happened: few exchanges set them all.
     request_id = b""
     service = ""
-    backend: Backend | None = None
+    lease: Lease | None = None  # the last one that was tried
     status = 0
     upstream_status = 0
     upstream_started = 0.0
@@ -83,12 +95,15 @@ class Exchange:
     _claim: BackendPool | None = None
     _connecting: Connecting | None = None
     _upstream: Upstream | None = None
-    _excluded: tuple[Backend, ...] = ()
+    _excluded: set[str] | None = None  # instance ids of leases that failed
     _fresh = False  # the next try needs a new connection
+    _resent = 0
+    _connecting_since = 0.0  # the first of the connects that failed, or 0.0
     _body_held_up = False  # the downstream was asked to wait for a connection
     _client_behind = False  # the client reads too slowly
     _backend_behind = False  # the backend reads too slowly
-    _kept_body: list[bytes] | None = None
+    # One buffer: as a list of what a client sends in pieces of 2 bytes it would take 28 times the memory.
+    _kept_body: bytearray | None = None
     _trailers: Fields | None = None
 
     def __init__(self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead) -> None:
@@ -99,6 +114,11 @@ class Exchange:
         self.started = monotonic()
         self._request_ended = head.body_length == 0
         worker.counters.exchanges_in_flight += 1
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend that was tried last."""
+        return None if self.lease is None else self.lease.backend
 
     # What the downstream calls
 
@@ -144,20 +164,17 @@ class Exchange:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
         elif self._upstream is not None:
             self._upstream.send_body(data)
-        elif self._kept_body is None:
-            self._kept_body = [data]
         else:
-            self._kept_body.append(data)
+            self._keep(data)
 
     def request_end(self, trailers: Fields | None) -> None:
         """The request is complete, or the client closed its side of the tunnel."""
         if self._phase is _DONE or (self._request_ended and not self.head.upgrade):
             return
         self._request_ended = True
+        self._trailers = trailers
         if self._upstream is not None:
             self._upstream.send_end(trailers)
-        else:
-            self._trailers = trailers
 
     def downstream_paused(self) -> None:
         """The client reads slower than the backend sends."""
@@ -186,16 +203,32 @@ class Exchange:
     def upstream_ready(self, upstream: Upstream) -> None:
         """A connection is ours: send what there is."""
         self._connecting = None
+        self._connecting_since = 0.0
         self.upstream_started = monotonic()
         self._send(upstream)
 
     def connect_failed(self, error: PorteroError) -> None:
-        """No connection could be made: the next backend, if there is one."""
+        """No connection could be made: the next backend, if there is one, and time."""
         self._connecting = None
-        claim = self._release()
-        if claim is not None:
-            self._excluded = (*self._excluded, claim.backend)
-        self._retry(error)
+        self._release()
+        self._exclude()
+        waited = monotonic() - self._connecting_since
+        if waited >= CONNECT_PATIENCE * self.worker.timeouts.connect:
+            self._refuse(error)
+        else:
+            self._retry(error)
+
+    def connect_cancelled(self, error: PorteroError) -> None:
+        """No connection will be made any more."""
+        self._connecting = None
+        self._refuse(error)
+
+    def body_refused(self, data: bytes) -> None:
+        """The connection is breaking before anything was sent on it: these bytes are for the next one."""
+        self._keep(data)
+        if not self._body_held_up:
+            self._body_held_up = True
+            self.downstream.pause_body()
 
     def upstream_failed(self, error: PorteroError, *, reused: bool, silent: bool, unsent: bool) -> None:
         """The connection broke.
@@ -205,7 +238,7 @@ class Exchange:
         """
         self._upstream = None
         self._backend_behind = False
-        claim = self._release()
+        self._release()
         if self._phase is _RESPONDING:
             self.error = error
             self.downstream.abort(error)
@@ -214,11 +247,16 @@ class Exchange:
         if not silent or not (unsent or self._is_repeatable()):
             self._refuse(error)
             return
+        if not unsent:
+            if self._resent >= MAX_RETRIES:
+                self._refuse(error)
+                return
+            self._resent += 1
         if reused:
             # It was stale, which says nothing about the backend: the same one again, over a new connection.
             self._fresh = True
-        elif claim is not None:
-            self._excluded = (*self._excluded, claim.backend)
+        else:
+            self._exclude()
         self._retry(error)
 
     def upstream_timed_out(self, error: PorteroError) -> None:
@@ -282,18 +320,37 @@ class Exchange:
         """All that was read from the backend has been passed on."""
         self.downstream.flush()
 
+    def tunnel_half_closed(self) -> bool:
+        """The backend has closed its side of the tunnel; False when the client cannot be told so."""
+        return self.downstream.half_close()
+
+    def broke(self) -> None:
+        """The last resort of whoever was calling when something of our own raised: call it in the handler.
+
+        Whatever the exchange was doing, it is logged, counted and over, and neither end waits for it.
+        """
+        request_id = self.request_id.decode("latin-1")
+        _log.exception("request %s: a fault of portero's own", request_id)
+        for _ in range(2):
+            if self._phase is not _DONE:
+                try:
+                    self._refuse(PorteroError("a fault of portero's own: see the log"))
+                except Exception:  # then the other way: what could not be answered is cut off
+                    _log.exception("request %s: its client could not be told", request_id)
+        self._finish()
+
     # Private
 
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
         worker = self.worker
-        lease = worker.balancers.pick(service, now, self._excluded)
+        lease = worker.balancers.pick(service, now, self._excluded or ())
         if lease is None:
             self._refuse(error or NoBackend("no backend can take the request now"))
             return
         head = self.head
-        self.backend = backend = lease.backend
-        self._claim = pool = worker.pools.of(backend, head.authority)
+        self.lease = lease
+        self._claim = pool = worker.pools.of(lease.backend, head.authority)
         pool.claims += 1
         if not self._fresh:
             upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
@@ -302,6 +359,8 @@ class Exchange:
                 self._send(upstream)
                 return
         self._phase = _CONNECTING
+        if not self._connecting_since:
+            self._connecting_since = now
         if head.body_length != 0:
             self._body_held_up = True
             self.downstream.pause_body()
@@ -319,8 +378,7 @@ class Exchange:
             return
         if self._kept_body:
             kept, self._kept_body = self._kept_body, None
-            for data in kept:
-                upstream.send_body(data)
+            upstream.send_body(bytes(kept))
         if self._request_ended:
             upstream.send_end(self._trailers)
         if self._body_held_up:
@@ -332,11 +390,22 @@ class Exchange:
         """Say whether the request may reach a backend twice without harm (RFC 9110, 9.2.2)."""
         return self.head.body_length == 0 and self.head.method in _IDEMPOTENT
 
+    def _keep(self, data: bytes) -> None:
+        """Keep body bytes for the connection to come; flow control says how many there can be."""
+        if self._kept_body is None:
+            self._kept_body = bytearray(data)
+        else:
+            self._kept_body += data
+
+    def _exclude(self) -> None:
+        """Do not try this lease again."""
+        if self.lease is not None:
+            if self._excluded is None:
+                self._excluded = set()
+            self._excluded.add(self.lease.instance_id)
+
     def _retry(self, error: PorteroError) -> None:
         worker = self.worker
-        if self.retries >= MAX_RETRIES:
-            self._refuse(error)
-            return
         service = worker.router.route(self.head.authority, worker.table)
         if service is None:
             self._refuse(error)
@@ -370,12 +439,11 @@ class Exchange:
             upstream.abort()
         self._release()
 
-    def _release(self) -> BackendPool | None:
+    def _release(self) -> None:
         """Give the claim back: the one place that does."""
         claim, self._claim = self._claim, None
         if claim is not None:
             claim.claims -= 1
-        return claim
 
     def _finish(self) -> None:
         """Count and log, once."""

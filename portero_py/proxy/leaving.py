@@ -32,7 +32,7 @@ class Leaving(asyncio.Protocol):
         self._transport = transport
         self._left = LINGER_BYTES
         self._unsent = transport.get_write_buffer_size()  # when it was last looked at
-        self.deadline = monotonic() + LINGER_SECONDS
+        self.deadline = monotonic() + (CLOSE_SECONDS if self._unsent else LINGER_SECONDS)
         transport.set_protocol(self)
         worker.connection_succeeded(former, self)
         transport.write_eof()

@@ -6,7 +6,16 @@ States
     BODY         inside a body that says where it ends
     UNTIL_CLOSE  inside a body that the end of the connection ends
     TUNNEL       after a 101: bytes both ways
+    HALF_TUNNEL  a tunnel whose backend has closed its side: bytes go to it, none come
     CLOSED       given up
+
+Tunnels end one way at a time: the end of one side is passed on, the other goes on until it ends too, or is
+silent for TUNNEL_IDLE. What TLS cannot say: the loop's TLS has no half-closed connection (in TLS 1.2 there is
+none, RFC 5246, 7.2.1), so a backend's close_notify ends the tunnel behind the bytes that came before it; and
+it cannot be told that its client has ended, so what it still has to say must come within `upstream_idle`.
+
+A head is held back for the first bytes of its body. Until it is out nothing of the request is sent, and when
+the connection breaks meanwhile what comes for it goes back to the exchange, not a byte of it lost.
 
 A connection is used again only if the response was framed, both messages are complete, the backend did not
 ask to close, and not one byte came behind the response: a byte too many may be the beginning of an answer to
@@ -53,10 +62,11 @@ class State(Enum):
     BODY = 2
     UNTIL_CLOSE = 3
     TUNNEL = 4
-    CLOSED = 5
+    HALF_TUNNEL = 5
+    CLOSED = 6
 
 
-_IDLE, _HEAD, _BODY, _UNTIL_CLOSE, _TUNNEL, _CLOSED = State
+_IDLE, _HEAD, _BODY, _UNTIL_CLOSE, _TUNNEL, _HALF_TUNNEL, _CLOSED = State
 
 
 class UpstreamHttp1(asyncio.Protocol):
@@ -145,9 +155,12 @@ class UpstreamHttp1(asyncio.Protocol):
     def send_body(self, data: bytes) -> None:
         """Send body bytes, or bytes of a tunnel."""
         if self._transport.is_closing():
-            return  # connection_lost follows and tells the exchange
+            # connection_lost follows and tells the exchange. With the head sent the request is lost.
+            if self._outgoing is not None and self._exchange is not None:
+                self._exchange.body_refused(data)
+            return
         state = self._state
-        if self._body_chunked and state is not _TUNNEL:
+        if self._body_chunked:
             data = chunk(data)
         if self._outgoing is not None:
             data = self._outgoing + data
@@ -162,9 +175,16 @@ class UpstreamHttp1(asyncio.Protocol):
     def send_end(self, trailers: Fields | None) -> None:
         """The request is complete: from now on the backend has to answer in time."""
         self._request_ended = True
+        if self._transport.is_closing():
+            return  # as in `send_body`; the exchange has kept the trailers
         if self._state is _TUNNEL:
-            if self._transport.can_write_eof() and not self._transport.is_closing():
+            if self._transport.can_write_eof():
                 self._transport.write_eof()
+            elif not self._reading_paused:
+                self._expect_bytes()
+            return
+        if self._state is _HALF_TUNNEL:
+            self._complete(None, b"")
             return
         if self._body_chunked:
             self._body_chunked = False
@@ -181,7 +201,7 @@ class UpstreamHttp1(asyncio.Protocol):
 
     def pause_body(self) -> None:
         """Stop reading from the backend."""
-        if not self._reading_paused and not self._transport.is_closing():
+        if not self._reading_paused and self._state is not _HALF_TUNNEL and not self._transport.is_closing():
             self._reading_paused = True
             self._transport.pause_reading()
             self.deadline = 0.0  # it is the client who is slow; the downstream watches it
@@ -217,14 +237,21 @@ class UpstreamHttp1(asyncio.Protocol):
         except (BadResponse, HeadTooLarge, TargetTooLong) as error:
             self._fail(error if isinstance(error, BadResponse) else BadResponse(str(error)), silent=False)
             return
+        except Exception:
+            self._break(exchange)
+            return
         if self._exchange is exchange:
             exchange.flush()
 
     def eof_received(self) -> bool | None:
         exchange = self._exchange
+        if exchange is None:
+            return False
+        if self._state is _TUNNEL and self._half_close(exchange):
+            return True
         if self._state is _UNTIL_CLOSE or self._state is _TUNNEL:
             self._complete(None, b"")
-        elif exchange is not None:
+        else:
             self._fail(UpstreamClosed(self._closed_text()), silent=self._is_silent())
         return False
 
@@ -233,7 +260,7 @@ class UpstreamHttp1(asyncio.Protocol):
         if self._state is _IDLE:
             self._pool.discard(self)
         elif self._exchange is not None:
-            if exc is None and self._state in (_UNTIL_CLOSE, _TUNNEL):
+            if exc is None and self._state in (_UNTIL_CLOSE, _TUNNEL, _HALF_TUNNEL):
                 self._complete(None, b"")
             else:
                 self._fail(UpstreamClosed(self._closed_text()), silent=self._is_silent())
@@ -276,15 +303,22 @@ class UpstreamHttp1(asyncio.Protocol):
         self._exchange = None
         self._state = _CLOSED
         self._transport.abort()
-        exchange.upstream_timed_out(UpstreamTimeout(f"backend {self._pool.backend.address} took too long"))
+        error = UpstreamTimeout(f"backend {self._pool.backend.address} took too long")
+        try:
+            exchange.upstream_timed_out(error)
+        except Exception:
+            exchange.broke()
+
+    def kill(self) -> None:
+        """End at once, whatever is going on; connection_lost tells the exchange."""
+        self._transport.abort()
 
     # Private
 
     def _let_out(self) -> None:
-        if self._outgoing is not None:
+        if self._outgoing is not None and not self._transport.is_closing():
             outgoing, self._outgoing = self._outgoing, None
-            if not self._transport.is_closing():
-                self._transport.write(outgoing)
+            self._transport.write(outgoing)
 
     def _read(self, data: bytes, exchange: Exchange) -> None:
         state = self._state
@@ -297,7 +331,7 @@ class UpstreamHttp1(asyncio.Protocol):
             self.deadline = monotonic() + self._worker.timeouts.upstream_idle
             exchange.response_body(data)
         elif state is _TUNNEL:
-            self.deadline = monotonic() + TUNNEL_IDLE
+            self._expect_bytes()
             exchange.response_body(data)
 
     def _read_head(self, data: bytes, exchange: Exchange) -> None:
@@ -353,11 +387,19 @@ class UpstreamHttp1(asyncio.Protocol):
         if not head.upgrade or head.upgrade.lower() != exchange.head.upgrade.lower():
             raise BadResponse("a switch to a protocol that was not asked for")  # RFC 9110, 7.8
         self._state = _TUNNEL
+        self._request_ended = False  # as long as the client's side is open
         self._reusable = False
         self.deadline = monotonic() + TUNNEL_IDLE
         exchange.response_head(head)
         if rest and self._exchange is exchange:
             exchange.response_body(rest)
+
+    def _half_close(self, exchange: Exchange) -> bool:
+        """The backend has closed its side of the tunnel: say whether the other side goes on."""
+        if self._request_ended or not self._transport.can_write_eof() or not exchange.tunnel_half_closed():
+            return False
+        self._state = _HALF_TUNNEL
+        return True
 
     def _read_body(self, data: bytes, exchange: Exchange) -> None:
         decoder = self._decoder
@@ -372,9 +414,15 @@ class UpstreamHttp1(asyncio.Protocol):
     def _complete(self, trailers: Fields | None, rest: bytes) -> None:
         """The response has ended: reuse the connection or close it, then tell the exchange."""
         exchange = self._exchange
-        if exchange is not None:
-            self._release(monotonic(), extra=bool(rest))
+        if exchange is None:
+            return
+        if self._state is _TUNNEL:
+            self._request_ended = True  # what the client said is still delivered
+        self._release(monotonic(), extra=bool(rest))
+        try:
             exchange.response_end(trailers)
+        except Exception:
+            exchange.broke()
 
     def _release(self, now: float, *, extra: bool) -> None:
         """This end's part of the exchange is over: back to the pool, or close."""
@@ -405,7 +453,21 @@ class UpstreamHttp1(asyncio.Protocol):
         self._state = _CLOSED
         self._transport.abort()
         if exchange is not None:
-            exchange.upstream_failed(error, reused=self._uses > 1, silent=silent or unsent, unsent=unsent)
+            try:
+                exchange.upstream_failed(error, reused=self._uses > 1, silent=silent or unsent, unsent=unsent)
+            except Exception:
+                exchange.broke()
+
+    def _break(self, exchange: Exchange) -> None:
+        """Something of our own raised: end both sides, whichever of them was done with it already."""
+        if self._state is _IDLE:
+            self._pool.discard(self)
+        current, self._exchange = self._exchange, None
+        self._state = _CLOSED
+        self._transport.abort()
+        exchange.broke()
+        if current is not None and current is not exchange:  # the next one has the connection already
+            current.broke()
 
     def _is_silent(self) -> bool:
         """No byte of a response has come, not even of an informational one."""
@@ -420,7 +482,9 @@ class UpstreamHttp1(asyncio.Protocol):
         timeouts = self._worker.timeouts
         if self._state is _HEAD:
             seconds = timeouts.upstream_head if self._request_ended else 0.0
-        elif self._state is _TUNNEL:
+        elif self._state is _HALF_TUNNEL or (
+            self._state is _TUNNEL and (not self._request_ended or self._transport.can_write_eof())
+        ):
             seconds = TUNNEL_IDLE
         else:
             seconds = timeouts.upstream_idle

@@ -10,11 +10,18 @@ The rules
 - TLS connections are shared among requests with the same server name only: the backend saw it as SNI.
 - Services that have the same address share its pool. What one of them can leave there for another is an idle
   connection to that address, without a byte unread or unsent (see `UpstreamHttp1._release`).
+- A pool whose backend left a service closes its idle connections, and takes none until the backend is back or
+  somebody is sent to it again (another service may have it still, which is not worth a search).
+- A change of the routing table costs what the change is worth, in steps of STEP leases: looking at all of
+  100,000 leases stopped everybody for 30 ms, twice a second. Empty pools are found little by little too: a
+  few whenever one is made, so that names which clients make up cannot grow into a heap.
+- Whatever goes wrong while a connection is made, its exchange hears of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -24,10 +31,14 @@ from portero_py.errors import ConnectFailed, PorteroError, UpstreamTlsFailed
 from portero_py.proxy.upstream_http1 import UpstreamHttp1
 
 if TYPE_CHECKING:
-    from portero_py.core.model import Backend
+    from collections.abc import Iterator
+
+    from portero_py.core.model import Backend, Lease, Service
     from portero_py.core.routing_table import RoutingTable
     from portero_py.proxy.exchange import Exchange
     from portero_py.proxy.worker import Worker
+
+    PoolKey = tuple[str, int, str, str] | tuple[Backend, str]
 
 #: Most idle connections kept for one backend.
 MAX_IDLE: Final = 1024
@@ -35,6 +46,10 @@ MAX_IDLE: Final = 1024
 IDLE_SECONDS: Final = 60.0
 #: Longest idleness of a connection that takes a request which cannot be sent again.
 FRESH_SECONDS: Final = 1.0
+#: Services and leases that are compared, and pools that are looked at, in one go: 1 ms at most.
+STEP: Final = 500
+
+_log = logging.getLogger(__name__)
 
 
 class Connecting:
@@ -60,7 +75,8 @@ class BackendPool:
         self._server_name = server_name
         self._idle: list[UpstreamHttp1] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._closed = False  # the backend left: nothing is kept
+        self._fault_told = False
 
     @property
     def idle(self) -> int:
@@ -99,6 +115,7 @@ class BackendPool:
 
     def connect(self, exchange: Exchange) -> Connecting:
         """Make a connection; the exchange hears `upstream_ready` or `connect_failed`."""
+        self._closed = False  # who was sent here found the backend in the table
         connecting = Connecting(exchange)
         task = self._worker.loop.create_task(self._connect(connecting))
         self._tasks.add(task)
@@ -139,17 +156,40 @@ class BackendPool:
             error = ConnectFailed(f"backend {self.backend.address} cannot be reached: {reason}")
         except UpstreamTlsFailed as failure:
             error = failure
+        except asyncio.CancelledError:
+            exchange = connecting.exchange
+            if exchange is not None:
+                exchange.connect_cancelled(ConnectFailed("portero is going down"))
+            raise
+        except Exception as failure:
+            # A server name that cannot be encoded or checked, for one: nothing that only sockets raise.
+            error = ConnectFailed(f"backend {self.backend.address} cannot be connected to: {failure!r}")
+            if not self._fault_told:
+                self._fault_told = True
+                _log.error("backend %s cannot be connected to", self.backend.address, exc_info=failure)
         else:
             if upstream.is_usable():
-                if connecting.exchange is None:
-                    self.put(upstream, monotonic())
-                else:
-                    connecting.exchange.upstream_ready(upstream)
+                self._connected(connecting, upstream)
                 return
             # Lost between the connection's beginning and this task's turn: nobody would ever be told.
             error = ConnectFailed(f"backend {self.backend.address} closed the connection at once")
-        if connecting.exchange is not None:
-            connecting.exchange.connect_failed(error)
+        exchange = connecting.exchange
+        if exchange is not None:
+            try:
+                exchange.connect_failed(error)
+            except Exception:
+                exchange.broke()
+
+    def _connected(self, connecting: Connecting, upstream: UpstreamHttp1) -> None:
+        exchange = connecting.exchange
+        if exchange is None:
+            self.put(upstream, monotonic())
+            return
+        try:
+            exchange.upstream_ready(upstream)
+        except Exception:
+            exchange.broke()
+            upstream.abort()
 
     async def _open(self) -> UpstreamHttp1:
         worker = self._worker
@@ -167,18 +207,29 @@ class BackendPool:
         if context is not None:
             try:
                 worker.upstream_tls.check_pin(backend, transport)
-            except UpstreamTlsFailed:
+            except BaseException:
                 transport.abort()
                 raise
         return upstream
 
 
 class Pools:
-    """All pools of a worker."""
+    """All pools of a worker.
 
-    def __init__(self, worker: Worker) -> None:
+    `follow(table)` with every new table, then `prune()`, in turns of the event loop of its own, until it
+    says that it is done.
+    """
+
+    def __init__(self, worker: Worker, table: RoutingTable) -> None:
         self._worker = worker
-        self._pools: dict[tuple[str, int, str, str] | tuple[Backend, str], BackendPool] = {}
+        self._pools: dict[PoolKey, BackendPool] = {}
+        self._tls_keys: dict[Backend, set[PoolKey]] = {}  # the pools of a backend, one a server name
+        self._round: list[PoolKey] = []  # still to be looked at, before all of them are looked at again
+        # what the pools know of the routing tables
+        self._compared = table
+        self._latest = table
+        self._changed: set[str] | None = set()  # services that differ between the two; None: nobody knows
+        self._comparing: Iterator[None] | None = None
 
     def of(self, backend: Backend, authority: bytes) -> BackendPool:
         """Return the pool for requests to `authority` served by `backend`."""
@@ -186,33 +237,123 @@ class Pools:
             # All that such backends can differ in. The Backend itself, which is another object after each
             # renewal, would be hashed and compared in Python: 0.19 µs instead of 0.05.
             address = (backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
-            pool = self._pools.get(address)
-            if pool is None:
-                pool = self._pools[address] = BackendPool(self._worker, backend, "")
-            return pool
+            return self._pools.get(address) or self._make(address, backend, "")
         server_name = normalise_host(authority) or ""
         key = (backend, server_name)
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = BackendPool(self._worker, backend, server_name)
-        return pool
+        return self._pools.get(key) or self._make(key, backend, server_name)
 
-    def keep_only(self, table: RoutingTable) -> None:
-        """Close the idle connections of every backend that is in no service any more.
-
-        Pools that hold nothing are dropped: clients choose the server names under a wildcard.
-        """
-        live = {lease.backend for service in table.services.values() for lease in service.leases}
-        for key, pool in list(self._pools.items()):
-            if pool.backend in live:
-                pool.reopen()
+    def follow(self, table: RoutingTable) -> None:
+        """Remember that `table` is in force now."""
+        if self._changed is not None:
+            if table.since == self._latest.version:
+                self._changed |= table.changed
             else:
-                pool.close_idle()
-            if pool.is_empty:
-                del self._pools[key]
+                self._changed = None
+        self._latest = table
+
+    @property
+    def are_behind(self) -> bool:
+        """Whether there is a table that they have not been compared with."""
+        return self._compared is not self._latest
+
+    def prune(self) -> bool:
+        """Do a little of what the tables up to now have brought; True when that is done.
+
+        Idle connections to backends that left their service are closed, empty pools are dropped.
+        """
+        if self._comparing is None:
+            self._comparing = self._compare(self._compared, self._latest, self._changed)
+            self._compared = self._latest
+            self._changed = set()
+        if next(self._comparing, self) is self:
+            self._comparing = None
+            self._drop_empty(STEP)
+            return True
+        return False
 
     async def close(self) -> None:
         """Close every connection that is idle or being made."""
         for pool in list(self._pools.values()):
             await pool.close()
         self._pools.clear()
+        self._tls_keys.clear()
+
+    # Private
+
+    def _make(self, key: PoolKey, backend: Backend, server_name: str) -> BackendPool:
+        self._drop_empty(2)  # one more than is made
+        pool = self._pools[key] = BackendPool(self._worker, backend, server_name)
+        if backend.use_tls:
+            self._tls_keys.setdefault(backend, set()).add(key)
+        return pool
+
+    def _keys(self, backend: Backend) -> list[PoolKey]:
+        if backend.use_tls:
+            return list(self._tls_keys.get(backend, ()))
+        return [(backend.host, backend.port, backend.protocol, backend.tls_fingerprint)]
+
+    def _drop(self, key: PoolKey, backend: Backend) -> None:
+        del self._pools[key]
+        if backend.use_tls:
+            keys = self._tls_keys[backend]
+            keys.discard(key)
+            if not keys:
+                del self._tls_keys[backend]
+
+    def _drop_empty(self, count: int) -> None:
+        """Look at `count` more pools, none of them twice in a row."""
+        if not self._round:
+            self._round = list(self._pools)
+        for _ in range(min(count, len(self._round))):
+            key = self._round.pop()
+            pool = self._pools.get(key)
+            if pool is not None and pool.is_empty:
+                self._drop(key, pool.backend)
+
+    def _compare(self, former: RoutingTable, table: RoutingTable, changed: set[str] | None) -> Iterator[None]:
+        """Tell the pools whose backends came or went; stops after each STEP of services and leases."""
+        old, new = former.services, table.services
+        looked = 0
+        for name in old if changed is None else changed:
+            before, after = old.get(name), new.get(name)
+            looked += 1
+            if before is not after:
+                looked += self._compare_service(before, after)
+            if looked >= STEP:
+                looked = 0
+                yield
+        for name in new if changed is None else ():
+            looked += 1
+            if name not in old:
+                looked += self._compare_service(None, new[name])
+            if looked >= STEP:
+                looked = 0
+                yield
+
+    def _compare_service(self, before: Service | None, after: Service | None) -> int:
+        """Compare one service; return how much work that was."""
+        held: tuple[Lease, ...] = before.leases if before is not None else ()
+        holds: tuple[Lease, ...] = after.leases if after is not None else ()
+        if len(held) != len(holds) or not all(map(_is_same, held, holds)):
+            were, are = {lease.backend for lease in held}, {lease.backend for lease in holds}
+            for backend in were - are:
+                for key in self._keys(backend):
+                    pool = self._pools.get(key)
+                    if pool is not None:
+                        pool.close_idle()
+                        if pool.is_empty:
+                            self._drop(key, backend)
+            for backend in are - were:
+                for key in self._keys(backend):
+                    pool = self._pools.get(key)
+                    if pool is not None:
+                        pool.reopen()
+        return len(held) + len(holds)
+
+
+# Private
+
+
+def _is_same(held: Lease, holds: Lease) -> bool:
+    """Whether two leases, most often one and the same or one before and after its renewal, agree."""
+    return held is holds or held.backend == holds.backend

@@ -71,7 +71,7 @@ class Worker:
         self.front_tls = front_tls or FrontTls(config.tls)
         self.front_tls.counters = self.counters
         self.upstream_tls = UpstreamTls(config.proxy)
-        self.pools = Pools(self)
+        self.pools = Pools(self, self.table)
         self._certificates = CertificateTable()
         self._log_descriptor = log_descriptor
         self._log_lock = log_lock
@@ -80,7 +80,7 @@ class Worker:
         self._server = FrontServer(self)
         self._runner = web.ServerRunner(self._server, handle_signals=False)
         self._sites: list[ListenerSite] = []
-        self._pruning: asyncio.TimerHandle | None = None
+        self._pruning: asyncio.Handle | None = None
         self.access_log = self._open_log(config)
         self.reconfigure(config)
 
@@ -101,10 +101,10 @@ class Worker:
     def apply(self, table: RoutingTable) -> None:
         """Route by `table` from now on."""
         self.table = table
+        self.pools.follow(table)
         self.balancers.retain(table)
         if self._pruning is None:
-            # Not at once: with thousands of renewals a second this would be most of the work.
-            self._pruning = self.loop.call_later(0.5, self._prune)
+            self._prune_later()
 
     def apply_certificates(self, certificates: CertificateTable) -> None:
         """Present these certificates in new handshakes."""
@@ -212,5 +212,14 @@ class Worker:
         return AccessLog(self.loop, self.counters, style, self._log_descriptor, self._log_lock)
 
     def _prune(self) -> None:
-        self._pruning = None
-        self.pools.keep_only(self.table)
+        """A little at a time: the connections have their turns in between."""
+        if not self.pools.prune():
+            self._pruning = self.loop.call_soon(self._prune)
+        elif self.pools.are_behind:
+            self._prune_later()
+        else:
+            self._pruning = None
+
+    def _prune_later(self) -> None:
+        # Not at once: with thousands of renewals a second this would be most of the work.
+        self._pruning = self.loop.call_later(0.5, self._prune)

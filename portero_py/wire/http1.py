@@ -356,6 +356,8 @@ def _response_head(
         reusable = b"close" not in options and (reusable or b"keep-alive" in options)
         if not options <= _USUAL_OPTIONS:
             kept = without_nominated(kept, options)
+    if status == 426 and upgrade:
+        kept = [*kept, (b"Connection", b"upgrade"), (b"Upgrade", upgrade)]  # RFC 9110, 15.5.22
     if status != 101:
         upgrade = b""
     elif not upgrade or b"upgrade" not in connection_options(connection):

@@ -5,6 +5,8 @@ are lower-case by definition); whoever compares them lowers them. Values carry n
 space. A head's `fields` hold end-to-end fields only: Host, the hop-by-hop fields and Transfer-Encoding
 have been taken out by the parser; Content-Length stays in, once, in our own spelling, and is known to agree
 with `body_length`.
+One exception: a 426 must say what to upgrade to, so its `fields` have Upgrade, with the Connection that goes
+before it. HTTP/2 drops both.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def test_an_excluded_backend_is_passed_over() -> None:
     balancer = Balancer()
     both = service("A", "B")
     a, b = both.leases
-    assert [balancer.pick(both, 0.0, {a.backend}) for _ in range(3)] == [b, b, b]
-    assert balancer.pick(both, 0.0, [a.backend, b.backend]) is None
+    assert [balancer.pick(both, 0.0, {a.instance_id}) for _ in range(3)] == [b, b, b]
+    assert balancer.pick(both, 0.0, [a.instance_id, b.instance_id]) is None
     assert balancer.pick(both, 0.0) is not None
 
 
@@ -92,8 +92,8 @@ def test_with_weights_too_the_expired_and_the_excluded_are_passed_over() -> None
     weighted = service(lease("A", weight=5, expires_at=10.0), lease("B", weight=2), lease("C"))
     _, b, c = weighted.leases
     assert turns(balancer, weighted, 6, now=10.0) == "BCBBCB"
-    assert balancer.pick(weighted, 10.0, {b.backend}) == c
-    assert balancer.pick(weighted, 10.0, {b.backend, c.backend}) is None
+    assert balancer.pick(weighted, 10.0, {b.instance_id}) == c
+    assert balancer.pick(weighted, 10.0, {b.instance_id, c.instance_id}) is None
 
 
 def test_credit_outlives_a_renewal() -> None:
@@ -109,6 +109,81 @@ def test_weights_may_become_unequal_and_equal_again() -> None:
     assert turns(balancer, service("A", "B"), 2) == "AB"
     assert Counter(turns(balancer, service(lease("A", weight=3), lease("B")), 8)) == {"A": 6, "B": 2}
     assert Counter(turns(balancer, service("A", "B"), 4)) == {"A": 2, "B": 2}
+
+
+def test_credit_from_other_weights_starves_nobody() -> None:
+    balancer = Balancer()
+    assert turns(balancer, service(lease("A", weight=1000), lease("B", weight=1)), 500) == "A" * 500
+    after = turns(balancer, service(lease("A", weight=2), lease("B", weight=1)), 6)
+    assert Counter(after) == {"A": 4, "B": 2}
+
+
+def test_a_small_weight_has_its_turns_although_the_others_change_before_each_pick() -> None:
+    balancer = Balancer()
+    picked = ""
+    for number in range(400):
+        stable = [lease(name, weight=49) for name in ("AC", "AD")[number % 2]]
+        picked += turns(balancer, service(lease("B"), *stable), 1)
+    assert 4 <= picked.count("B") <= 12
+
+
+def weights_of(weights: st.SearchStrategy[int]) -> st.SearchStrategy[dict[str, int]]:
+    return st.dictionaries(st.sampled_from("ABCDEFGH"), weights, min_size=1)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(weights_of(st.sampled_from([1, 3, 400])), st.integers(0, 200)), max_size=4),
+    weights_of(st.integers(1, 20)),
+)
+def test_after_any_change_each_has_his_share_of_the_next_round_give_or_take_one_turn(
+    earlier: list[tuple[dict[str, int], int]], weights: dict[str, int]
+) -> None:
+    balancer = Balancer()
+    for former, count in earlier:
+        turns(balancer, service(*(lease(name, weight=weight) for name, weight in former.items())), count)
+    after = service(*(lease(name, weight=weight) for name, weight in weights.items()))
+    picked = Counter(turns(balancer, after, sum(weights.values())))
+    assert {
+        name: abs(picked[name] - weight) for name, weight in weights.items() if picked[name] != weight
+    } == {name: 1 for name, weight in weights.items() if picked[name] != weight}
+
+
+class CountingClock(float):
+    """A time that counts how often it is compared with the end of a lease."""
+
+    looks = 0
+
+    def __lt__(self, other: float) -> bool:
+        CountingClock.looks += 1
+        return float(self) < other
+
+
+def test_an_exchange_that_tries_all_of_many_leases_looks_at_each_about_once() -> None:
+    balancer = Balancer()
+    many = service(*(str(number) for number in range(1000)))
+    turns(balancer, many, 300)
+    CountingClock.looks = 0
+    excluded: set[str] = set()
+    while (found := balancer.pick(many, CountingClock(0.0), excluded)) is not None:
+        excluded.add(found.instance_id)
+    assert len(excluded) == 1000
+    assert CountingClock.looks == 1000 + 1000  # the last pick looks at all
+
+
+@given(st.sets(st.sampled_from("ABCDEFGHIJ"), max_size=9), st.integers(0, 3))
+def test_those_that_can_be_reached_have_equal_shares_whoever_cannot(dead: set[str], start: int) -> None:
+    balancer = Balancer(start)
+    ten = service(*"ABCDEFGHIJ")
+    served: Counter[str] = Counter()
+    for _ in range(20 * 10):
+        excluded: set[str] = set()
+        while (found := balancer.pick(ten, 0.0, excluded)) is not None and found.instance_id in dead:
+            excluded.add(found.instance_id)
+        assert found is not None
+        served[found.instance_id] += 1
+    assert max(served.values()) - min(served.values()) <= 1
+    assert set(served) == set("ABCDEFGHIJ") - dead
 
 
 @settings(deadline=None)
@@ -132,7 +207,7 @@ def test_each_service_has_its_own_turns() -> None:
     other = Service("other.example", one.leases)
     picked = [balancers.pick(of, 0.0) for of in (one, other, one, other)]
     assert [lease.instance_id for lease in picked if lease] == ["B", "B", "A", "A"]
-    assert balancers.pick(one, 0.0, {lease.backend for lease in one.leases}) is None
+    assert balancers.pick(one, 0.0, {lease.instance_id for lease in one.leases}) is None
 
 
 def test_a_single_lease_is_picked_without_a_balancer() -> None:
@@ -141,8 +216,8 @@ def test_a_single_lease_is_picked_without_a_balancer() -> None:
     [a] = alone.leases
     assert [balancers.pick(alone, 9.9), balancers.pick(alone, 9.9)] == [a, a]
     assert balancers.pick(alone, 10.0) is None
-    assert balancers.pick(alone, 9.9, {a.backend}) is None
-    assert balancers.pick(alone, 9.9, {Backend("host-B", 80)}) == a
+    assert balancers.pick(alone, 9.9, {a.instance_id}) is None
+    assert balancers.pick(alone, 9.9, {"B"}) == a
     assert balancers.pick(service(), 9.9) is None
     assert len(balancers) == 0
 

@@ -204,6 +204,15 @@ def test_between_tables_that_know_nothing_of_each_other_everything_is_compared()
     assert update.applied_to(former) == following
 
 
+def test_what_comes_out_says_in_what_it_differs_from_the_table_before() -> None:
+    former = RoutingTable(1, {name: Service(name, ()) for name in ("same.example", "gone.example")})
+    new = Service("new.example", ())
+    found = TableUpdate(9, "", (new,), ("gone.example",)).applied_to(former)
+    assert (found.since, set(found.changed)) == (1, {"new.example", "gone.example"})
+    found = TableUpdate(9, "", (new,), whole=True).applied_to(former)
+    assert found.since == -1
+
+
 def test_only_certificates_that_changed_are_sent() -> None:
     one, two, three = certificate("1.example"), certificate("2.example"), certificate("3.example")
     former = CertificateTable([one, two, three], 1)

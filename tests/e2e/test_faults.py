@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 import threading
@@ -10,17 +11,17 @@ from functools import partial
 
 import pytest
 
-from tests.e2e.backends import Peer, RecordingBackend, echo_each, in_turn, ok
+from tests.e2e.backends import Peer, RecordingBackend, answer_with, echo_each, in_turn, ok
 from tests.e2e.big_bodies import SIZE, send_much
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import StartBackend, StartProxy
-from tests.e2e.http1_client import Http1Client, get
+from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import (
     Http2Client,
     fields_of,
     rst_stream,
 )
-from tests.e2e.proxy_process import ProxyProcess
+from tests.e2e.proxy_process import ProxyProcess, free_port
 from tests.e2e.waiting import eventually
 
 ConnectTls = Callable[[str], Http1Client]
@@ -92,6 +93,69 @@ def test_a_backend_that_dies_during_an_upload_is_a_502(
         client.send(get(service, "/", "Content-Length: 1000000", method="POST") + b"x" * 1000)
         assert client.read_response().status == 502
     assert len(backend.peers) == 1, "an upload was sent again"
+    plain_proxy.wait_until_idle()
+
+
+def test_every_request_is_answered_while_nine_of_ten_backends_refuse_connections(
+    plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    plain_proxy.serve(service, start_backend())
+    for _ in range(9):
+        plain_proxy.register(service, "127.0.0.1", free_port())
+    with plain_proxy.connect() as client:
+        for number in range(20):
+            assert client.ask(get(service, f"/{number}")).status == 200
+            assert client.ask(post(service, b"body")).body == b"POST / body"
+    plain_proxy.wait_until_idle()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.parametrize("first", ["reset", "body"])
+def test_no_byte_of_a_body_is_lost_when_its_connection_breaks_at_the_same_time(
+    framing: str, first: str, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    """The proxy is stopped while both happen, and finds them in one batch of events; the rest comes later."""
+    go_on, broken = threading.Event(), threading.Event()
+
+    def break_when_told(peer: Peer) -> None:
+        request = peer.read_request()
+        peer.send(ok(b"idle now", request))
+        go_on.wait(20)
+        peer.reset()
+        broken.set()
+
+    backend = start_backend(in_turn(break_when_told, echo_each))
+    plain_proxy.serve(service, backend)
+    if framing == "length":
+        head, body, rest = get(service, "/", "Content-Length: 6", method="POST"), b"abc", b"def"
+    else:
+        head = get(service, "/", "Transfer-Encoding: chunked", method="POST")
+        body, rest = b"6\r\nabc", b"def\r\n0\r\n\r\n"
+    with plain_proxy.connect() as client:
+        assert client.ask(get(service)).body == b"idle now"
+        client.send(head)
+        eventually(lambda: plain_proxy.metric("portero_requests_in_flight") == 1, "the head was taken")
+        plain_proxy.signal(signal.SIGSTOP)
+        try:
+            if first == "body":
+                client.send(body)
+            go_on.set()
+            assert broken.wait(20)
+            if first == "reset":
+                client.send(body)
+        finally:
+            plain_proxy.signal(signal.SIGCONT)
+        eventually(
+            lambda: len(backend.peers) == 2 or not plain_proxy.metric("portero_requests_in_flight"),
+            "it was tried again, or refused",
+        )
+        client.send(rest)
+        answer = client.read_response()
+        assert answer.status == 502 or answer.body == b"POST / abcdef"
+    with plain_proxy.connect() as client:
+        for number in range(3):
+            assert client.ask(get(service, f"/{number}")).body == b"GET /%d " % number
+    assert [request.body for request in backend.requests if request.method == b"POST"] in ([], [b"abcdef"])
     plain_proxy.wait_until_idle()
 
 
@@ -239,6 +303,21 @@ def test_a_client_that_closes_its_writing_side_still_gets_its_answer(
         go_on.set()
         assert client.read_response().body == b"late"
         assert client.read_all() == b""
+
+
+def test_what_a_client_sends_behind_its_last_request_does_not_cut_its_answer_off(
+    plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    """A connection that is closed with unread bytes is reset: the client loses what it has not read yet."""
+    body = bytes(4_000_000)
+    plain_proxy.serve(service, start_backend(answer_with(ok(body))))
+    with plain_proxy.connect() as client:
+        client.send(get(service, "/", "Connection: close") + get(service, "/never"))
+        for _ in range(20):
+            client.send(b"x" * 10_000)
+        assert client.read_response().body == body
+        assert client.read_all() == b""
+    plain_proxy.wait_until_idle()
 
 
 def test_pipelined_requests_of_a_half_closed_client_are_all_answered(

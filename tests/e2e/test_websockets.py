@@ -16,9 +16,10 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from tests.e2e.backends import echo_each
+from tests.e2e.backends import Peer, answer_with, echo_each
 from tests.e2e.certificates import Authority, client_context
-from tests.e2e.conftest import Need, StartBackend
+from tests.e2e.conftest import Curl, Need, StartBackend
+from tests.e2e.http1_client import get
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import eventually
 
@@ -79,6 +80,93 @@ def test_a_refused_upgrade_is_an_ordinary_answer(
         )
     assert refused.value.response.status_code == 200
     assert backend.requests[0].values(b"upgrade") == [b"websocket"]
+
+
+# Tunnels that end one side at a time
+
+
+UPGRADE = ("Connection: Upgrade", "Upgrade: echo")
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+
+
+def test_a_backend_that_ends_its_side_of_a_tunnel_still_hears_the_client(
+    plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    heard = bytearray()
+
+    def speak_first(peer: Peer) -> None:
+        peer.read_head()
+        peer.send(SWITCH + b"all I had to say")
+        peer.shut()
+        heard.extend(peer.read_rest())
+
+    plain_proxy.serve(service, start_backend(speak_first))
+    said = b"a long answer " * 100_000
+    with plain_proxy.connect() as client:
+        client.send(get(service, "/", *UPGRADE))
+        assert client.read_response().status == 101
+        assert client.read_all() == b"all I had to say"
+        client.send(said)
+        client.shut()
+        eventually(lambda: len(heard) == len(said), "the backend heard all of it")
+    assert bytes(heard) == said
+    plain_proxy.wait_until_idle()
+
+
+def test_a_client_that_ends_its_side_of_a_tunnel_still_hears_the_backend(
+    plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    def answer_at_the_end(peer: Peer) -> None:
+        peer.read_head()
+        peer.send(SWITCH)
+        said = peer.read_rest()
+        peer.send(b"%d bytes " % len(said) + b"x" * 1_000_000)
+
+    plain_proxy.serve(service, start_backend(answer_at_the_end))
+    with plain_proxy.connect() as client:
+        client.send(get(service, "/", *UPGRADE))
+        assert client.read_response().status == 101
+        client.send(b"a question")
+        client.shut()
+        assert client.read_all() == b"10 bytes " + b"x" * 1_000_000
+    plain_proxy.wait_until_idle()
+
+
+def test_under_tls_a_tunnel_ends_with_its_backend_and_says_so(
+    tls_proxy: ProxyProcess, start_backend: StartBackend, authority: Authority, service: str
+) -> None:
+    def speak_and_end(peer: Peer) -> None:
+        peer.read_head()
+        peer.send(SWITCH + b"x" * 1_000_000)
+        peer.shut()
+        peer.wait_closed()
+
+    tls_proxy.serve(service, start_backend(speak_and_end))
+    tls = client_context(authority.pem, "http/1.1")
+    with (
+        socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20) as raw,
+        tls.wrap_socket(raw, server_hostname=service, suppress_ragged_eofs=False) as secure,
+    ):
+        secure.sendall(get(service, "/", *UPGRADE))
+        got = b""
+        while data := secure.recv(65536):
+            got += data
+    assert got.endswith(b"\r\n\r\n" + b"x" * 1_000_000)
+    tls_proxy.wait_until_idle()
+
+
+def test_a_426_says_what_to_upgrade_to_over_http1_only(
+    curl: Curl, tls_proxy: ProxyProcess, start_backend: StartBackend, service: str
+) -> None:
+    fields = b"Connection: Upgrade\r\nUpgrade: echo/2\r\nContent-Length: 0\r\n\r\n"
+    tls_proxy.serve(service, start_backend(answer_with(b"HTTP/1.1 426 Upgrade Required\r\n" + fields)))
+    answer = curl("/", "-i", "--http1.1").stdout
+    assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    assert b"\r\nConnection: upgrade\r\nUpgrade: echo/2\r\n" in answer
+    answer = curl("/", "-i", "--http2").stdout.lower()
+    assert answer.startswith(b"http/2 426 ")
+    assert b"upgrade" not in answer
+    assert b"connection" not in answer
 
 
 # Chromium

@@ -95,6 +95,10 @@ class ScriptedTransport(asyncio.Transport):
         if self._closing:
             self._lose(None)
 
+    def break_off(self) -> None:
+        """The connection is broken, and the loop knows it; the protocol is told later, by `vanish`."""
+        self._closing = True
+
     @property
     def closed(self) -> bool:
         return self._closing
@@ -225,7 +229,7 @@ class World:
         self.config = Config()
         self.request_parser = RequestParser(self.limits.request_line, self.limits.header_fields)
         self.response_parser = ResponseParser(self.limits.header_fields)
-        self.pools = Pools(cast("Worker", self))
+        self.pools = Pools(cast("Worker", self), RoutingTable())
         self.done: list[Exchange] = []
         self.refused: list[PorteroError] = []
         self.clients = Clients(())
@@ -245,6 +249,13 @@ class World:
             for n in range(backends)
         )
         self.table = RoutingTable(1, {"app.example": Service("app.example", leases)})
+
+    def apply(self, table: RoutingTable) -> None:
+        """A new routing table comes, and the pools take notice of it."""
+        self.table = table
+        self.pools.follow(table)
+        while not self.pools.prune():
+            pass
 
     def client(self, *, tls: bool = False) -> ScriptedTransport:
         """A client connects."""

@@ -18,6 +18,7 @@ class Item:
     def __init__(self, deadline: float, then: Callable[[Item], None] | None = None) -> None:
         self.deadline = deadline
         self.called: list[float] = []
+        self.killed = 0
         self._then = then
 
     def on_deadline(self, now: float) -> None:
@@ -25,6 +26,11 @@ class Item:
         self.deadline = 0.0
         if self._then is not None:
             self._then(self)
+
+    def kill(self) -> None:
+        self.killed += 1
+        if self.deadline < 0:
+            raise RuntimeError("it cannot even be ended")
 
 
 @given(st.floats(100.0, 1000.0), st.floats(0.01, 300.0))
@@ -145,7 +151,7 @@ def test_a_wheel_that_stood_still_catches_up_in_one_turn() -> None:
     assert all(len(item.called) == 1 for item in items)
 
 
-def test_one_items_fault_does_not_cost_the_others_their_deadlines() -> None:
+def test_one_items_fault_does_not_cost_the_others_their_deadlines(caplog: pytest.LogCaptureFixture) -> None:
     wheel = DeadlineWheel(0.0)
 
     def fail(faulty: Item) -> None:
@@ -155,15 +161,36 @@ def test_one_items_fault_does_not_cost_the_others_their_deadlines() -> None:
 
     items = [Item(1.0) for _ in range(20)]
     forgotten = [Item(1.0) for _ in range(20)]
-    wheel.watch(Item(1.0, fail))
-    for item in (*items, *forgotten):
+    faulty = Item(1.0, fail)
+    for item in (faulty, *items, *forgotten):
         wheel.watch(item)
-    with pytest.raises(RuntimeError):
-        wheel.advance(1.0)
+    wheel.advance(1.0)
     before = [len(item.called) for item in forgotten]
-    wheel.advance(2.0)
     assert [len(item.called) for item in items] == [1] * 20
+    wheel.advance(2.0)
     assert [len(item.called) for item in forgotten] == before
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize("deadline", [0.0, -1.0])
+def test_an_item_that_raises_at_its_deadline_is_ended_and_is_watched_on(
+    deadline: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    wheel = DeadlineWheel(0.0)
+
+    def fail(faulty: Item) -> None:
+        faulty.deadline = deadline
+        raise RuntimeError("a fault")
+
+    faulty = Item(1.0, fail)
+    wheel.watch(faulty)
+    wheel.advance(1.0)
+    assert faulty.killed == 1
+    faulty.deadline = 3.0
+    wheel.sooner(faulty)
+    wheel.advance(2.0)
+    wheel.advance(3.0)
+    assert faulty.called == [1.0, 3.0]
 
 
 async def test_on_a_loop_one_timer_turns_the_wheel_until_it_is_closed(

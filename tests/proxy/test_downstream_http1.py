@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -364,6 +365,108 @@ async def test_a_body_that_stops_coming_is_a_408(world: World) -> None:
     assert [exchange.status for exchange in world.done] == [408]
 
 
+async def test_a_body_has_all_the_time_that_connecting_takes(world: World) -> None:
+    connected = asyncio.Event()
+    world.loop.outcomes = [connected]
+    client = world.client()
+    client.send(post(b"abcdef")[:-3])  # some of the body came with the head
+    await world.pass_time(200)
+    assert client.received == b""
+    connected.set()
+    backend = await world.backend()
+    await world.pass_time(50)
+    client.send(b"def")
+    assert backend.received.endswith(b"abcdef")
+    backend.send(OK)
+    assert statuses(client.received) == [200]
+
+
+async def test_a_pipelined_body_has_all_the_time_that_connecting_takes(world: World) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    connected = asyncio.Event()
+    world.loop.outcomes = [connected]
+    upload = post(bytes(PIPELINE_LIMIT + 10))
+    client.send(upload[:-1])
+    assert not client.reading
+    backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+    await world.pass_time(200)
+    assert statuses(client.received) == [200]
+    connected.set()
+    backend = await world.backend()
+    await world.pass_time(50)
+    client.send(upload[-1:])
+    backend.send(OK)
+    assert statuses(client.received) == [200, 200]
+
+
+async def test_a_body_has_all_the_time_of_its_backend_although_the_client_was_behind_too(
+    world: World,
+) -> None:
+    client = world.client()
+    client.stop_reading()
+    client.send(post(bytes(500_000))[:1000])
+    backend = await world.backend()
+    backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + bytes(100_000))
+    backend.stop_reading()
+    client.send(bytes(100_000))
+    assert not client.reading
+    client.read_all()
+    for _ in range(4):
+        backend.unsent -= 1000
+        await world.pass_time(50)
+    assert not client.closed, "a false 408"
+    backend.read_all()
+    await world.pass_time(67)
+    assert client.closed, "now it is the client who is slow"
+
+
+async def test_what_is_sent_behind_the_last_request_does_not_reset_its_answer(world: World) -> None:
+    client = world.client()
+    client.send(get(b"/last", b"Connection: close\r\n") + GET)
+    backend = await world.backend()
+    backend.send(OK)
+    assert client.received.endswith(b"Connection: close\r\n\r\nok")
+    assert client.ended
+    assert not client.closed
+    client.send(GET)  # read and forgotten
+    assert statuses(client.received) == [200]
+    assert len(world.done) == 1
+    await world.pass_time(7)
+    assert client.closed
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_client_that_may_not_know_that_this_was_the_last_answer_is_read_on(
+    world: World, streamed: bool
+) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    world.draining = True
+    if streamed:
+        backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+        backend.send(b"k")
+    else:
+        backend.send(OK)
+    assert client.ended
+    assert not client.closed
+    client.send(GET)
+    client.send_end()
+    assert client.closed
+    assert statuses(client.received) == [200]
+
+
+async def test_who_said_that_nothing_more_comes_is_closed_at_once(world: World) -> None:
+    for request in (get(b"/", b"Connection: close\r\n"), b"GET / HTTP/1.0\r\nHost: app.example\r\n\r\n"):
+        client = world.client()
+        client.send(request)
+        await settle()
+        world.loop.connections[0].send(OK)
+        assert client.closed
+
+
 async def test_a_short_time_limit_is_kept_although_the_wheel_looked_far_ahead(world: World) -> None:
     backend = await world.idle_backend()
     world.timeouts = replace(world.timeouts, upstream_head=5)
@@ -429,10 +532,10 @@ async def test_drain_closes_idle_connections_and_lets_the_others_finish(world: W
     assert idle.closed
     backend.send(OK)
     assert b"\r\nConnection: close\r\n" in busy.received
-    assert busy.closed
+    assert busy.ended
     halfway.send(b"\r\n")
     assert b"\r\nConnection: close\r\n" in halfway.received
-    assert halfway.closed
+    assert halfway.ended
 
 
 async def test_kill_ends_a_connection_at_once(world: World) -> None:
@@ -457,7 +560,7 @@ async def test_an_http_1_0_client_is_answered_in_its_own_terms(world: World) -> 
     backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n")
     backend.send(b"0\r\n\r\n")
     assert client.received.endswith(b"\r\nConnection: close\r\n\r\nab")
-    assert client.closed
+    assert client.ended
 
 
 async def test_a_cut_off_response_without_a_length_resets_an_http_1_0_client(world: World) -> None:

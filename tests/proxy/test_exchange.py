@@ -8,12 +8,26 @@ from typing import cast
 
 import pytest
 
+from portero_py.core.balancer import Balancers
 from portero_py.core.certificates import Certificate
 from portero_py.core.model import Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BodyTooLarge
 from portero_py.proxy.downstream_http1 import Http1Downstream
-from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses
+from portero_py.proxy.exchange import CONNECT_PATIENCE, Exchange
+from portero_py.proxy.upstream_http1 import UpstreamHttp1
+from tests.proxy.dialogue import (
+    GET,
+    HIGH_WATER,
+    OK,
+    ScriptedTransport,
+    World,
+    get,
+    post,
+    settle,
+    statuses,
+    until,
+)
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -128,14 +142,63 @@ async def test_when_no_backend_can_be_reached_it_is_a_502(world: World) -> None:
     assert str(world.done[0].error) == "backend 127.0.0.1:9001 cannot be reached: Connection refused"
 
 
-async def test_not_more_than_three_other_backends_are_tried(world: World) -> None:
+async def test_every_lease_is_tried_while_connects_are_refused(world: World) -> None:
+    world.register(10)
+    client = world.client()
+    for _ in range(3):
+        world.loop.outcomes = [REFUSED] * 9
+        client.send(GET)
+        await until(lambda: bool(world.loop.connections))
+        world.loop.connections.pop().send(OK + b"close, please")
+    assert statuses(client.received) == [200] * 3
+    assert [done.retries for done in world.done] == [9] * 3
+    assert world.counters.retries["app.example"] == 27
+
+
+async def test_a_request_that_was_sent_goes_to_three_other_backends_at_most(world: World) -> None:
     world.register(9)
-    world.loop.outcomes = [REFUSED] * 9
+
+    def greet(transport: ScriptedTransport) -> None:
+        asyncio.get_running_loop().call_soon(transport.vanish)
+
+    world.loop.greet = greet
     client = world.client()
     client.send(GET)
+    await until(lambda: bool(world.done))
+    assert statuses(client.received) == [502]
+    assert len(world.loop.addresses) == 1 + 3
+
+
+async def test_backends_that_swallow_packets_are_tried_for_four_time_outs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.register(9)
+
+    async def swallow(*_: object, **__: object) -> None:
+        world.loop.addresses.append(("", 0))
+        world.clock.now += world.timeouts.connect
+        raise TimeoutError
+
+    monkeypatch.setattr(world.loop, "create_connection", swallow)
+    client = world.client()
+    client.send(GET)
+    await until(lambda: bool(world.done))
+    assert statuses(client.received) == [502]
+    assert len(world.loop.addresses) == CONNECT_PATIENCE
+
+
+async def test_the_patience_begins_anew_with_every_connection_that_was_made(world: World) -> None:
+    world.register(3)
+    world.loop.outcomes = [REFUSED]
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    world.clock.now += 50
+    world.loop.outcomes = [REFUSED]
+    backend.vanish()
     await settle()
     assert statuses(client.received) == [502]
-    assert len(world.loop.addresses) == 4
+    assert len(world.loop.addresses) == 3, "the last lease was not tried"
 
 
 async def test_a_service_that_vanishes_between_two_tries_is_a_502(world: World) -> None:
@@ -189,7 +252,7 @@ async def test_a_stale_idle_connection_does_not_cost_an_upgrade(world: World) ->
     backend = await world.backend()
     backend.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
     assert statuses(client.received) == [101]
-    backend.send_end()
+    backend.vanish()
 
 
 async def test_every_retry_of_a_stale_connection_uses_a_new_one(world: World) -> None:
@@ -412,6 +475,113 @@ async def test_an_answer_to_head_by_portero_has_no_body(world: World) -> None:
     head, _, body = client.received.partition(b"\r\n\r\n")
     assert b"\r\nContent-Length: " in head
     assert body == b""
+
+
+class Fault(Exception):
+    """Something of our own that should not happen."""
+
+
+def fail(*_: object, **__: object) -> None:
+    raise Fault
+
+
+async def test_a_fault_when_a_connection_is_ready_is_a_500(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = world.client()
+    client.send(GET)
+    with monkeypatch.context() as patched:
+        patched.setattr(UpstreamHttp1, "send_head", fail)
+        backend = await world.backend()
+        await settle()
+    assert statuses(client.received) == [500]
+    assert backend.aborted
+    assert reasons(world) == ["internal_error"]
+    assert [record.exc_info is not None for record in caplog.records if record.name.startswith("portero")]
+
+
+@pytest.mark.parametrize("how", ["connect", "break"])
+async def test_a_fault_in_a_retry_is_a_500(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    world.register(2)
+    world.loop.outcomes = [REFUSED] if how == "connect" else []
+    client = world.client()
+    client.send(GET)
+    with monkeypatch.context() as patched:
+        patched.setattr(Balancers, "pick", fail)
+        if how == "break":
+            (await world.backend()).vanish()
+        await settle()
+    assert statuses(client.received) == [500]
+    assert "Fault" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [OK, OK[:-1], OK[:-2]])
+async def test_a_response_that_cannot_be_passed_on_ends_the_clients_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    with monkeypatch.context() as patched:
+        for method in ("send_response", "send_head", "send_body"):
+            patched.setattr(Http1Downstream, method, fail)
+        backend.send(answer)
+    await settle()
+    assert client.closed
+    assert backend.aborted
+    assert len(world.done) == 1
+    assert [pool.idle for pool in world.all_pools()] == [0]
+    assert "Fault" in caplog.text
+
+
+async def test_a_time_out_that_cannot_be_told_ends_the_clients_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = world.client()
+    client.send(GET)
+    await world.backend()
+    with monkeypatch.context() as patched:
+        patched.setattr(Http1Downstream, "send_response", fail)
+        await world.pass_time(67)
+    assert client.closed
+    assert [done.error and done.error.reason for done in world.done] == ["internal_error"]
+    assert "Fault" in caplog.text
+
+
+async def test_the_end_of_a_response_that_cannot_be_told_ends_the_clients_connection(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    backend.send(b"HTTP/1.1 200 OK\r\n\r\nabc")
+    with monkeypatch.context() as patched:
+        patched.setattr(Http1Downstream, "send_end", fail)
+        backend.send_end()
+    assert client.closed
+    assert len(world.done) == 1
+    assert "Fault" in caplog.text
+
+
+async def test_a_fault_in_the_next_request_is_not_the_last_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, other = world.client(), world.client()
+    client.send(GET + get(b"/2"))
+    backend = await world.backend()
+    with monkeypatch.context() as patched:
+        patched.setattr(Exchange, "start", fail)
+        backend.send(OK)
+    await settle()
+    assert client.aborted
+    assert [(done.status, done.head.target) for done in world.done] == [(200, b"/"), (499, b"/2")]
+    assert not backend.closed, "it has done nothing wrong"
+    other.send(GET)
+    backend.send(OK)
+    assert statuses(other.received) == [200]
+    assert "Fault" in caplog.text
 
 
 async def test_a_trusted_proxys_request_id_is_kept(world: World) -> None:

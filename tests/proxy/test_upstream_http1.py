@@ -274,7 +274,7 @@ async def test_an_early_response_streams_while_the_request_still_comes(world: Wo
     backend.send(b"CD")
     assert backend.received.endswith(b"abcd")
     assert client.received.endswith(b"\r\nConnection: close\r\n\r\nABCD")
-    assert client.closed
+    assert client.ended
 
 
 async def test_both_ways_at_once_neither_is_idle(world: World) -> None:
@@ -449,8 +449,137 @@ async def test_a_tunnel_passes_bytes_both_ways_and_what_came_early(world: World)
     backend.send(b"0\r\n\r\n")
     assert client.received.endswith(b"hello0\r\n\r\n")
     backend.send_end()
+    client.send_end()
     assert client.closed
     assert [(done.status, done.bytes_in, done.bytes_out) for done in world.done] == [(101, 23, 10)]
+
+
+async def test_a_backend_that_ends_its_side_of_a_tunnel_still_hears_the_client(world: World) -> None:
+    client = world.client()
+    client.send(UPGRADE)
+    backend = await world.backend()
+    backend.send(SWITCH + b"all I had to say")
+    backend.send_end()
+    assert client.received.endswith(b"all I had to say")
+    assert client.ended
+    assert not client.closed
+    assert not backend.closed
+    await world.pass_time(300)  # far beyond the time-outs of messages
+    client.send(b"thank you")
+    assert backend.received.endswith(b"thank you")
+    client.send_end()
+    await settle()
+    assert backend.closed
+    assert not backend.aborted, "what the client said last may be on its way"
+    assert client.closed
+    assert [(done.status, done.error) for done in world.done] == [(101, None)]
+
+
+async def test_a_backend_that_ends_its_side_holds_back_a_faster_client(world: World) -> None:
+    client = world.client()
+    client.send(UPGRADE)
+    backend = await world.backend()
+    backend.send(SWITCH)
+    backend.send_end()
+    backend.stop_reading()
+    client.send(bytes(HIGH_WATER + 1))
+    assert not client.reading
+    backend.read_all()
+    assert client.reading
+    client.stop_reading()
+    assert client.protocol is not None
+    client.protocol.pause_writing()  # of what the backend said before
+    client.protocol.resume_writing()
+    client.vanish()
+    await settle()
+    assert backend.aborted
+
+
+async def test_a_half_closed_tunnel_that_is_silent_ends_after_an_hour(world: World) -> None:
+    client = world.client()
+    client.send(UPGRADE)
+    backend = await world.backend()
+    backend.send(SWITCH)
+    backend.send_end()
+    world.clock.now += TUNNEL_IDLE - 20
+    await world.pass_time(7)
+    client.send(b"still here")
+    await world.pass_time(30)
+    assert not client.closed
+    world.clock.now += TUNNEL_IDLE
+    await world.pass_time(7)
+    assert client.closed
+    assert backend.aborted
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_backend_that_vanishes_behind_its_end_of_a_tunnel_ends_it(world: World, reset: bool) -> None:
+    client = world.client()
+    client.send(UPGRADE)
+    backend = await world.backend()
+    backend.send(SWITCH)
+    backend.send_end()
+    backend.vanish(ConnectionResetError() if reset else None)
+    await world.pass_time(7)
+    assert client.closed
+    assert reasons(world) == ["upstream_closed" if reset else ""]
+
+
+async def test_a_tunnel_to_a_tls_client_ends_with_its_backend(world: World) -> None:
+    client = world.client(tls=True)
+    client.send(UPGRADE)
+    backend = await world.backend()
+    backend.send(SWITCH)
+    client.send(b"the last word")
+    backend.send_end()
+    assert client.ended
+    client.send(b"too late")  # a reset for it would overtake what the backend said
+    assert not client.closed
+    assert backend.received.endswith(b"the last word")
+    assert backend.closed
+    assert not backend.aborted
+
+
+async def test_a_tunnel_to_a_tls_backend_ends_with_it_and_never_waits_long_for_it(world: World) -> None:
+    for first in ("backend", "client"):
+        client = world.client()
+        client.send(UPGRADE)
+        backend = await world.backend()
+        backend._tls = True
+        backend.send(SWITCH)
+        if first == "backend":
+            backend.send_end()
+            assert client.ended
+            assert backend.closed
+            continue
+        client.send_end()
+        assert not backend.ended, "TLS of the loop has no half-closed connection"
+        await world.pass_time(50)
+        backend.send(b"late")
+        assert client.received.endswith(b"late")
+        await world.pass_time(67)
+        assert backend.aborted
+        assert client.closed
+
+
+async def test_a_426_says_what_to_upgrade_to(world: World) -> None:
+    client = world.client()
+    backend = None
+    for connection in (b"close", b"Upgrade, close", b"upgrade, x-hop"):
+        client.send(GET)
+        backend = await world.backend()
+        client.received = b""
+        backend.send(
+            b"HTTP/1.1 426 Upgrade Required\r\nConnection: %b\r\nUpgrade: websocket\r\nX-Hop: 1\r\n"
+            b"Content-Length: 0\r\n\r\n" % connection
+        )
+        lines = client.received.split(b"\r\n")
+        assert lines[0] == b"HTTP/1.1 426 Upgrade Required"
+        assert b"Upgrade: websocket" in lines
+        assert b"Connection: upgrade" in lines
+        assert (b"X-Hop: 1" in lines) == (b"x-hop" not in connection)
+        if b"close" not in connection:
+            backend.send(b"unasked for")
 
 
 async def test_a_tunnel_ends_with_its_client(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from portero_py.core.model import Backend, Service
+from portero_py.core.model import Backend, Lease, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import UpstreamTlsFailed
 from portero_py.proxy import upstream_pool
@@ -113,14 +113,14 @@ async def test_a_backend_that_left_loses_its_idle_connections_and_keeps_the_busy
     other.send(GET)
     busy = await world.backend()
     idle.send(OK)
-    world.table = RoutingTable(2, {"app.example": Service("app.example", ())})
-    world.pools.keep_only(world.table)
+    world.apply(world.table)
+    world.apply(RoutingTable(2, {"app.example": Service("app.example", ())}))
     assert idle.closed
     assert not busy.closed
     busy.send(OK)
     assert statuses(other.received) == [200]
     assert busy.closed
-    world.pools.keep_only(world.table)
+    world.apply(world.table)
     assert world.all_pools() == []
 
 
@@ -129,11 +129,105 @@ async def test_a_backend_that_comes_back_keeps_its_connections_again(world: Worl
     client.send(GET)
     busy = await world.backend()
     table = world.table
-    world.pools.keep_only(RoutingTable(2, {}))
-    world.pools.keep_only(table)
+    world.apply(table)
+    world.apply(RoutingTable(2, {}))
+    world.apply(table)
     busy.send(OK)
     assert not busy.closed
     assert [pool.idle for pool in world.all_pools()] == [1]
+
+
+async def test_a_backend_that_left_one_of_its_services_keeps_connections_again_when_it_is_used(
+    world: World,
+) -> None:
+    leases = world.table.services["app.example"].leases
+    names = ("app.example", "other.example")
+    both = RoutingTable(1, {name: Service(name, leases) for name in names})
+    world.apply(both)
+    idle = await world.idle_backend()
+    world.apply(RoutingTable(2, {**both.services, "other.example": Service("other.example", ())}))
+    assert idle.closed
+    await world.idle_backend()
+    assert [pool.idle for pool in world.all_pools()] == [1]
+
+
+async def test_a_change_is_found_by_the_hint_and_without_it(world: World) -> None:
+    table = world.table
+    world.apply(table)
+    empty = {"app.example": Service("app.example", ())}
+    for since, changed in ((table.version, frozenset({"app.example"})), (-1, frozenset[str]())):
+        idle = await world.idle_backend()
+        world.apply(RoutingTable(table.version + 1, empty, "", since, changed))
+        assert idle.closed
+        world.apply(table)
+
+
+class CountingServices(dict[str, Service]):
+    """Counts how many services are looked at."""
+
+    looks = 0
+
+    def get(self, name: str, default: Any = None) -> Any:
+        CountingServices.looks += 1
+        return super().get(name, default)
+
+
+def many_services(services: int, leases: int) -> CountingServices:
+    """So many services of so many leases each."""
+    return CountingServices(
+        {
+            f"n{number}.example": Service(
+                f"n{number}.example",
+                tuple(
+                    Lease(f"n{number}.example", f"b{each}", Backend(f"10.0.{number}.1", 1 + each), 1e9, 60)
+                    for each in range(leases)
+                ),
+            )
+            for number in range(services)
+        }
+    )
+
+
+async def test_a_renewal_in_a_large_table_costs_a_look_at_one_service(world: World) -> None:
+    services = many_services(1000, 3)
+    world.apply(RoutingTable(7, services))
+    CountingServices.looks = 0
+    renewed = CountingServices(services)
+    renewed["n5.example"] = replace(services["n5.example"])
+    world.pools.follow(RoutingTable(8, renewed, "", 7, frozenset({"n5.example"})))
+    assert world.pools.prune()
+    assert CountingServices.looks == 2
+    assert not world.pools.are_behind
+
+
+async def test_no_step_of_a_comparison_is_large_however_large_the_table_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = 0
+
+    def is_same(held: Lease, holds: Lease) -> bool:
+        nonlocal compared
+        compared += 1
+        return held.backend == holds.backend
+
+    monkeypatch.setattr(upstream_pool, "_is_same", is_same)
+    world.apply(RoutingTable(1, many_services(20, 1000)))
+    steps, total = [], 0
+    world.pools.follow(RoutingTable(2, many_services(20, 1000)))
+    while True:
+        done = world.pools.prune()
+        steps.append(compared - total)
+        total = compared
+        if done:
+            break
+        if len(steps) == 5:
+            world.pools.follow(RoutingTable(3, {}))  # a new table in between is for the next time
+    assert total == 20_000
+    assert max(steps) <= 1000
+    assert world.pools.are_behind
+    while not world.pools.prune():
+        pass
+    assert not world.pools.are_behind
 
 
 async def test_a_lost_connection_is_not_kept(world: World) -> None:
@@ -147,6 +241,54 @@ async def test_a_lost_connection_is_not_kept(world: World) -> None:
     connected.set()
     await settle()
     assert [pool.idle for pool in world.all_pools()] == [0]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        UnicodeError("label too long"),
+        ValueError("server_hostname cannot be an empty string"),
+        FileNotFoundError(2, "No such file or directory"),
+        RuntimeError("whatever"),
+    ],
+)
+async def test_whatever_goes_wrong_while_connecting_the_next_backend_is_tried_and_the_client_answered(
+    world: World, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.register(2)
+    world.loop.outcomes = [cast("OSError", failure)]
+    client = world.client()
+    client.send(GET)
+    (await world.backend()).send(OK)
+    assert statuses(client.received) == [200]
+    assert [port for _, port in world.loop.addresses] == [9000, 9001]
+    told = [record for record in caplog.records if record.name == "portero_py.proxy.upstream_pool"]
+    assert len(told) == (0 if isinstance(failure, OSError) else 1)
+
+
+async def test_a_connect_that_always_raises_is_logged_once_and_a_502_each_time(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.loop.outcomes = [cast("OSError", UnicodeError("label too long"))] * 3
+    client = world.client()
+    for _ in range(3):
+        client.send(GET)
+        await settle()
+    assert statuses(client.received) == [502] * 3
+    assert [done.error and done.error.reason for done in world.done] == ["connect_failed"] * 3
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+async def test_a_client_that_waits_for_a_connection_is_answered_when_portero_ends(world: World) -> None:
+    world.register(2)
+    world.loop.outcomes = [asyncio.Event()]
+    client = world.client()
+    client.send(post(b"abc"))
+    await settle()
+    await world.pools.close()
+    assert statuses(client.received) == [502]
+    assert len(world.loop.addresses) == 1
+    world.check_released()
 
 
 async def test_closing_ends_connections_that_are_being_made(world: World) -> None:
@@ -221,11 +363,24 @@ class TestTls:
             client.send(b"GET / HTTP/1.1\r\nHost: n%d.app.example\r\n\r\n" % number)
             (await tls_world.backend()).send(OK)
         assert len(tls_world.all_pools()) == 20
-        tls_world.pools.keep_only(tls_world.table)
+        tls_world.apply(tls_world.table)
         assert len(tls_world.all_pools()) == 20
         await tls_world.pass_time(IDLE_SECONDS + 8)
-        tls_world.pools.keep_only(tls_world.table)
+        tls_world.apply(tls_world.table)
         assert tls_world.all_pools() == []
+
+    async def test_names_that_clients_make_up_do_not_pile_up_although_no_table_ever_comes(
+        self, tls_world: World
+    ) -> None:
+        for number in range(100):
+            tls_world.pools.of(self.backend, b"n%d.app.example" % number)
+            assert len(tls_world.all_pools()) <= 2
+        held = tls_world.pools.of(self.backend, b"held.app.example")
+        held.claims += 1
+        for number in range(100):
+            tls_world.pools.of(self.backend, b"n%d.app.example" % number)
+        assert tls_world.pools.of(self.backend, b"held.app.example") is held
+        held.claims -= 1
 
     async def test_a_wrong_certificate_is_a_502_and_nothing_was_sent(self, tls_world: World) -> None:
         tls_world.upstream_tls = self.Policy(UpstreamTlsFailed("not the certificate of this backend"))

@@ -21,6 +21,7 @@ from portero_py.errors import (
 from portero_py.wire import http1
 from portero_py.wire.headers import REQUEST_KINDS, Forwarded
 from portero_py.wire.http1 import RequestParser, ResponseParser, find_head, request_bytes, response_bytes
+from portero_py.wire.http2_hpack import response_list
 from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Field, Fields, RequestHead, ResponseHead
 
 HOST = b"Host: app.example\r\n"
@@ -715,6 +716,23 @@ def test_there_is_no_content_length_where_there_can_be_no_content(status: int, k
 def test_a_response_says_what_it_switches_to() -> None:
     head, _ = parse_response(b"HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
     assert (head.upgrade, head.fields) == (b"websocket", [])
+
+
+@pytest.mark.parametrize("connection", [b"", b"Connection: upgrade\r\n", b"Connection: close, upgrade\r\n"])
+def test_a_426_says_what_to_upgrade_to_and_nothing_else_does(connection: bytes) -> None:
+    fields = b"%bUpgrade: websocket\r\nContent-Length: 0\r\n\r\n" % connection
+    head, _ = parse_response(b"HTTP/1.1 426 Upgrade Required\r\n" + fields)
+    assert head.fields == [
+        (b"Content-Length", b"0"),
+        (b"Connection", b"upgrade"),
+        (b"Upgrade", b"websocket"),
+    ]
+    assert head.upgrade == b""
+    assert response_list(426, head.fields)[1:] == [(b"content-length", b"0", True)]  # RFC 9113, 8.2.2
+    head, _ = parse_response(b"HTTP/1.1 200 OK\r\n" + fields)
+    assert head.fields == [(b"Content-Length", b"0")]
+    head, _ = parse_response(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+    assert head.fields == [(b"Content-Length", b"0")]
 
 
 def test_the_bytes_of_a_response_are_made_once() -> None:
