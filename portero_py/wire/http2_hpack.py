@@ -154,7 +154,7 @@ _UNINDEXED: Final = frozenset(
 def changes_table(block: bytes, coded: list[tuple[int, int, int]] | None = None) -> bool:
     """Say whether decoding `block` changes the dynamic table; its values are not looked at.
 
-    `coded` gets the Huffman-coded strings: twice the number of the field, plus 1 for its value; start and end.
+    `coded` gets the Huffman-coded strings: twice the field's number, plus 1 for its value; start and end.
     Raises ConnectionFault when the block is cut short or a table size update comes too late.
     """
     if not block.translate(None, _INDEXED):
