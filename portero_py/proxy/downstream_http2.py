@@ -221,7 +221,7 @@ class Http2Downstream(asyncio.Protocol):
         self._closing = False
         self._turn: asyncio.Handle | None = None  # more has come than one turn may take
         self._early: asyncio.TimerHandle | None = None  # until the next look at early answers
-        self._progress = Progress(transport)  # while the socket is full, or closes
+        self._progress: Progress | None = None  # while the socket is full, or closes
         # what the last sweep found
         now = worker.loop.time()
         self._idle_since = now
@@ -261,6 +261,7 @@ class Http2Downstream(asyncio.Protocol):
             self._progress = Progress(self._transport)
             self._transport.close()
             self._look_by(self.worker.loop.time() + CLOSE_SECONDS)
+            self._connection.lose(ClientGone("the client closed the connection"))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -275,13 +276,10 @@ class Http2Downstream(asyncio.Protocol):
         self._moved = self.worker.loop.time()
 
     def resume_writing(self) -> None:
-        output = self._connection.output
-        output.blocked = False
+        self._connection.output.blocked = False
+        self._progress = None
         self._moved = self.worker.loop.time()
-        try:
-            output.pump()
-        except Exception:
-            self._break_off()
+        self._pump()
         self._write()
 
     # The deadline wheel
@@ -290,7 +288,7 @@ class Http2Downstream(asyncio.Protocol):
         """Sweep: over the socket, the header block, the streams, the idleness."""
         if self._closing:
             self.deadline = now + CLOSE_SECONDS
-            if not self._progress.is_made():
+            if self._progress is None or not self._progress.is_made():
                 self._transport.abort()
             return
         self.deadline = now + self._look
@@ -304,7 +302,7 @@ class Http2Downstream(asyncio.Protocol):
         connection = self._connection
         timeouts = self.worker.timeouts
         seen, self._seen = self._seen, connection.progress
-        if connection.output.blocked:
+        if self._progress is not None:
             # What is put behind a full socket has not moved.
             if self._progress.is_made():
                 self._moved = now
@@ -351,7 +349,7 @@ class Http2Downstream(asyncio.Protocol):
         while output.pieces and not output.blocked:
             self._transport.write(output.take())
             if output.waiting:
-                output.pump()
+                self._pump()
         if connection.finished:
             self._close()
             return
@@ -364,6 +362,12 @@ class Http2Downstream(asyncio.Protocol):
                 self._transport.resume_reading()
             else:
                 self._transport.pause_reading()
+
+    def _pump(self) -> None:
+        try:
+            self._connection.output.pump()
+        except Exception:
+            self._break_off()
 
     def _next_turn(self) -> None:
         """The other connections had their turn."""

@@ -285,11 +285,12 @@ def test_an_http2_stream_waits_for_its_client_while_others_move(
     with Http2Client(("127.0.0.1", proxy.port), tls, service, opens_windows=False) as client:
         moving, waiting = client.request(fields_of(service)), client.request(fields_of(service))
         backend.wait_for_peers(2)
+        client.send(window_update(0, 1 << 24))
         pause = threading.Event()
         for _ in range(16):  # eight seconds, in which the sweep comes several times
-            client.send(window_update(0, 1) + window_update(moving, 1))
+            client.send(window_update(moving, 1))
             pause.wait(0.5)
-        client.send(window_update(0, 1_000_000) + window_update(waiting, 1_000_000))
+        client.send(window_update(waiting, 1_000_000))
         answer = client.answers.setdefault(waiting, Answer())
         while len(answer.body) < 1_000_000 and answer.reset is None and not client.closed:
             client.read()

@@ -778,7 +778,7 @@ class Broken(Scripted):
             raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("where", ["start", "body", "relieved", "time-out", "gone"])
+@pytest.mark.parametrize("where", ["start", "body", "relieved", "relieved later", "time-out", "gone"])
 def test_a_fault_of_our_own_ends_the_connection_tells_everybody_and_is_logged(
     where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -807,6 +807,11 @@ def test_a_fault_of_our_own_ends_the_connection_tells_everybody_and_is_logged(
         stage.shell.pause_writing()
         stage.send(window_frame(0, 200_000) + window_frame(3, 200_000))
         stage.shell.resume_writing()
+    elif where == "relieved later":
+        stage.send(settings_frame([(4, 1 << 24)]) + window_frame(0, 1 << 24))
+        made[0].downstream.send_head(OK)
+        made[0].downstream.send_body(b"x" * 600_000)
+        stage.loop.run()
     assert stage.goaways() == [ErrorCode.INTERNAL_ERROR]
     assert stage.socket.ended
     assert len(made[0].said) > 1, "its own exchange is told as well"
