@@ -99,7 +99,7 @@ CONNECTION_WINDOW: Final = 1_048_576
 CREDIT: Final = 4
 
 #: What one call of `receive` does before the other connections have their turn, and what a frame of each type
-#: counts there: 64 requests, or 1024 of the frames that cost little. One read may hold 6,000 requests.
+#: counts there: 64 requests, or 1024 of the frames that cost little. One read may hold 20,000 requests.
 TURN: Final = 1024
 _WORK: Final = bytes(
     [16 if kind in (HEADERS, CONTINUATION, RST_STREAM, SETTINGS) else 1 for kind in range(256)]

@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Callable
 
+import hpack
 import pytest
 
 from tests.e2e.backends import Peer, echo_each, in_turn
@@ -21,6 +22,8 @@ from tests.e2e.http2_client import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    PREFACE,
+    SETTINGS,
     Answer,
     Http2Client,
     fields_of,
@@ -271,6 +274,32 @@ def test_a_client_that_stops_reading_is_given_up(
         assert backend.peers[0].closed.wait(20), "a stalled download holds its backend for ever"
         with pytest.raises(Truncated):
             client.read_response()
+    proxy.wait_until_idle()
+
+
+@pytest.mark.slow
+def test_an_http2_client_that_takes_little_at_a_time_is_not_idle(
+    start_proxy: StartProxy, start_backend: StartBackend, service: str
+) -> None:
+    """The socket stays full for longer than the time-out, but never without progress."""
+    proxy = start_proxy(toml="[timeouts]\nbody_idle = 1.5\ndrain = 1\nshutdown = 1\n")
+    proxy.serve(service, start_backend(send_much))
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        raw.settimeout(20)
+        raw.connect(("127.0.0.1", proxy.port))
+        settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 30)) + window_update(0, 1 << 30)
+        block = bytes(hpack.Encoder().encode(fields_of(service)))
+        raw.sendall(PREFACE + settings + frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+        pause = threading.Event()
+        for _ in range(100):  # ten seconds at 50 KB/s
+            assert raw.recv(5000)
+            pause.wait(0.1)
+        got = 0
+        while got < 10 * MEGABYTE:
+            data = raw.recv(262_144)
+            assert data
+            got += len(data)
     proxy.wait_until_idle()
 
 
