@@ -89,8 +89,8 @@ class AccessLog:
             }
         )
 
-    def refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
-        """Log bytes that did not become a request."""
+    def refused(self, client: Client, error: PorteroError, request_id: bytes, version: bytes) -> None:
+        """Log bytes that did not become a request; `version` is what the connection speaks."""
         self._write(
             {
                 "time": _now(),
@@ -98,7 +98,7 @@ class AccessLog:
                 "method": "",
                 "host": "",
                 "path": "",
-                "protocol": "HTTP/1.1",
+                "protocol": _PROTOCOLS[version],
                 "status": error.status,
                 "request_id": request_id.decode("latin-1"),
                 "tls_version": client.tls_version,

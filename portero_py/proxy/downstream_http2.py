@@ -9,19 +9,32 @@ Backpressure
   that does not read its answers can ask for nothing.
 - A window is used up: the core holds up the one backend.
 - A backend does not read: the core gives no window back for that stream.
+- One read brings more than a turn of the event loop may take (`connection.behind`): the client is not read
+  until the rest was dealt with, turn by turn.
 
 Time
 One deadline for the connection, none for a stream: a sweep every few seconds compares with what it found the
 last time. So all time-outs here fire up to two sweeps (LOOK seconds each) late, and no request sets a timer.
+- A client is idle when nothing moves on the whole connection, as in HTTP/1: no byte of a body comes, no frame
+  of a response leaves, and while the socket is full the client takes nothing of what waits there. PINGs,
+  SETTINGS and windows that are opened move nothing by themselves.
+- While the connection moves, a stream on which nothing happens has STALLED seconds: with 128 streams a slow
+  client comes back to each of them after minutes, but one that keeps a stream for ever keeps a backend.
+
+The end
+Whatever the reason, the last bytes are left to `leaving.py`. An exception that nobody expected, from whatever
+the client's bytes have called, ends the connection with GOAWAY: a connection without its state would be mute.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from portero_py.errors import BodyTimeout, ClientGone
 from portero_py.proxy.exchange import Exchange
+from portero_py.proxy.leaving import CLOSE_SECONDS, Leaving, Progress
 from portero_py.proxy.replies import reply
 from portero_py.wire.http2 import Phase, ServerConnection
 from portero_py.wire.http2_frames import ErrorCode
@@ -37,11 +50,18 @@ if TYPE_CHECKING:
 
 #: Most seconds between two sweeps; less when a time-out is short.
 LOOK: Final = 5.0
-#: Seconds between the two GOAWAY of a drain when the client does not answer the PING, and for the last bytes.
+#: Seconds that a stream may stand still while others move, if the client's time-out is not longer.
+STALLED: Final = 600.0
+#: Seconds between the two GOAWAY of a drain when the client does not answer the PING.
 DRAIN_PAUSE: Final = 1.0
-CLOSE_SECONDS: Final = 5.0
+#: An early answer is followed by its reset one or two times so many seconds later.
+RESET_PAUSE: Final = 0.5
 #: Bytes of output, while the socket is full, at which the client is no longer read.
 OUTPUT_LIMIT: Final = 65_536
+#: Bytes that are read and thrown away behind our last word: a client in full swing shall find its GOAWAY.
+LINGER_BYTES: Final = 64 << 20
+
+_log = logging.getLogger(__name__)
 
 
 class StreamExchange(Protocol):
@@ -87,10 +107,9 @@ class Http2Stream(Stream):
         exchange.start()
 
     def on_refused(self, error: PorteroError) -> None:
-        worker = self._shell.worker
-        request_id = worker.next_request_id()
+        request_id = self._shell.worker.next_request_id()
         self._reply(error, request_id)
-        worker.request_refused(self._shell.client, error, request_id)
+        self._shell.refused(error, request_id)
 
     def on_body(self, data: bytes) -> None:
         assert self._exchange is not None
@@ -104,8 +123,7 @@ class Http2Stream(Stream):
         if self._exchange is not None:
             self._exchange.downstream_gone(error)
         else:
-            worker = self._shell.worker
-            worker.request_refused(self._shell.client, error, worker.next_request_id())
+            self._shell.refused(error, self._shell.worker.next_request_id())
 
     def on_held_up(self) -> None:
         assert self._exchange is not None
@@ -131,16 +149,16 @@ class Http2Stream(Stream):
 
     # What the shell calls
 
-    def look(self, now: float, body_idle: float) -> None:
-        """Give up when nothing happened for too long."""
-        if self.idle_since == 0.0:
+    def look(self, now: float, moved: float, body_idle: float) -> None:
+        """Give up when nothing happened for too long; on the connection something `moved` then."""
+        since = self.idle_since
+        if since == 0.0:
             self.idle_since = now
+        elif now - max(since, moved) < body_idle and now - since < max(STALLED, body_idle):
+            return
         elif self.stalled:
-            if now - self.idle_since >= body_idle:
-                self._time_out(ClientGone("the client did not take the response"))
-        elif self.request_ended or self.paused or self.response >= ENDING:
-            return  # nothing is awaited from the client
-        elif now - self.idle_since >= body_idle:
+            self._time_out(ClientGone("the client did not take the response"))
+        elif not self.request_ended and not self.paused and self.response < ENDING:
             self._time_out(BodyTimeout("the client stopped in the middle of the body"))
 
     # Private
@@ -166,12 +184,16 @@ class Http2Downstream(asyncio.Protocol):
     __slots__ = (
         "_closing",
         "_connection",
-        "_full_since",
+        "_early",
         "_idle_since",
         "_last_stream",
         "_look",
+        "_moved",
+        "_progress",
         "_reading",
+        "_seen",
         "_transport",
+        "_turn",
         "_unfinished",
         "_unfinished_since",
         "client",
@@ -200,13 +222,17 @@ class Http2Downstream(asyncio.Protocol):
         )
         self._reading = True
         self._closing = False
+        self._turn: asyncio.Handle | None = None  # more has come than one turn may take
+        self._early: asyncio.TimerHandle | None = None  # until the next look at early answers
+        self._progress: Progress | None = None  # while the socket is full, or closes
         # what the last sweep found
         now = worker.loop.time()
         self._idle_since = now
         self._last_stream = 0
         self._unfinished = self._connection.unfinished_head
         self._unfinished_since = now
-        self._full_since = 0.0
+        self._seen = 0
+        self._moved = now
         timeouts = worker.timeouts
         shortest = min(timeouts.head, timeouts.body_idle, timeouts.keep_alive)
         self._look = min(LOOK, max(1.0, shortest / 4))
@@ -224,46 +250,70 @@ class Http2Downstream(asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        self._connection.receive(data, self.worker.loop.time())
+        try:
+            self._connection.receive(data, self.worker.loop.time())
+        except Exception:
+            self._break_off()
         self._write()
 
     def eof_received(self) -> bool:
         """There is no half-closed HTTP/2. Who took nothing to the end must not stay for ever."""
         if not self._closing:
             self._closing = True
+            self._stop_timers()
+            self._progress = Progress(self._transport)
             self._transport.close()
             self._look_by(self.worker.loop.time() + CLOSE_SECONDS)
+            self._connection.lose(ClientGone("the client closed the connection"))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        self._stop_timers()
         self.worker.connection_closed(self)
         self._connection.lose(ClientGone("the client closed the connection"))
 
     def pause_writing(self) -> None:
         self._connection.output.blocked = True
-        self._full_since = self.worker.loop.time()
+        self._progress = Progress(self._transport)
+        self._moved = self.worker.loop.time()
 
     def resume_writing(self) -> None:
-        output = self._connection.output
-        output.blocked = False
-        self._full_since = 0.0
-        if not self._reading and not self._closing:
-            self._reading = True
-            self._transport.resume_reading()
-        output.pump()
+        self._connection.output.blocked = False
+        self._progress = None
+        self._moved = self.worker.loop.time()
+        self._pump()
         self._write()
 
     # The deadline wheel
 
     def on_deadline(self, now: float) -> None:
         """Sweep: over the socket, the header block, the streams, the idleness."""
-        connection = self._connection
-        if self._closing or (self._full_since and now - self._full_since >= self.worker.timeouts.body_idle):
-            self._transport.abort()
+        if self._closing:
             self.deadline = now + CLOSE_SECONDS
+            if self._progress is None or not self._progress.is_made():
+                self._transport.abort()
             return
+        self.deadline = now + self._look
+        try:
+            self._sweep(now)
+        except Exception:
+            self._break_off()
+        self._write()
+
+    def _sweep(self, now: float) -> None:
+        connection = self._connection
         timeouts = self.worker.timeouts
+        seen, self._seen = self._seen, connection.progress
+        if self._progress is not None:
+            # What is put behind a full socket has not moved.
+            if self._progress.is_made():
+                self._moved = now
+            elif now - self._moved >= timeouts.body_idle:
+                self._transport.abort()
+                return
+        elif seen != self._seen:
+            self._moved = now
         if connection.phase is Phase.DRAINING:
             connection.finish_drain()
         if connection.unfinished_head != self._unfinished:
@@ -273,14 +323,18 @@ class Http2Downstream(asyncio.Protocol):
             connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "the header block or preface took too long")
         for stream in list(connection.streams.values()):
             assert isinstance(stream, Http2Stream)
-            stream.look(now, timeouts.body_idle)
+            stream.look(now, self._moved, timeouts.body_idle)
         if connection.streams or connection.last_stream != self._last_stream:
             self._last_stream = connection.last_stream
             self._idle_since = now
         elif now - self._idle_since >= timeouts.keep_alive:
             connection.finish_drain()
-        self.deadline = now + self._look
-        self._write()
+
+    # What its streams call
+
+    def refused(self, error: PorteroError, request_id: bytes) -> None:
+        """Log what did not become an exchange."""
+        self.worker.request_refused(self.client, error, request_id, b"2")
 
     # Private
 
@@ -293,32 +347,70 @@ class Http2Downstream(asyncio.Protocol):
             return
         connection = self._connection
         output = connection.output
+        if connection.ended.early and self._early is None:
+            self._early = self.worker.loop.call_later(RESET_PAUSE, self._reset_early)
         while output.pieces and not output.blocked:
             self._transport.write(output.take())
             if output.waiting:
-                output.pump()
+                self._pump()
         if connection.finished:
             self._close()
-        elif output.size > OUTPUT_LIMIT and self._reading:
-            self._reading = False
-            self._transport.pause_reading()
+            return
+        full = output.size > OUTPUT_LIMIT
+        if connection.behind and not full and self._turn is None:
+            self._turn = self.worker.loop.call_soon(self._next_turn)
+        if self._reading == (full or connection.behind):
+            self._reading = not self._reading
+            if self._reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _pump(self) -> None:
+        try:
+            self._connection.output.pump()
+        except Exception:
+            self._break_off()
+
+    def _next_turn(self) -> None:
+        """The other connections had their turn."""
+        self._turn = None
+        self.data_received(b"")
+
+    def _reset_early(self) -> None:
+        self._early = None
+        if not self._connection.output.blocked:  # else the reset would leave together with the answer
+            self._connection.reset_early()
+        self._write()
+
+    def _break_off(self) -> None:
+        """Nobody expected this exception, which is being handled: log it, and end the connection."""
+        _log.exception("a fault ended an HTTP/2 connection")
+        try:
+            self._connection.break_off()
+        except Exception:  # of a stream that was told; so were the others
+            _log.exception("a fault at the end of an HTTP/2 connection")
 
     def _close(self) -> None:
         fault = self._connection.fault
         if fault is not None:
-            self.worker.request_refused(self.client, fault, self.worker.next_request_id())
+            self.refused(fault, self.worker.next_request_id())
         output = self._connection.output
         if output.pieces:
             self._transport.write(output.take())
         self._closing = True
-        if fault is None:
-            self._transport.close()
-        else:
-            # What the client still sends is read and forgotten: a reset for it would overtake GOAWAY.
-            self._transport.write_eof()
-            if not self._reading:
-                self._transport.resume_reading()
-        self._look_by(self.worker.loop.time() + CLOSE_SECONDS)
+        self._stop_timers()
+        if not self._reading:
+            self._transport.resume_reading()
+        Leaving(self.worker, self._transport, self, LINGER_BYTES)
+
+    def _stop_timers(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        if self._early is not None:
+            self._early.cancel()
+            self._early = None
 
     def _look_by(self, deadline: float) -> None:
         if deadline < self.deadline or self.deadline == 0.0:

@@ -173,7 +173,9 @@ class Worker:
         """What looked like HTTP/1 is HTTP/2; `start` is all that the client said so far."""
         self._server.found_http2(former, client, transport, start)
 
-    def connection_succeeded(self, former: Http1Downstream, successor: Leaving | Http2Downstream) -> None:
+    def connection_succeeded(
+        self, former: Http1Downstream | Http2Downstream, successor: Leaving | Http2Downstream
+    ) -> None:
         """A client's connection goes on under another protocol."""
         self._server.opened(successor)
         self._server.closed(former)
@@ -199,11 +201,13 @@ class Worker:
         if self.access_log.enabled:
             self.access_log.exchange(exchange)
 
-    def request_refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
+    def request_refused(
+        self, client: Client, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
+    ) -> None:
         """Count and log bytes that did not become a request."""
         self.counters.errors[error.reason] += 1
         if self.access_log.enabled:
-            self.access_log.refused(client, error, request_id)
+            self.access_log.refused(client, error, request_id, version)
 
     # Private
 

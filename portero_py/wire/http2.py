@@ -4,31 +4,43 @@ How a shell uses it
     connection = ServerConnection(wake, make_stream, settings)   the first output is there at once
     connection.receive(data, now)       calls methods of streams; then the shell writes
     `connection.output.take()`
+    connection.behind                   after `receive`: bytes are left for the next turn of the event loop;
+    read no more, and call `receive(b"", now)` then
     wake()                              is called once a batch when there is output outside of `receive`
     connection.output.blocked = True    while the socket takes no more; False and `output.pump()` afterwards
+    connection.ended.early              not empty: call `reset_early()` every half second
     connection.finished                 after a write: nothing more will come, close the socket
     connection.lose(error)              the socket is gone
 
 Phases: OPEN -> DRAINING (GOAWAY that refuses nothing was sent, with a PING) -> LAST (the last stream was
-named, newer ones are ignored) -> OVER (a connection error, or the socket is gone). `receive` raises nothing:
-a connection error (ConnectionFault) ends in a GOAWAY, every stream's `on_lost`, and OVER.
+named, newer ones are ignored) -> OVER (a connection error, or the socket is gone). A connection error
+(ConnectionFault) ends in a GOAWAY, every stream's `on_lost`, and OVER. `receive` raises only what a stream's
+method raises, which none should: then the shell calls `break_off()`.
+
+Memory
+What a client may send of a body that nobody reads is its stream's window: FIRST_WINDOW, and STREAM_WINDOW for
+up to GROWN_STREAMS streams whose backends have read. So a connection holds `streams` x 64 KiB + 3 MiB at most
+(11 MiB with 128 streams). The connection's window is opened again as soon as DATA has come: it bounds what is
+on its way, and a stream that stands still never stops another one.
 
 The traps
-- What a client sent before it learnt of our RST_STREAM is no offence: the last KEPT_STREAMS of such streams
-  are remembered, and their DATA counts in the connection's window.
+- A GOAWAY never names a later stream than the one before it (RFC 9113, 6.8), though newer streams, which are
+  ignored, still move `last_stream`.
+- What a client sent before it learnt of our RST_STREAM is no offence (`http2_ended.py`), and its DATA counts
+  in the connection's window.
 - A client that sends malformed streams makes us reset them; that costs it `Floods.faults`, else it would have
   found a way around the limit on its own resets.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from portero_py.errors import BadRequest, ClientGone, PorteroError, WireError
 from portero_py.wire.http2_blocks import HeaderBlocks
+from portero_py.wire.http2_ended import EndedStreams
 from portero_py.wire.http2_floods import Floods
 from portero_py.wire.http2_frames import (
     ACK,
@@ -59,6 +71,7 @@ from portero_py.wire.http2_frames import (
     WINDOW_UPDATE,
     ConnectionFault,
     ErrorCode,
+    InternalFault,
     goaway_frame,
     our_settings,
     ping_frame,
@@ -73,15 +86,24 @@ from portero_py.wire.http2_output import SENT_FRAME_LIMIT, Output
 from portero_py.wire.http2_stream import DONE, ENDING, Stream
 from portero_py.wire.message import RequestHead
 
-#: What a client may send of one body, and of all bodies together, before it must wait. Enough for 100 Mbit/s
-#: at 20 ms a stream; and the most that portero holds of bodies that no backend reads, for each connection.
+#: What a client may send of a body before it must wait: at first, and once its backend has read some of it.
+#: Enough for 100 Mbit/s at 20 ms a stream.
+FIRST_WINDOW: Final = 65_536
 STREAM_WINDOW: Final = 262_144
+#: How many streams of a connection may have the larger one at the same time.
+GROWN_STREAMS: Final = 16
+#: What may be on its way to us of all bodies together.
 CONNECTION_WINDOW: Final = 1_048_576
 
-#: How many streams that ended, and how many that we reset, are remembered.
-KEPT_STREAMS: Final = 256
 #: Response frames that we send earn a client so many chores each.
 CREDIT: Final = 4
+
+#: What one call of `receive` does before the other connections have their turn, and what a frame of each type
+#: counts there: 64 requests, or 1024 of the frames that cost little. One read may hold 20,000 requests.
+TURN: Final = 1024
+_WORK: Final = bytes(
+    [16 if kind in (HEADERS, CONTINUATION, RST_STREAM, SETTINGS) else 1 for kind in range(256)]
+)
 
 _DRAIN_PING: Final = b"portero\0"
 
@@ -117,15 +139,17 @@ class ServerConnection:
         self.streams: dict[int, Stream] = {}
         self.last_stream = 0
         self._accepted = LARGEST_STREAM
-        self._closed: deque[int] = deque(maxlen=KEPT_STREAMS)
-        self._reset: deque[int] = deque(maxlen=KEPT_STREAMS)
+        self.ended = EndedStreams()
+        self._grown = 0
         self._client_leaves = False
         # reading
         self._preface = PREFACE
         self._settled = False  # the client's first SETTINGS came
         self._rest = b""
-        self._receive_window = CONNECTION_WINDOW
+        self.behind = False
         self._returnable = 0
+        self._body_bytes = 0
+        self._credited = 0
         self._greet()
 
     @property
@@ -133,7 +157,13 @@ class ServerConnection:
         """Nothing more will be sent or received."""
         if self.phase is Phase.OVER:
             return True
-        return (self.phase is Phase.LAST or self._client_leaves) and not self.streams
+        leaves = self.phase is Phase.LAST or self._client_leaves
+        return leaves and not self.streams and not self.ended.early
+
+    @property
+    def progress(self) -> int:
+        """Grows while bodies move: with every byte of a request and every frame of a response that leaves."""
+        return self._body_bytes + self.output.frames
 
     @property
     def unfinished_head(self) -> int:
@@ -147,19 +177,20 @@ class ServerConnection:
         output = self.output
         output.told = True
         self._now = now
-        if output.credit:
-            self._floods.chores.give(output.credit * CREDIT)
-            output.credit = 0
+        if output.frames != self._credited:
+            self._floods.chores.give((output.frames - self._credited) * CREDIT)
+            self._credited = output.frames
         if self._rest:
             data = self._rest + data
             self._rest = b""
         position = 0
         end = len(data)
         unpack = FRAME.unpack_from
+        left = TURN
         try:
             if self._preface:
                 position = self._take_preface(data)
-            while end - position >= FRAME_HEADER:
+            while left > 0 and end - position >= FRAME_HEADER:
                 high, low, kind, flags, number = unpack(data, position)
                 length = high << 8 | low
                 if length > FRAME_LIMIT:
@@ -169,6 +200,7 @@ class ServerConnection:
                 if position > end:
                     position = start - FRAME_HEADER
                     break
+                left -= _WORK[kind]
                 if kind == HEADERS and self._settled and not self._blocks.stream:
                     self._on_headers(number & LARGEST_STREAM, flags, data[start:position])
                 elif kind == DATA and self._settled and not self._blocks.stream:
@@ -178,6 +210,7 @@ class ServerConnection:
             if output.waiting:
                 output.pump()
             self._rest = data[position:]
+            self.behind = left <= 0 and len(self._rest) >= FRAME_HEADER
         except ConnectionFault as fault:
             self._fail(fault)
         if not output.pieces:
@@ -187,7 +220,7 @@ class ServerConnection:
         """Tell the client to open no more streams; those on their way are still served (RFC 9113, 6.8)."""
         if self.phase is Phase.OPEN:
             self.phase = Phase.DRAINING
-            self.output.control(goaway_frame(LARGEST_STREAM, ErrorCode.NO_ERROR))
+            self.output.control(goaway_frame(self._accepted, ErrorCode.NO_ERROR))
             self.output.control(ping_frame(_DRAIN_PING, ack=False))
 
     def finish_drain(self) -> None:
@@ -198,42 +231,67 @@ class ServerConnection:
             self.output.control(goaway_frame(self.last_stream, ErrorCode.NO_ERROR))
 
     def lose(self, error: PorteroError) -> None:
-        """End everything: every stream is told, nothing more is sent but what waits in the output."""
+        """End everything: every stream is told, nothing more is sent but what waits in the output.
+
+        Raises what a stream raises, when all have been told.
+        """
         self.phase = Phase.OVER
         self._rest = b""
+        self.behind = False
+        self.ended.early.clear()
+        raised: Exception | None = None
         for stream in list(self.streams.values()):
             if stream.id in self.streams and self.forget(stream, reset=True):
-                stream.on_lost(error)
+                try:
+                    stream.on_lost(error)
+                except Exception as caught:  # the others must hear of it all the same
+                    raised = raised or caught
+        if raised is not None:
+            raise raised
 
     def fail(self, code: ErrorCode, message: str) -> None:
         """End the connection with GOAWAY: the shell's own reasons, such as a time-out."""
         if self.phase is not Phase.OVER:
             self._fail(ConnectionFault(code, message))
 
+    def break_off(self) -> None:
+        """End the connection with GOAWAY because `receive`, or a stream, has raised what it should not."""
+        if self.phase is not Phase.OVER:
+            self._fail(InternalFault(ErrorCode.INTERNAL_ERROR, "a fault in the proxy itself"))
+
+    def reset_early(self) -> None:
+        """Reset the streams that were answered early and were there at the last call already."""
+        for number in self.ended.overdue():
+            self._refuse(number, ErrorCode.NO_ERROR)
+
     # What streams call
 
     def forget(self, stream: Stream, *, reset: bool) -> bool:
         """The stream is closed, `reset` if by us. Say whether its response was incomplete."""
-        incomplete = stream.response < ENDING
-        stream.response = DONE
-        del self.streams[stream.id]
-        (self._reset if reset else self._closed).append(stream.id)
-        if stream.stalled:
-            stream.drop_queue()
-        if stream.withheld:
-            size, stream.withheld = stream.withheld, 0
-            self._return(size)
-        return incomplete
+        if reset:
+            self.ended.reset(stream.id)
+        else:
+            self.ended.closed(stream.id)
+        return self._drop(stream)
 
-    def give_back(self, stream: Stream, size: int) -> None:
-        """The client may send `size` bytes more on the stream and on the connection."""
-        self._return(size)
-        if not stream.request_ended:
-            stream.returnable += size
-            if stream.returnable >= STREAM_WINDOW // 2:
-                stream.receive_window += stream.returnable
-                self.output.control(window_frame(stream.id, stream.returnable))
-                stream.returnable = 0
+    def answered_early(self, stream: Stream) -> None:
+        """The stream's response is complete and its request is not: the stream itself is done with."""
+        self._drop(stream)
+        oldest = self.ended.answered(stream.id, stream.receive_window)
+        if oldest:
+            self._refuse(oldest, ErrorCode.NO_ERROR)
+
+    def give_back(self, stream: Stream) -> None:
+        """The client may send as much more on the stream as was delivered, and more than that at first."""
+        if stream.returnable * 2 >= stream.room and not stream.request_ended:
+            increment = stream.returnable
+            stream.returnable = 0
+            if stream.room == FIRST_WINDOW and self._grown < GROWN_STREAMS:
+                self._grown += 1
+                stream.room = STREAM_WINDOW
+                increment += STREAM_WINDOW - FIRST_WINDOW
+            stream.receive_window += increment
+            self.output.control(window_frame(stream.id, increment))
 
     # Private: HEADERS and DATA
 
@@ -257,7 +315,7 @@ class ServerConnection:
         received = self._blocks.decode(block)
         stream = self.streams.get(number)
         if stream is None:
-            self._on_late(number)
+            self._on_late(number, 0, ends=ends != 0, data=False)
         elif stream.request_ended:
             self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS behind the end of the request")
         elif not ends:
@@ -284,10 +342,9 @@ class ServerConnection:
             return
         if len(self.streams) >= self._max_streams:
             self._floods.resets.draw(self._now)
-            self._reset.append(number)
-            self.output.control(reset_frame(number, ErrorCode.REFUSED_STREAM))
+            self._refuse(number, ErrorCode.REFUSED_STREAM)
             return
-        stream = self.streams[number] = self._make_stream(self, number, STREAM_WINDOW)
+        stream = self.streams[number] = self._make_stream(self, number, FIRST_WINDOW)
         if ends:
             stream.request_ended = True
         if isinstance(head, RequestHead):
@@ -303,32 +360,30 @@ class ServerConnection:
         size = len(payload)
         if flags & PADDED:
             payload = without_padding(flags & PADDED, payload)
-        if size > self._receive_window:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
-        self._receive_window -= size
+        self._returnable += size
+        if self._returnable >= CONNECTION_WINDOW // 2:
+            self.output.control(window_frame(0, self._returnable))
+            self._returnable = 0
+        self._body_bytes += len(payload)
         if not payload and not flags & END_STREAM:
             self._floods.chores.draw(self._now)
         stream = self.streams.get(number)
         if stream is None:
             if not number:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
-            self._on_late(number)
-            self._return(size)
+            self._on_late(number, size, ends=flags & END_STREAM != 0, data=True)
             return
         if stream.request_ended:
-            self._return(size)
             self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA behind the end of the request")
             return
         if size > stream.receive_window:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
         stream.receive_window -= size
-        stream.idle_since = 0.0
         left = stream.body_left
         if left >= 0:
             left -= len(payload)
             stream.body_left = left
             if left < 0 or (left and flags & END_STREAM):
-                self._return(size)
                 self._stream_fault(
                     stream, ErrorCode.PROTOCOL_ERROR, "the body does not have its Content-Length"
                 )
@@ -336,24 +391,19 @@ class ServerConnection:
         if flags & END_STREAM:
             stream.request_ended = True
         if payload and stream.response < ENDING:
+            stream.idle_since = 0.0
             stream.on_body(payload)
         if flags & END_STREAM and stream.response < ENDING:
             stream.on_end(None)
-        if stream.paused and stream.response < ENDING:
-            stream.withheld += size
-        elif stream.response < ENDING:
-            self.give_back(stream, size)
-        else:
-            self._return(size)
+        if stream.response < ENDING:
+            stream.returnable += size
+            if not stream.paused:
+                self.give_back(stream)
 
-    def _on_late(self, number: int) -> None:
-        """HEADERS or DATA on a stream that is closed, or was never open."""
-        if number in self._reset or number > self._accepted:
+    def _on_late(self, number: int, size: int, *, ends: bool, data: bool) -> None:
+        """HEADERS or DATA on a stream that has ended, or was never open."""
+        if number > self._accepted or self.ended.late(number, size, ends=ends, data=data):
             self._floods.chores.draw(self._now)
-        elif number in self._closed:
-            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "a frame on a closed stream")
-        else:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on a stream that is not open")
 
     # Private: the other frames
 
@@ -433,7 +483,9 @@ class ServerConnection:
         self._refuse_idle(number)
         self._floods.resets.draw(self._now)
         stream = self.streams.get(number)
-        if stream is not None and self.forget(stream, reset=False):
+        if stream is None:
+            self.ended.client_reset(number)
+        elif self.forget(stream, reset=False):
             stream.on_lost(ClientGone("the client reset the stream"))
 
     def _on_window_update(self, number: int, payload: bytes) -> None:
@@ -463,7 +515,7 @@ class ServerConnection:
 
     def _greet(self) -> None:
         """Our SETTINGS, and the connection's window, which SETTINGS cannot change."""
-        settings = our_settings(self._max_streams, STREAM_WINDOW, self._limits.list_bytes)
+        settings = our_settings(self._max_streams, FIRST_WINDOW, self._limits.list_bytes)
         self.output.control(settings + window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     def _take_preface(self, data: bytes) -> int:
@@ -479,13 +531,20 @@ class ServerConnection:
         if not number or number > self.last_stream:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
 
-    def _return(self, size: int) -> None:
-        """The client may send `size` bytes more on the connection."""
-        self._returnable += size
-        if self._returnable >= CONNECTION_WINDOW // 2 and self.phase is not Phase.OVER:
-            self._receive_window += self._returnable
-            self.output.control(window_frame(0, self._returnable))
-            self._returnable = 0
+    def _refuse(self, number: int, code: ErrorCode) -> None:
+        """Reset a stream that has no object."""
+        self.ended.reset(number)
+        self.output.control(reset_frame(number, code))
+
+    def _drop(self, stream: Stream) -> bool:
+        incomplete = stream.response < ENDING
+        stream.response = DONE
+        del self.streams[stream.id]
+        if stream.stalled:
+            stream.drop_queue()
+        if stream.room > FIRST_WINDOW:
+            self._grown -= 1
+        return incomplete
 
     def _stream_fault(self, stream: Stream, code: ErrorCode, message: str) -> None:
         self._floods.faults.draw(self._now)
@@ -495,5 +554,6 @@ class ServerConnection:
 
     def _fail(self, fault: ConnectionFault) -> None:
         self.fault = fault
-        self.output.control(goaway_frame(self.last_stream, fault.code, str(fault).encode()))
+        last = min(self.last_stream, self._accepted)
+        self.output.control(goaway_frame(last, fault.code, str(fault).encode()))
         self.lose(fault)

@@ -91,6 +91,13 @@ class ConnectionFault(WireError):
         self.code = code
 
 
+class InternalFault(ConnectionFault):
+    """A fault of portero's own that ends the connection."""
+
+    status = 500
+    reason = "internal_error"
+
+
 def frame_header(length: int, kind: int, flags: int, stream: int) -> bytes:
     """Return the nine bytes before a payload of `length` bytes."""
     return FRAME.pack(length >> 8, length & 0xFF, kind, flags, stream)

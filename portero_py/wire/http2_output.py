@@ -45,9 +45,9 @@ class Output:
         "_wake",
         "batch",
         "blocked",
-        "credit",
         "encoder",
         "frame_limit",
+        "frames",
         "initial_window",
         "pieces",
         "size",
@@ -70,7 +70,8 @@ class Output:
         self.size = 0
         self.batch = 0
         self.told = False
-        self.credit = 0  # frames of responses since `Floods` heard of them
+        #: Frames of responses that have left so far.
+        self.frames = 0
 
     def take(self) -> bytes:
         """Return all that is to be written now."""
@@ -104,7 +105,7 @@ class Output:
         else:
             pieces.extend(header_frames(stream, block, flags, self.frame_limit))
         self.size += length + 9
-        self.credit += 1
+        self.frames += 1
         if not self.told:
             self.tell()
         return place
@@ -127,7 +128,7 @@ class Output:
             self.pieces.append(frame_header(length, DATA, END_STREAM if last else 0, stream.id))
             self.pieces.append(piece)
             self.size += length + 9
-            self.credit += 1
+            self.frames += 1
             self.window -= length
             stream.piece_sent(length, place, last=last)
         if self.pieces and not self.told:

@@ -9,12 +9,15 @@ here. Its methods `send_*`, `pause_body` and `resume_body` are those of the `Dow
 
 The rules
 - Once the response is ENDING or DONE the request is of no interest: its body is thrown away.
-- A response that is complete before the request is: END_STREAM, then RST_STREAM with NO_ERROR (RFC 9113,
-  8.1).
-- Window is given back to the client when body bytes were delivered and the body is not paused. What is
-  delivered during a pause is given back at the resumption, or to the connection alone when the stream ends.
+- A response that is complete before the request is: END_STREAM, and the connection sees to the rest
+  (`http2_ended.py`).
+- The stream's window is given back to the client when body bytes were delivered and the body is not paused.
+  What is delivered during a pause is given back at the resumption. The connection's window knows no pause.
 - `idle_since` is 0.0 after every sign of life. Whoever sweeps over the streams from time to time sets it to
   his clock when it is 0.0, and so learns how long nothing happened: no clock is read for a sign of life.
+  While bytes wait for the client it is no sign of life that there are more of them.
+- Waiting bytes come in pieces as the backend sent them, of one byte if it likes: small ones are put together
+  (a piece costs 200 bytes, and a frame).
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ DONE: Final = 3
 #: A response with more waiting bytes is held up at its source, until less than the second figure waits.
 HIGH_WATER: Final = 65_536
 LOW_WATER: Final = 16_384
+#: Waiting pieces are put together up to this size.
+SMALL: Final = 4096
 
 _FRAME = FRAME.pack
 
@@ -64,8 +69,8 @@ class Stream:
         "request_ended",
         "response",
         "returnable",
+        "room",
         "window",
-        "withheld",
     )
 
     def __init__(self, connection: ServerConnection, number: int, receive_window: int) -> None:
@@ -77,9 +82,9 @@ class Stream:
         self.request_ended = False
         self.body_left = -1  # bytes of the body that Content-Length still promises, or -1
         self.paused = False
+        self.room = receive_window  # the window when everything was given back
         self.receive_window = receive_window
         self.returnable = 0  # delivered, to be given back with the next WINDOW_UPDATE
-        self.withheld = 0  # delivered during the pause
         # response
         self.response = HEAD
         self.window = output.initial_window
@@ -153,7 +158,7 @@ class Stream:
             output.headers(self.id, block, 0)
             output.pieces += (_FRAME(length >> 8, length & 0xFF, DATA, END_STREAM, self.id), body)
             output.size += length + 9
-            output.credit += 1
+            output.frames += 1
         else:
             output.headers(self.id, block, END_STREAM)
         self._close()
@@ -172,7 +177,6 @@ class Stream:
         """Send bytes of the body, or keep them until there is room."""
         if self.response != BODY:
             self._illegal("send_body")
-        self.idle_since = 0.0
         length = len(data)
         output = self._output
         if (
@@ -183,6 +187,7 @@ class Stream:
             and output.size < BATCH_LIMIT
             and not output.blocked
         ):
+            self.idle_since = 0.0
             self.window -= length
             output.window -= length
             pieces = output.pieces
@@ -191,13 +196,18 @@ class Stream:
             pieces.append(_FRAME(length >> 8, length & 0xFF, DATA, 0, self.id))
             pieces.append(data)
             output.size += length + 9
-            output.credit += 1
+            output.frames += 1
             if not output.told:
                 output.tell()
             return
-        if self._queue is None:
-            self._queue = deque()
-        self._queue.append(memoryview(data))
+        queue = self._queue
+        if queue is None:
+            self.idle_since = 0.0
+            self._queue = queue = deque()
+        if queue and length + len(queue[-1]) <= SMALL:
+            queue[-1] = memoryview(bytes(queue[-1]) + data)
+        else:
+            queue.append(memoryview(data))
         self._queued += length
         if self.window > 0:
             output.waiting[self] = None
@@ -232,9 +242,8 @@ class Stream:
         """Give back what was withheld, and whatever comes."""
         self.paused = False
         self.idle_since = 0.0
-        if self.withheld and self.response != DONE:
-            size, self.withheld = self.withheld, 0
-            self._connection.give_back(self, size)
+        if self.response < ENDING:
+            self._connection.give_back(self)
 
     # What the connection and the output need
 
@@ -303,9 +312,10 @@ class Stream:
         self._close()
 
     def _close(self) -> None:
-        if not self.request_ended:
-            self._output.control(reset_frame(self.id, ErrorCode.NO_ERROR))
-        self._connection.forget(self, reset=not self.request_ended)
+        if self.request_ended:
+            self._connection.forget(self, reset=False)
+        else:
+            self._connection.answered_early(self)
 
     def _illegal(self, step: str) -> NoReturn:
         raise RuntimeError(f"{step} in state {self.response} of stream {self.id}")

@@ -195,6 +195,10 @@ BROKEN: dict[str, tuple[bytes, set[int]]] = {
         frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x3f\xff\xff\x7f\x82"),
         {COMPRESSION_ERROR},
     ),
+    "HPACK with a Huffman-coded string that ends in zeros": (
+        frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x82\x87\x04\x83\x60\x63\x18"),
+        {COMPRESSION_ERROR},
+    ),
     "more padding than payload": (
         frame(HEADERS, END_HEADERS | END_STREAM | PADDED, 1, b"\x09\x82"),
         {PROTOCOL_ERROR},

@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -92,6 +93,7 @@ class Http2Client:
         self.closed = False
         self.pongs: list[bytes] = []
         self.settings_seen: list[bytes] = []
+        self.windows_seen: Counter[int] = Counter()  # bytes of WINDOW_UPDATEs, by stream
         self._decoder = hpack.Decoder()
         self._decoder.max_allowed_table_size = 1 << 16
         self._opens_windows = opens_windows
@@ -239,6 +241,8 @@ class Http2Client:
         elif kind == SETTINGS and not flags & ACK:
             self.settings_seen.append(payload)
             self.send(frame(SETTINGS, ACK, 0, b""))
+        elif kind == WINDOW_UPDATE:
+            self.windows_seen[stream] += int.from_bytes(payload, "big")
         elif kind == PING and flags & ACK:
             self.pongs.append(payload)
         elif kind == PING:

@@ -25,6 +25,7 @@ from tests.e2e.http2_client import (
     HEADERS,
     PING,
     PRIORITY,
+    PROTOCOL_ERROR,
     SETTINGS,
     Http2Client,
     fields_of,
@@ -33,7 +34,7 @@ from tests.e2e.http2_client import (
     window_update,
 )
 from tests.e2e.proxy_process import ProxyProcess
-from tests.e2e.waiting import settled
+from tests.e2e.waiting import eventually, settled
 
 MEGABYTE = 1 << 20
 
@@ -241,3 +242,31 @@ def _varint(value: int) -> bytes:
         value //= 128
     out.append(value)
     return bytes(out)
+
+
+def test_thousands_of_requests_in_one_read_are_all_answered(
+    tls_proxy: ProxyProcess, h2_tls: ssl.SSLContext, service: str
+) -> None:
+    """Nobody serves the name: every answer is there at once, and the proxy takes them in turns."""
+    with Http2Client(("127.0.0.1", tls_proxy.port), h2_tls, service) as client:
+        assert client.ask(fields_of(service)).status == 404
+        client.send(window_update(0, 1 << 24))
+        block = client.block(fields_of(service))
+        streams = [client.new_stream() for _ in range(3000)]
+        client.send(b"".join([frame(HEADERS, END_HEADERS | END_STREAM, stream, block) for stream in streams]))
+        assert {client.outcome(stream).status for stream in streams} == {404}
+        assert client.goaway is None
+
+
+def test_the_access_log_says_that_the_fault_was_one_of_http2(
+    tls_proxy: ProxyProcess, h2_tls: ssl.SSLContext, service: str
+) -> None:
+    with Http2Client(("127.0.0.1", tls_proxy.port), h2_tls, service) as client:
+        client.send(frame(PING, 0, 1, bytes(8)))
+        assert client.read_until_goaway() == PROTOCOL_ERROR
+    with Http2Client(("127.0.0.1", tls_proxy.port), h2_tls, service, begins=False) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.read_until_goaway() == PROTOCOL_ERROR
+    eventually(lambda: len(tls_proxy.access_log(sni=service)) == 2, "both are in the log")
+    for line in tls_proxy.access_log(sni=service):
+        assert (line["protocol"], line["reason"]) == ("HTTP/2", "http2_connection")

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import sys
 import threading
 from pathlib import Path
 
+import hpack
 import pytest
 
-from tests.e2e.backends import Peer, Script, ok
+from tests.e2e.backends import Peer, Script, answer_with, ok
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import StartBackend, StartProxy
 from tests.e2e.http1_client import Http1Client, get
-from tests.e2e.http2_client import NO_ERROR, PREFACE, SETTINGS, Answer, Http2Client, fields_of, frame
+from tests.e2e.http2_client import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    NO_ERROR,
+    PREFACE,
+    SETTINGS,
+    Answer,
+    Http2Client,
+    fields_of,
+    frame,
+    window_update,
+)
 from tests.e2e.messages import Closed, Truncated
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import eventually
 from tests.proxy.tls_wire import NOTIFIED, Wire
+from tests.wire.http2_dialogue import split_frames
 
 GENEROUS = "[timeouts]\ndrain = 20\nshutdown = 5\n"
 
@@ -89,6 +105,44 @@ def test_sigterm_says_goaway_and_lets_the_streams_finish(
         assert (answer.status, bytes(answer.body), answer.reset) == (200, b"/busy done", None)
         client.read_until_closed()
     assert proxy.wait(10) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpn", ["http/1.1", "h2"])
+def test_a_drain_waits_for_a_client_that_is_slow_to_read(
+    alpn: str, start_proxy: StartProxy, start_backend: StartBackend, authority: Authority, service: str
+) -> None:
+    """The whole response is with the kernel and the proxy; the client needs twelve seconds for it."""
+    body = bytes(range(256)) * 8192  # 2 MiB
+    proxy = start_proxy(tls=True, toml=GENEROUS)
+    backend = start_backend(answer_with(ok(body)))
+    proxy.serve(service, backend)
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        raw.settimeout(20)
+        raw.connect(("127.0.0.1", proxy.port))
+        with client_context(authority.pem, alpn).wrap_socket(raw, server_hostname=service) as client:
+            pause = threading.Event()
+            got = bytearray()
+            if alpn == "h2":
+                settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 24)) + window_update(0, 1 << 24)
+                block = bytes(hpack.Encoder().encode(fields_of(service)))
+                client.sendall(PREFACE + settings + frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+            else:
+                client.sendall(get(service))
+            eventually(lambda: backend.requests, "the request is at the backend")
+            got += client.recv(1024)
+            proxy.signal(signal.SIGTERM)
+            while data := client.recv(16_384):
+                got += data
+                pause.wait(0.08)
+                if alpn == "h2":
+                    client.sendall(window_update(0, 1))  # what comes late must not become a reset
+    if alpn == "h2":
+        frames = split_frames(bytes(got))
+        got = bytearray().join([one.payload for one in frames if one.kind == DATA])
+    assert bytes(got).endswith(body)
+    assert proxy.wait(20) == 0
 
 
 @pytest.mark.parametrize("alpn", ["http/1.1", "h2"])

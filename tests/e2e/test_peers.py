@@ -101,6 +101,24 @@ def test_curl_uploads_and_downloads_much(
     assert backend.requests[0].body == data
 
 
+def _refuse_at_once(peer: Peer) -> None:
+    peer.read_head()
+    peer.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\n\r\nno more\n")
+    peer.wait_closed()
+
+
+def test_curl_gets_an_answer_that_comes_before_the_end_of_its_upload(
+    curl: Curl, start_backend: StartBackend, tls_proxy: ProxyProcess, service: str, tmp_path: Path
+) -> None:
+    """curl 7.88 forgets an answer that it reads together with its RST_STREAM."""
+    tls_proxy.serve(service, start_backend(_refuse_at_once))
+    with (tmp_path / "data").open("wb") as file:
+        file.truncate(100_000_000)
+    for _ in range(5):
+        done = curl("/", "--http2", "-X", "POST", "-T", str(tmp_path / "data"))
+        assert done.stdout == b"no more\n\n413 2"
+
+
 def test_curl_speaks_http2_without_tls(
     need: Need, plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:

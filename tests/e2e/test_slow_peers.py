@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable
 
+import hpack
 import pytest
 
 from tests.e2e.backends import Peer, echo_each, in_turn
@@ -20,9 +22,14 @@ from tests.e2e.http2_client import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    PREFACE,
+    SETTINGS,
+    Answer,
     Http2Client,
     fields_of,
     frame,
+    rst_stream,
+    window_update,
 )
 from tests.e2e.messages import Truncated
 from tests.e2e.proxy_process import ProxyProcess
@@ -144,6 +151,50 @@ def test_an_http2_upload_waits_for_a_slow_backend_within_its_window(
         assert client.outcome(stream).body == b"POST / " + b"x" * 48_000 + b"end"
 
 
+def test_uploads_that_no_backend_reads_leave_the_others_on_their_connection_alone(
+    tls_proxy: ProxyProcess, start_backend: StartBackend, authority: Authority, service: str
+) -> None:
+    gate = threading.Event()
+    uploads = 100
+
+    def stand_still(peer: Peer) -> None:
+        if peer.number < uploads:
+            gate.wait(60)
+        else:
+            echo_each(peer)
+
+    backend = start_backend(stand_still)
+    tls_proxy.serve(service, backend)
+    before = tls_proxy.memory()
+    with Http2Client(("127.0.0.1", tls_proxy.port), client_context(authority.pem, "h2"), service) as client:
+        client.ask(fields_of("nobody.e2e.test"))  # its settings have come
+        settings = dict(struct.iter_unpack(">HI", client.settings_seen[0]))
+        for _ in range(uploads):
+            stream = client.new_stream()
+            client.send(frame(HEADERS, END_HEADERS, stream, client.block(fields_of(service, method=b"POST"))))
+            for size in _pieces(settings[4]):
+                client.send(frame(DATA, 0, stream, b"x" * size))
+        backend.wait_for_peers(uploads)
+        stream = client.new_stream()
+        client.send(frame(HEADERS, END_HEADERS, stream, client.block(fields_of(service, method=b"POST"))))
+        for size in _pieces(settings[4]):
+            client.send(frame(DATA, 0, stream, b"y" * size))
+        client.send(frame(DATA, END_STREAM, stream, b""))
+        answer = client.outcome(stream)
+        assert (answer.status, answer.goaway) == (200, None)
+        assert len(answer.body) == settings[4] + len(b"POST / ")
+        assert tls_proxy.memory() - before < 32 * MEGABYTE
+        assert client.windows_seen[0] >= uploads * settings[4] - MEGABYTE, (
+            "the connection's window is used up"
+        )
+        gate.set()
+
+
+def _pieces(size: int) -> list[int]:
+    """The sizes of DATA frames that make up `size` bytes."""
+    return [16_384] * (size // 16_384) + [size % 16_384] * (size % 16_384 > 0)
+
+
 def test_slow_heads_are_given_up(start_proxy: StartProxy, start_backend: StartBackend, service: str) -> None:
     """slowloris: a byte now and then does not buy time."""
     proxy = start_proxy(toml="[timeouts]\nhead = 1.5\ndrain = 1\nshutdown = 1\n")
@@ -223,6 +274,57 @@ def test_a_client_that_stops_reading_is_given_up(
         assert backend.peers[0].closed.wait(20), "a stalled download holds its backend for ever"
         with pytest.raises(Truncated):
             client.read_response()
+    proxy.wait_until_idle()
+
+
+@pytest.mark.slow
+def test_an_http2_client_that_takes_little_at_a_time_is_not_idle(
+    start_proxy: StartProxy, start_backend: StartBackend, service: str
+) -> None:
+    """The socket stays full for longer than the time-out, but never without progress."""
+    proxy = start_proxy(toml="[timeouts]\nbody_idle = 1.5\ndrain = 1\nshutdown = 1\n")
+    proxy.serve(service, start_backend(send_much))
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        raw.settimeout(20)
+        raw.connect(("127.0.0.1", proxy.port))
+        settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 30)) + window_update(0, 1 << 30)
+        block = bytes(hpack.Encoder().encode(fields_of(service)))
+        raw.sendall(PREFACE + settings + frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+        pause = threading.Event()
+        for _ in range(100):  # ten seconds at 50 KB/s
+            assert raw.recv(5000)
+            pause.wait(0.1)
+        got = 0
+        while got < 10 * MEGABYTE:
+            data = raw.recv(262_144)
+            assert data
+            got += len(data)
+    proxy.wait_until_idle()
+
+
+@pytest.mark.slow
+def test_an_http2_stream_waits_for_its_client_while_others_move(
+    start_proxy: StartProxy, start_backend: StartBackend, authority: Authority, service: str
+) -> None:
+    proxy = start_proxy(tls=True, toml="[timeouts]\nbody_idle = 1\ndrain = 1\nshutdown = 1\n")
+    backend = start_backend(send_much)
+    proxy.serve(service, backend)
+    tls = client_context(authority.pem, "h2")
+    with Http2Client(("127.0.0.1", proxy.port), tls, service, opens_windows=False) as client:
+        moving, waiting = client.request(fields_of(service)), client.request(fields_of(service))
+        backend.wait_for_peers(2)
+        client.send(window_update(0, 1 << 24))
+        pause = threading.Event()
+        for _ in range(16):  # eight seconds, in which the sweep comes several times
+            client.send(window_update(moving, 1))
+            pause.wait(0.5)
+        client.send(window_update(waiting, 1_000_000))
+        answer = client.answers.setdefault(waiting, Answer())
+        while len(answer.body) < 1_000_000 and answer.reset is None and not client.closed:
+            client.read()
+        assert answer.reset is None
+        client.send(rst_stream(moving) + rst_stream(waiting))
     proxy.wait_until_idle()
 
 

@@ -121,10 +121,12 @@ async def test_bytes_that_were_no_request_have_their_line_too(world: World, pipe
     about = client.protocol._client
     client.send(b"garbage\r\n\r\n")
     log, _ = open_log("json", pipe[1])
-    log.refused(about, world.refused[0], b"id-9")
+    log.refused(about, world.refused[0], b"id-9", b"1.1")
+    log.refused(about, world.refused[0], b"id-10", b"2")
     log.close()
-    entry = orjson.loads(os.read(pipe[0], 65536))
+    entry, other = map(orjson.loads, os.read(pipe[0], 65536).splitlines())
     assert (entry["status"], entry["reason"], entry["request_id"]) == (400, "bad_request", "id-9")
+    assert (entry["protocol"], other["protocol"]) == ("HTTP/1.1", "HTTP/2")
 
 
 def test_a_log_that_is_off_opens_nothing() -> None:

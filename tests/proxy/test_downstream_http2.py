@@ -15,6 +15,7 @@ from portero_py.proxy.client import Client
 from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream_http2 import OUTPUT_LIMIT, Http2Downstream, Http2Stream
 from portero_py.proxy.endpoints import Downstream
+from portero_py.proxy.leaving import Leaving
 from portero_py.proxy.worker import Worker
 from portero_py.wire.http2_frames import (
     CONTINUATION,
@@ -29,6 +30,7 @@ from portero_py.wire.http2_frames import (
     SETTINGS,
     WINDOW_UPDATE,
     ErrorCode,
+    InternalFault,
     settings_frame,
     window_frame,
 )
@@ -38,23 +40,43 @@ from tests.wire.http2_dialogue import GET, POST, Frame, frame, split_frames
 OK = ResponseHead(200, b"OK", [(b"Content-Type", b"text/plain")], -1)
 
 
+class Call:
+    """A callback that has not been run."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.run = callback
+
+    def cancel(self) -> None:
+        self.run = lambda: None
+
+
 class Loop:
     """A clock that stands still, and callbacks that wait to be run."""
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.soon: list[Callable[[], None]] = []
+        self.soon: list[Call] = []
+        self.later: list[tuple[float, Call]] = []
 
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self.soon.append(callback)
+    def call_soon(self, callback: Callable[[], None]) -> Call:
+        self.soon.append(Call(callback))
+        return self.soon[-1]
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Call:
+        call = Call(callback)
+        self.later.append((self.now + seconds, call))
+        return call
 
     def run(self) -> None:
-        callbacks, self.soon = self.soon, []
-        for callback in callbacks:
-            callback()
+        """One turn."""
+        due = [call for when, call in self.later if when <= self.now]
+        self.later = [(when, call) for when, call in self.later if when > self.now]
+        calls, self.soon = self.soon + due, []
+        for call in calls:
+            call.run()
 
 
 class Socket:
@@ -67,7 +89,9 @@ class Socket:
         self.closed = False
         self.aborted = False
         self.fills_at = 1 << 60
+        self.unsent = 0  # what the client has not taken, if a test wants it so
         self.shell: Http2Downstream
+        self.protocol: asyncio.Protocol | None = None
 
     def write(self, data: bytes) -> None:
         assert not self.closed
@@ -83,6 +107,15 @@ class Socket:
     def write_eof(self) -> None:
         self.ended = True
 
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> None:
+        """No socket that the kernel knows."""
+
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        self.protocol = protocol
+
     def close(self) -> None:
         self.closed = True
 
@@ -96,7 +129,7 @@ class Socket:
         self.reading = True
 
 
-STALLED = Timeouts().body_idle
+IDLE = Timeouts().body_idle
 
 
 class FakeWorker:
@@ -106,12 +139,22 @@ class FakeWorker:
         self.loop = Loop()
         self.deadlines = DeadlineWheel(self.loop.now)
         self.refused: list[str] = []
+        self.versions: set[bytes] = set()
+        self.leaving: Leaving | None = None
 
     def next_request_id(self) -> bytes:
         return b"request-1"
 
-    def request_refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
+    def request_refused(
+        self, client: Client, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
+    ) -> None:
         self.refused.append(error.reason)
+        self.versions.add(version)
+
+    def connection_succeeded(self, former: Http2Downstream, successor: Leaving) -> None:
+        self.deadlines.forget(former)
+        self.deadlines.watch(successor)
+        self.leaving = successor
 
     def connection_closed(self, connection: Http2Downstream) -> None:
         self.deadlines.forget(connection)
@@ -177,7 +220,7 @@ class Stage:
         return made
 
     def send(self, data: bytes) -> None:
-        self.shell.data_received(data)
+        (self.socket.protocol or self.shell).data_received(data)
 
     def request(self, number: int, fields: list[tuple[str, str]] = GET, *, ends: bool = True) -> Scripted:
         block = self.encoder.encode(fields)
@@ -297,8 +340,9 @@ def test_there_is_no_tunnel() -> None:
         Stage().request(1).downstream.start_tunnel()
 
 
-def test_a_connection_error_is_sent_counted_and_closes() -> None:
+def test_a_connection_error_is_sent_counted_and_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
+    monkeypatch.setattr("portero_py.proxy.leaving.monotonic", stage.loop.time)
     exchange = stage.request(1)
     stage.send(frame(PING, 0, 1, bytes(8)))
     assert stage.goaways() == [ErrorCode.PROTOCOL_ERROR]
@@ -306,6 +350,7 @@ def test_a_connection_error_is_sent_counted_and_closes() -> None:
     assert not stage.socket.closed
     assert stage.worker.refused == ["http2_connection"]
     assert exchange.said[-1] != "start"
+    assert stage.worker.versions == {b"2"}
     stage.send(b"more")
     assert stage.socket.writes == []
     stage.wait(7)
@@ -365,7 +410,7 @@ def test_a_request_body_that_the_backend_does_not_read_gets_no_window() -> None:
     stage = Stage()
     exchange = stage.request(1, POST, ends=False)
     exchange.downstream.pause_body()
-    for _ in range(16):
+    for _ in range(4):
         stage.send(frame(DATA, 0, 1, bytes(16384)))
     assert stage.frames() == []
     exchange.downstream.resume_body()
@@ -382,7 +427,7 @@ def test_an_idle_connection_is_closed_with_a_goaway() -> None:
     assert not stage.socket.closed
     stage.wait(20)
     assert stage.goaways() == [ErrorCode.NO_ERROR]
-    assert stage.socket.closed
+    assert stage.socket.ended
 
 
 def test_pings_do_not_keep_an_idle_connection_but_requests_do() -> None:
@@ -390,11 +435,11 @@ def test_pings_do_not_keep_an_idle_connection_but_requests_do() -> None:
     for number in (1, 3, 5):
         stage.request(number).downstream.send_response(OK, b"x")
         stage.wait(50)
-    assert not stage.socket.closed
+    assert not stage.socket.ended
     for _ in range(5):
         stage.send(frame(PING, 0, 0, bytes(8)))
         stage.wait(10)
-    assert stage.socket.closed
+    assert stage.socket.ended
 
 
 def test_a_long_quiet_response_keeps_its_connection() -> None:
@@ -489,27 +534,344 @@ def test_a_response_that_the_client_does_not_take_is_given_up() -> None:
     running.downstream.send_head(OK)
     running.downstream.send_body(b"x" * 100_000)
     complete.downstream.send_response(OK, b"y" * 100_000)
-    stage.wait(STALLED - 10)
+    stage.wait(IDLE - 10)
     stage.send(window_frame(1, 10))
     stage.wait(20)
     assert running.said == ["start"]
-    assert stage.resets() == [ErrorCode.CANCEL]
-    stage.wait(STALLED)
+    assert stage.resets() == [], "the connection has moved"
+    stage.wait(IDLE)
     assert running.said[-1] is ClientGone
     assert complete.said == ["start"]
+    assert stage.resets() == [ErrorCode.CANCEL] * 2
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        frame(PING, 0, 0, bytes(8)),
+        window_frame(0, 1),
+        window_frame(1, 1),
+        settings_frame(()),
+        frame(DATA, 0, 5),
+    ],
+    ids=["ping", "connection window", "window of an end", "settings", "empty data"],
+)
+def test_frames_that_move_no_body_buy_a_stalled_stream_no_time(nonsense: bytes) -> None:
+    stage = Stage()
+    ending, stalled, upload = stage.request(1), stage.request(3), stage.request(5, POST, ends=False)
+    stage.send(window_frame(0, 1 << 20))
+    ending.downstream.send_response(OK, b"x" * 65_535)
+    stalled.downstream.send_head(OK)
+    stalled.downstream.send_body(b"x" * 100_000)
+    for _ in range(12):
+        stage.send(nonsense)
+        stage.wait(6)
+    assert stalled.said[-1] is ClientGone
+    assert upload.said[-1] is BodyTimeout
+
+
+def test_streams_wait_for_a_slow_client_while_anything_moves_but_not_for_ever() -> None:
+    """A client that takes 35 KB/s on 128 streams comes back to each of them after a minute and more."""
+    stage = Stage()
+    moving, stalled = stage.request(1), stage.request(3)
+    upload = stage.request(5, POST, ends=False)
+    stage.send(window_frame(0, 1 << 20))
+    moving.downstream.send_head(OK)
+    moving.downstream.send_body(b"x" * 200_000)
+    stalled.downstream.send_head(OK)
+    stalled.downstream.send_body(b"x" * 100_000)
+    for _ in range(11):
+        stage.send(window_frame(1, 1))
+        stage.wait(50)
+    assert stalled.said == ["start"]
+    assert upload.said == ["start"]
+    for _ in range(2):
+        stage.send(window_frame(1, 1))
+        stage.wait(50)
+    assert stalled.said[-1] is ClientGone
+    assert upload.said[-1] is BodyTimeout
+    assert moving.said == ["start", "paused"]
+
+
+def test_a_body_that_moves_gives_the_other_streams_time_and_a_backends_bytes_do_not() -> None:
+    stage = Stage()
+    upload, stalled = stage.request(1, POST, ends=False), stage.request(3)
+    stalled.downstream.send_head(OK)
+    stalled.downstream.send_body(b"x" * 100_000)
+    for _ in range(4):
+        stage.wait(50)
+        stage.send(frame(DATA, 0, 1, b"x"))
+    assert stalled.said == ["start"]
+    stage.send(frame(DATA, END_STREAM, 1, b"x"))
+    for _ in range(7):
+        stalled.downstream.send_body(b"x")
+        stage.wait(10)
+    assert stalled.said[-1] is ClientGone
+    assert upload.said[-1] == ("end", None)
+
+
+def test_a_full_socket_whose_client_takes_something_is_left_alone() -> None:
+    stage = Stage()
+    exchange = stage.request(1)
+    stage.send(settings_frame([(4, 1 << 24)]) + window_frame(0, 1 << 24))
+    exchange.downstream.send_head(OK)
+    exchange.downstream.send_body(b"x" * 100_000)
+    stage.socket.unsent = 90_000
+    stage.shell.pause_writing()
+    exchange.downstream.send_body(b"x" * 100_000)
+    for _ in range(6):
+        stage.socket.unsent -= 1
+        stage.wait(55)
+    assert not stage.socket.aborted
+    assert exchange.said == ["start", "paused"]
+    for _ in range(2):
+        # What is put behind the full socket has not moved.
+        stage.request(2 * len(stage.exchanges) + 1).downstream.send_response(OK, b"")
+        stage.wait(40)
+    assert stage.socket.aborted
 
 
 def test_a_socket_that_stays_full_is_aborted() -> None:
     stage = Stage()
     stage.request(1)
     stage.shell.pause_writing()
-    stage.wait(STALLED - 1)
+    stage.wait(IDLE - 1)
     assert not stage.socket.aborted
     stage.wait(20)
     assert stage.socket.aborted
 
 
+# Turns
+
+
+def flood(stage: Stage, count: int) -> None:
+    """`count` requests in one read."""
+    block = stage.encoder.encode(GET)
+    numbers = range(1, 2 * count, 2)
+    stage.send(b"".join([frame(HEADERS, END_HEADERS | END_STREAM, number, block) for number in numbers]))
+
+
+def answering(stage: Stage) -> None:
+    """Exchanges are answered at once from now on."""
+
+    class Immediate(Scripted):
+        def start(self) -> None:
+            self.downstream.send_response(ResponseHead(200, b"OK", [(b"ETag", b"x" * 100)], -1), b"")
+
+    def make(worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /) -> Scripted:
+        stage.exchanges.append(Immediate(worker, client, downstream, head))
+        return stage.exchanges[-1]
+
+    stage.shell.new_exchange = make
+
+
+def test_many_requests_in_one_read_are_dealt_with_in_turns_and_nothing_is_read_meanwhile() -> None:
+    stage = Stage()
+    answering(stage)
+    flood(stage, 1000)
+    turns = 1
+    while stage.loop.soon:
+        assert len(stage.exchanges) == 64 * turns
+        assert len(stage.socket.writes) == turns, "each turn's answers leave at its end"
+        assert not stage.socket.reading
+        assert len(stage.loop.soon) == 1
+        stage.loop.run()
+        turns += 1
+    assert len(stage.exchanges) == 1000
+    assert stage.socket.reading
+
+
+def test_the_rest_of_a_read_waits_for_a_client_that_takes_no_answers() -> None:
+    stage = Stage()
+    answering(stage)
+    stage.shell.pause_writing()
+    flood(stage, 6000)
+    while stage.loop.soon:
+        stage.loop.run()
+    held = len(stage.exchanges)
+    assert held < 6000
+    assert not stage.socket.reading
+    stage.shell.resume_writing()
+    assert not stage.socket.reading
+    while stage.loop.soon:
+        stage.loop.run()
+    assert len(stage.exchanges) == 6000
+    assert stage.socket.reading
+
+
+def test_a_client_that_goes_takes_the_rest_of_its_read_with_it() -> None:
+    stage = Stage()
+    answering(stage)
+    flood(stage, 100)
+    stage.shell.connection_lost(None)
+    stage.loop.run()
+    assert len(stage.exchanges) == 64
+
+
+# Early answers
+
+
+def test_the_reset_behind_an_early_answer_comes_later_and_needs_no_sweep() -> None:
+    stage = Stage()
+    stage.request(1, POST, ends=False).downstream.send_response(OK, b"enough")
+    stage.loop.run()
+    assert [one.kind for one in stage.frames()] == [HEADERS, DATA]
+    stage.send(frame(DATA, 0, 1, b"on its way"))
+    assert len(stage.loop.later) == 1
+    stage.loop.now += 0.5
+    stage.loop.run()
+    assert stage.frames() == []
+    stage.loop.now += 0.5
+    stage.loop.run()
+    assert stage.resets() == [ErrorCode.NO_ERROR]
+    assert stage.loop.later == []
+
+
+def test_the_reset_does_not_come_while_its_answer_waits_for_the_socket() -> None:
+    stage = Stage()
+    exchange = stage.request(1, POST, ends=False)
+    stage.shell.pause_writing()
+    exchange.downstream.send_response(OK, b"")
+    for _ in range(6):
+        stage.loop.run()
+        stage.loop.now += 0.5
+    stage.shell.resume_writing()
+    assert [one.kind for one in stage.frames()] == [HEADERS]
+    for _ in range(3):
+        stage.loop.run()
+        stage.loop.now += 0.5
+    assert stage.resets() == [ErrorCode.NO_ERROR]
+
+
+def test_a_client_that_goes_needs_no_reset() -> None:
+    stage = Stage()
+    stage.request(1, POST, ends=False).downstream.send_response(OK, b"enough")
+    stage.loop.run()
+    stage.shell.connection_lost(None)
+    stage.loop.now += 5
+    stage.loop.run()
+    assert stage.loop.later == []
+
+
+# Faults of our own
+
+
+class Broken(Scripted):
+    """An exchange that fails where none should."""
+
+    where = "start"
+
+    def start(self) -> None:
+        super().start()
+        if self.where == "start":
+            raise ZeroDivisionError
+
+    def request_body(self, data: bytes) -> None:
+        raise ZeroDivisionError
+
+    def downstream_resumed(self) -> None:
+        raise ZeroDivisionError
+
+    def downstream_gone(self, error: PorteroError) -> None:
+        super().downstream_gone(error)
+        if self.where in ("gone", "time-out") and len(self.said) == 2:
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("where", ["start", "body", "relieved", "relieved later", "time-out", "gone"])
+def test_a_fault_of_our_own_ends_the_connection_tells_everybody_and_is_logged(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage()
+    before = stage.request(1)
+    made: list[Broken] = []
+
+    def make(worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /) -> Broken:
+        made.append(Broken(worker, client, downstream, head))
+        made[-1].where = where
+        return made[-1]
+
+    stage.shell.new_exchange = make
+    block = stage.encoder.encode(POST)
+    stage.send(frame(HEADERS, END_HEADERS, 3, block))
+    stage.shell.new_exchange = stage._exchange
+    if where == "body":
+        stage.send(frame(DATA, 0, 3, b"x"))
+    elif where == "gone":
+        stage.send(frame(RST_STREAM, 0, 3, bytes(4)))
+    elif where == "time-out":
+        stage.wait(80)
+    elif where == "relieved":
+        made[0].downstream.send_head(OK)
+        made[0].downstream.send_body(b"x" * 200_000)
+        stage.shell.pause_writing()
+        stage.send(window_frame(0, 200_000) + window_frame(3, 200_000))
+        stage.shell.resume_writing()
+    elif where == "relieved later":
+        stage.send(settings_frame([(4, 1 << 24)]) + window_frame(0, 1 << 24))
+        made[0].downstream.send_head(OK)
+        made[0].downstream.send_body(b"x" * 600_000)
+        stage.loop.run()
+    assert stage.goaways() == [ErrorCode.INTERNAL_ERROR]
+    assert stage.socket.ended
+    assert len(made[0].said) > 1, "its own exchange is told as well"
+    assert before.said[-1] is InternalFault
+    assert stage.worker.refused == ["internal_error"]
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+def test_a_fault_that_comes_again_while_everybody_is_told_is_logged_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage()
+
+    class Hopeless(Broken):
+        def downstream_gone(self, error: PorteroError) -> None:
+            raise ZeroDivisionError
+
+    stage.shell.new_exchange = Hopeless
+    stage.send(frame(HEADERS, END_HEADERS, 1, stage.encoder.encode(POST)))
+    assert stage.goaways() == [ErrorCode.INTERNAL_ERROR]
+    assert stage.socket.ended
+    assert len(caplog.records) == 2
+
+
 # Drain
+
+
+def test_the_last_bytes_are_waited_for_as_long_as_the_client_takes_some_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    monkeypatch.setattr("portero_py.proxy.leaving.monotonic", stage.loop.time)
+    exchange = stage.request(1)
+    stage.shell.start_drain()
+    stage.wait(2)
+    exchange.downstream.send_response(OK, b"x")
+    stage.socket.unsent = 100_000
+    stage.loop.run()
+    assert isinstance(stage.socket.protocol, Leaving)
+    assert stage.socket.ended
+    for _ in range(10):
+        stage.socket.unsent -= 1000
+        stage.send(window_frame(0, 1000))
+        stage.wait(9)
+    assert not stage.socket.closed
+    stage.wait(12)
+    assert stage.socket.aborted
+
+
+def test_a_client_that_ended_its_side_gets_the_time_it_uses_too() -> None:
+    stage = Stage()
+    stage.request(1)
+    stage.socket.unsent = 100_000
+    stage.shell.eof_received()
+    for _ in range(10):
+        stage.socket.unsent -= 1000
+        stage.wait(9)
+    assert not stage.socket.aborted
+    stage.wait(20)
+    assert stage.socket.aborted
 
 
 def test_a_drain_lets_the_exchanges_finish_and_closes() -> None:
@@ -525,7 +887,7 @@ def test_a_drain_lets_the_exchanges_finish_and_closes() -> None:
     late.downstream.send_response(OK, b"x")
     stage.loop.run()
     assert stage.goaways() == [ErrorCode.NO_ERROR]
-    assert stage.socket.closed
+    assert stage.socket.ended
 
 
 def test_a_drain_does_not_wait_for_a_client_that_does_not_answer() -> None:
@@ -533,7 +895,7 @@ def test_a_drain_does_not_wait_for_a_client_that_does_not_answer() -> None:
     stage.shell.start_drain()
     stage.wait(3)
     assert stage.goaways() == [ErrorCode.NO_ERROR] * 2
-    assert stage.socket.closed
+    assert stage.socket.ended
 
 
 def test_closing_with_a_full_socket_leaves_the_rest_to_the_transport() -> None:

@@ -109,8 +109,10 @@ class Dialogue:
             self.frames()
 
     def send(self, data: bytes) -> None:
-        """The client sends bytes."""
+        """The client sends bytes, and the event loop turns until they are dealt with."""
         self.connection.receive(data, self.now)
+        while self.connection.behind:
+            self.connection.receive(b"", self.now)
 
     def send_frame(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
         self.send(frame(kind, flags, stream, payload))

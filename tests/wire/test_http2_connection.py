@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise, permutations
 
 import pytest
 
 from portero_py.errors import ClientGone
+from portero_py.wire.http2 import FIRST_WINDOW
+from portero_py.wire.http2_ended import EARLY_STREAMS
 from portero_py.wire.http2_frames import (
     ACK,
     CONTINUATION,
@@ -237,19 +240,81 @@ def test_a_head_larger_than_a_frame_goes_on_in_continuation() -> None:
     assert len(dialogue.response(frames)) == 5
 
 
-def test_a_response_before_the_end_of_the_request_is_followed_by_a_reset_without_an_error() -> None:
+def test_a_response_before_the_end_of_the_request_is_followed_by_a_reset_a_moment_later() -> None:
     dialogue = Dialogue()
-    stream = dialogue.upload(1)
-    stream.send_response(OK, b"enough")
+    dialogue.upload(1).send_response(OK, b"enough")
     assert [(one.kind, one.flags) for one in dialogue.frames()] == [
         (HEADERS, END_HEADERS),
         (DATA, END_STREAM),
-        (RST_STREAM, 0),
     ]
+    assert dialogue.connection.streams == {}
+    dialogue.connection.reset_early()
+    dialogue.upload(3).send_response(OK, b"enough")
+    assert dialogue.resets() == [], "one that came a moment ago has its moment"
+    dialogue.connection.reset_early()
+    assert dialogue.resets() == [(1, ErrorCode.NO_ERROR)]
     dialogue.data(1, b"on its way")
     dialogue.send_frame(HEADERS, END_HEADERS | END_STREAM, 1, dialogue.encoder.encode([("x", "y")]))
+    dialogue.connection.reset_early()
+    dialogue.connection.reset_early()
+    assert dialogue.resets() == [(3, ErrorCode.NO_ERROR)]
     assert not dialogue.connection.finished
-    assert dialogue.said == [("head", 1, b"POST", b"/up")]
+    assert dialogue.said == [("head", 1, b"POST", b"/up"), ("head", 3, b"POST", b"/up")]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        frame(DATA, END_STREAM, 1, b"last"),
+        frame(HEADERS, END_HEADERS | END_STREAM, 1),
+        frame(RST_STREAM, 0, 1, bytes(4)),
+    ],
+    ids=["data", "trailers", "reset"],
+)
+def test_a_client_that_ends_what_was_answered_early_needs_no_reset(end: bytes) -> None:
+    dialogue = Dialogue()
+    dialogue.upload(1, length=2).send_response(OK, b"enough")
+    dialogue.data(1, b"more than it said")
+    dialogue.connection.reset_early()
+    dialogue.send(end)
+    dialogue.connection.reset_early()
+    dialogue.connection.reset_early()
+    assert dialogue.resets() == []
+    dialogue.data(1, b"too late")
+    assert dialogue.failed() == CLOSED
+
+
+def test_what_still_comes_of_an_early_answers_request_is_judged() -> None:
+    dialogue = Dialogue()
+    dialogue.upload(1).send_response(OK, b"enough")
+    for _ in range(FIRST_WINDOW // 16384):
+        dialogue.data(1, bytes(16384))
+    assert dialogue.of(WINDOW_UPDATE) == []
+    dialogue.data(1, b"x")
+    assert dialogue.failed() == FLOW
+    dialogue = Dialogue()
+    dialogue.upload(1).send_response(OK, b"enough")
+    dialogue.send_frame(HEADERS, END_HEADERS, 1)
+    assert dialogue.failed() == PROTOCOL
+    assert not dialogue.connection.ended.early
+
+
+def test_of_too_many_early_answers_the_oldest_is_reset_at_once() -> None:
+    dialogue = Dialogue()
+    for number in range(1, 2 * EARLY_STREAMS + 4, 2):
+        dialogue.upload(number).send_response(OK, b"x")
+    assert dialogue.resets() == [(1, ErrorCode.NO_ERROR), (3, ErrorCode.NO_ERROR)]
+
+
+def test_the_connection_ends_behind_the_last_early_answers_reset() -> None:
+    dialogue = Dialogue()
+    stream = dialogue.upload(1)
+    dialogue.connection.finish_drain()
+    stream.send_response(OK, b"enough")
+    dialogue.connection.reset_early()
+    assert not dialogue.connection.finished
+    dialogue.connection.reset_early()
+    assert dialogue.connection.finished
 
 
 def test_a_reset_by_us_is_sent_once() -> None:
@@ -557,6 +622,92 @@ def test_a_graceful_goaway_refuses_nothing_until_the_client_has_seen_it() -> Non
     in_flight.send_response(OK, b"x")
     assert dialogue.connection.finished
     assert [said[1] for said in dialogue.said] == [1, 3]
+
+
+@pytest.mark.parametrize("steps", list(permutations(["drain", "finish", "request", "late", "fault"])))
+def test_no_goaway_names_a_later_stream_than_the_one_before(steps: tuple[str, ...]) -> None:
+    dialogue = Dialogue()
+    dialogue.request(1)
+    last = 2**31 - 1
+    for step in steps:
+        if step == "drain":
+            dialogue.connection.start_drain()
+        elif step == "finish":
+            dialogue.connection.finish_drain()
+        elif step == "fault":
+            dialogue.connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "enough")
+        else:
+            dialogue.request(dialogue.connection.last_stream + 2)
+        for one in dialogue.of(GOAWAY):
+            named = int.from_bytes(one.payload[:4], "big")
+            assert named <= last
+            last = named
+    for what, stream, *_ in dialogue.said:
+        assert what != "head" or (isinstance(stream, int) and stream <= last), "it may be sent again"
+
+
+def test_what_a_stream_raises_is_raised_when_the_others_have_been_told() -> None:
+    dialogue = Dialogue()
+    first = dialogue.open(1)
+    dialogue.open(3)
+    dialogue.open(5)
+    say = dialogue.say
+
+    def fall_over(what: str, stream: Stream, *more: object) -> None:
+        say(what, stream, *more)
+        if stream is first or what == "body":
+            raise ZeroDivisionError
+
+    dialogue.say = fall_over  # type: ignore[method-assign]
+    dialogue.upload(7)
+    with pytest.raises(ZeroDivisionError):
+        dialogue.data(7, b"x")
+    with pytest.raises(ZeroDivisionError):
+        dialogue.connection.break_off()
+    dialogue.connection.break_off()
+    assert dialogue.failed() == ErrorCode.INTERNAL_ERROR
+    assert dialogue.connection.fault is not None
+    assert dialogue.connection.fault.status == 500
+    lost = [said for said in dialogue.said if said[0] == "lost"]
+    assert lost == [("lost", number, "internal_error") for number in (1, 3, 5, 7)]
+
+
+# Turns
+
+
+def test_a_turn_has_so_many_requests_and_the_rest_waits_for_the_next() -> None:
+    dialogue = Dialogue()
+    dialogue.answer = ResponseHead(200, b"OK", [], 5)
+    block = dialogue.encoder.encode(GET)
+    data = b"".join([frame(HEADERS, END_HEADERS | END_STREAM, number, block) for number in range(1, 4801, 2)])
+    served = []
+    dialogue.connection.receive(data, 1.0)
+    while dialogue.connection.behind:
+        served.append(len(dialogue.said))
+        dialogue.connection.receive(b"", 1.0)
+    assert len(dialogue.said) == 2400
+    turns = [after - before for before, after in pairwise([0, *served])]
+    assert set(turns) == {64}
+
+
+def test_small_frames_count_less_and_bytes_that_come_meanwhile_are_taken_in_order() -> None:
+    dialogue = Dialogue()
+    dialogue.upload(1)
+    dialogue.connection.receive(frame(DATA, 0, 1, b"a") * 2000, 1.0)
+    assert dialogue.connection.behind
+    assert len(dialogue.said) == 1 + 1024
+    dialogue.connection.receive(frame(DATA, 0, 1, b"b")[:-1], 1.0)
+    assert not dialogue.connection.behind
+    dialogue.connection.receive(b"b", 1.0)
+    assert [said[2] for said in dialogue.said[1:]] == [b"a"] * 2000 + [b"b"]
+
+
+def test_nothing_is_left_for_the_next_turn_when_the_connection_ends_meanwhile() -> None:
+    dialogue = Dialogue()
+    dialogue.upload(1)
+    dialogue.connection.receive(frame(DATA, 0, 1, b"a") * 2000, 1.0)
+    dialogue.connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "enough")
+    assert not dialogue.connection.behind
 
 
 def test_an_idle_connection_ends_with_a_goaway() -> None:

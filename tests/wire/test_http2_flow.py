@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portero_py.wire.http2 import CONNECTION_WINDOW, STREAM_WINDOW
+from portero_py.wire.http2 import CONNECTION_WINDOW, FIRST_WINDOW, GROWN_STREAMS, STREAM_WINDOW
 from portero_py.wire.http2_frames import (
     DATA,
     END_HEADERS,
@@ -24,7 +24,7 @@ from portero_py.wire.http2_frames import (
     window_frame,
 )
 from portero_py.wire.http2_output import BATCH_LIMIT, SENT_FRAME_LIMIT
-from portero_py.wire.http2_stream import HIGH_WATER
+from portero_py.wire.http2_stream import HIGH_WATER, SMALL
 from portero_py.wire.message import ResponseHead
 from tests.wire.http2_dialogue import Dialogue, Frame, Recorded, frame
 
@@ -107,15 +107,32 @@ def test_waiting_bytes_come_before_new_ones_and_the_end_is_on_the_last_frame() -
     dialogue = Dialogue()
     dialogue.send(settings_frame([(INITIAL_WINDOW_SIZE, 3)]))
     stream = responding(dialogue, 1)
+    large = b"e" * SMALL
     stream.send_body(b"abcd")
-    stream.send_body(b"e")
+    stream.send_body(large)
     dialogue.frames()
-    dialogue.send(window_frame(1, 10))
+    dialogue.send(window_frame(1, 10_000))
     stream.send_body(b"f")
     stream.send_end(None)
     frames = dialogue.frames()
-    assert bodies(frames, 1) == b"def"
+    assert bodies(frames, 1) == b"d" + large + b"f"
     assert [one.flags for one in frames] == [0, 0, END_STREAM]
+
+
+def test_small_pieces_that_wait_are_put_together() -> None:
+    dialogue = Dialogue()
+    dialogue.connection.output.blocked = True
+    stream = responding(dialogue, 1)
+    wanted = b""
+    for i in range(30_000):
+        piece = bytes([i % 251, i % 241])
+        wanted += piece
+        stream.send_body(piece)
+    dialogue.connection.output.blocked = False
+    dialogue.connection.output.pump()
+    frames = dialogue.frames()
+    assert bodies(frames, 1) == wanted
+    assert len(frames) == -(-60_000 // SMALL)
 
 
 def test_a_large_body_in_one_batch_ends_without_an_empty_frame() -> None:
@@ -278,20 +295,64 @@ def test_a_stream_that_ends_with_bytes_waiting_leaves_the_line() -> None:
 def test_window_is_given_back_as_bodies_are_delivered() -> None:
     dialogue = Dialogue()
     dialogue.upload(1)
-    dialogue.upload(3)
+    dialogue.data(1, FULL)
+    assert windows(dialogue) == {}
+    dialogue.data(1, FULL)
+    grows = STREAM_WINDOW - FIRST_WINDOW
+    assert windows(dialogue) == {1: grows + FIRST_WINDOW // 2}, "who is read by his backend gets more"
     for _ in range(8):
         dialogue.data(1, FULL)
     assert windows(dialogue) == {1: STREAM_WINDOW // 2}
-    for _ in range(24):
-        dialogue.data(3, FULL)
-    assert windows(dialogue) == {3: STREAM_WINDOW // 2, 0: CONNECTION_WINDOW // 2}
+    for _ in range(22):
+        dialogue.data(1, FULL)
+    assert windows(dialogue)[0] == CONNECTION_WINDOW // 2
+
+
+def test_only_so_many_streams_get_a_larger_window_at_the_same_time() -> None:
+    dialogue = Dialogue()
+    streams = [dialogue.upload(number) for number in range(1, 2 * GROWN_STREAMS + 2, 2)]
+    for stream in streams:
+        dialogue.data(stream.id, FULL)
+        dialogue.data(stream.id, FULL)
+    assert [stream.receive_window for stream in streams] == [STREAM_WINDOW] * GROWN_STREAMS + [FIRST_WINDOW]
+    streams[0].reset(ErrorCode.CANCEL)
+    dialogue.data(streams[-1].id, FULL)
+    dialogue.data(streams[-1].id, FULL)
+    assert streams[-1].receive_window == STREAM_WINDOW, "there was room again"
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_uploads_that_nobody_reads_leave_the_others_their_way(grown: bool) -> None:
+    dialogue = Dialogue()
+    sent = 0
+    for number in range(1, 101, 2):
+        stream = dialogue.upload(number)
+        if grown:
+            dialogue.data(number, FULL)
+            dialogue.data(number, FULL)
+            sent += 2 * len(FULL)
+        stream.pause_body()
+        for _ in range(stream.receive_window // len(FULL)):
+            dialogue.data(number, FULL)
+            sent += len(FULL)
+    allowed = CONNECTION_WINDOW + sum(
+        int.from_bytes(one.payload, "big") for one in dialogue.of(WINDOW_UPDATE) if one.stream == 0
+    )
+    assert allowed - sent >= CONNECTION_WINDOW // 2
+    delivered = [len(said[2]) for said in dialogue.said if said[0] == "body" and isinstance(said[2], bytes)]
+    assert sum(delivered) == sent
+    withheld = sum(delivered) - (50 * 2 * len(FULL) if grown else 0)
+    assert withheld <= 50 * FIRST_WINDOW + GROWN_STREAMS * (STREAM_WINDOW - FIRST_WINDOW)
+    dialogue.upload(101)
+    dialogue.data(101, b"gets through", ends=True)
+    assert dialogue.said[-2:] == [("body", 101, b"gets through"), ("end", 101, None)]
 
 
 def test_no_window_is_given_back_during_a_pause() -> None:
     dialogue = Dialogue()
     stream = dialogue.upload(1)
     stream.pause_body()
-    for _ in range(16):
+    for _ in range(4):
         dialogue.data(1, FULL)
     assert windows(dialogue) == {}
     assert stream.receive_window == 0
@@ -311,42 +372,32 @@ def test_a_pause_inside_of_the_delivery_withholds_what_was_delivered() -> None:
 
     dialogue.say = pause  # type: ignore[method-assign,assignment]
     dialogue.data(1, FULL)
-    assert stream.withheld == 16384
+    dialogue.data(1, FULL)
+    assert windows(dialogue) == {}
     stream.resume_body()
     stream.resume_body()
-    assert (stream.withheld, stream.returnable) == (0, 16384)
+    assert windows(dialogue) == {1: STREAM_WINDOW - FIRST_WINDOW // 2}
 
 
 def test_more_than_the_streams_window_ends_the_connection() -> None:
     dialogue = Dialogue()
     dialogue.upload(1).pause_body()
-    for _ in range(16):
+    for _ in range(4):
         dialogue.data(1, FULL)
     dialogue.data(1, b"x")
     assert dialogue.failed() == ErrorCode.FLOW_CONTROL_ERROR
 
 
-def test_more_than_the_connections_window_ends_the_connection() -> None:
+def test_a_resumption_gives_nothing_back_when_the_response_is_complete() -> None:
     dialogue = Dialogue()
-    for number in (1, 3, 5, 7):
-        dialogue.upload(number).pause_body()
-        for _ in range(16):
-            dialogue.data(number, FULL)
-    dialogue.upload(9)
-    dialogue.data(9, b"x")
-    assert dialogue.failed() == ErrorCode.FLOW_CONTROL_ERROR
-
-
-def test_what_a_stream_withheld_is_given_back_to_the_connection_at_its_end() -> None:
-    dialogue = Dialogue()
-    for number in (1, 3):
-        stream = dialogue.upload(number)
-        stream.pause_body()
-        for _ in range(16):
-            dialogue.data(number, FULL)
-        stream.reset(ErrorCode.CANCEL)
-        stream.resume_body()
-    assert windows(dialogue) == {0: CONNECTION_WINDOW // 2}
+    dialogue.send(settings_frame([(INITIAL_WINDOW_SIZE, 1)]))
+    stream = dialogue.upload(1)
+    stream.pause_body()
+    for _ in range(4):
+        dialogue.data(1, FULL)
+    stream.send_response(OK, b"abc")
+    stream.resume_body()
+    assert windows(dialogue) == {}
 
 
 def test_padding_counts_and_so_does_data_that_nobody_wants() -> None:
@@ -354,10 +405,10 @@ def test_padding_counts_and_so_does_data_that_nobody_wants() -> None:
     stream = dialogue.upload(1)
     stream.send_response(OK, b"enough")
     dialogue.frames()
-    for _ in range(16):
+    for _ in range(4):
         dialogue.data(1, FULL)
     dialogue.upload(3)
-    for _ in range(16):
+    for _ in range(28):
         dialogue.send_frame(DATA, PADDED, 3, b"\xff" + bytes(16383))
     assert windows(dialogue)[0] == CONNECTION_WINDOW // 2
 
@@ -382,8 +433,13 @@ def test_an_unfinished_request_is_reset_after_its_delayed_response() -> None:
     dialogue.send(settings_frame([(INITIAL_WINDOW_SIZE, 1)]))
     dialogue.upload(1).send_response(OK, b"abc")
     dialogue.frames()
+    dialogue.connection.reset_early()
+    dialogue.connection.reset_early()
     dialogue.send(window_frame(1, 10))
-    assert [one.kind for one in dialogue.frames()] == [DATA, RST_STREAM]
+    assert [one.kind for one in dialogue.frames()] == [DATA]
+    dialogue.connection.reset_early()
+    dialogue.connection.reset_early()
+    assert [one.kind for one in dialogue.frames()] == [RST_STREAM]
 
 
 @pytest.mark.parametrize(
@@ -404,6 +460,25 @@ def test_whoever_has_given_his_whole_response_hears_nothing_of_its_fate(end: byt
     assert dialogue.said == [("head", 1, b"GET", b"/")]
 
 
+def test_progress_is_made_by_bodies_and_by_responses_that_leave() -> None:
+    dialogue = Dialogue()
+    stream = dialogue.upload(1)
+    other = responding(dialogue, 3)
+    dialogue.connection.output.window = 0
+    moves: list[tuple[Callable[[], None], bool]] = [
+        (lambda: dialogue.data(1, b"x"), True),
+        (lambda: stream.send_head(OK), True),
+        (lambda: other.send_body(b"x"), False),
+        (lambda: dialogue.send(window_frame(3, 1)), False),
+        (lambda: dialogue.send(window_frame(0, 1)), True),
+        (lambda: dialogue.send_frame(DATA, 0, 1), False),
+    ]
+    for move, counts in moves:
+        before = dialogue.connection.progress
+        move()
+        assert (dialogue.connection.progress > before) is counts
+
+
 def test_signs_of_life_are_seen_without_a_clock() -> None:
     dialogue = Dialogue()
     stream = dialogue.upload(1)
@@ -417,6 +492,13 @@ def test_signs_of_life_are_seen_without_a_clock() -> None:
         stream.idle_since = 7.0
         sign()
         assert stream.idle_since == 0.0
+    dialogue.connection.output.window = 0
+    stream.send_body(b"begins to wait")
+    assert stream.idle_since == 0.0
+    stream.idle_since = 7.0
+    stream.send_body(b"waits too")
+    dialogue.data(1, b"")
+    assert stream.idle_since == 7.0
 
 
 @given(

@@ -6,6 +6,8 @@ from contextlib import suppress
 
 import hpack
 import pytest
+from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
+from hpack.huffman_table import decode_huffman
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +108,64 @@ def test_a_block_that_is_no_hpack_is_a_compression_error(block: bytes) -> None:
     with pytest.raises(ConnectionFault) as caught:
         HeaderDecoder(4096).decode(block)
     assert caught.value.code == ErrorCode.COMPRESSION_ERROR
+
+
+def huffman(text: bytes) -> tuple[bytes, int]:
+    """Code `text` by the table of the `hpack` package; also say how many bits of padding that takes."""
+    bits = "".join([f"{REQUEST_CODES[byte]:0{REQUEST_CODES_LENGTH[byte]}b}" for byte in text])
+    padding = -len(bits) % 8
+    return int("0" + bits + "1" * padding, 2).to_bytes((len(bits) + padding) // 8, "big"), padding
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A field that never enters a table, of two Huffman-coded strings."""
+    return b"\x10" + b"".join(
+        (bytes([0x80 | len(text)]) if len(text) < 127 else b"\xff" + varint(len(text) - 127)) + text
+        for text in (name, value)
+    )
+
+
+def varint(number: int) -> bytes:
+    """RFC 7541, 5.1, behind a full prefix."""
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128]) + varint(number >> 7)
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1), st.binary()), min_size=1), st.data())
+def test_padding_is_ones_and_nothing_else(pairs: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
+    strings = [huffman(text) for pair in pairs for text in pair]
+
+    def decode(strings: list[tuple[bytes, int]]) -> tuple[HeaderList, bool]:
+        coded = [text for text, _ in strings]
+        plain = b"\x82\x10\x01x\x01y"
+        block = plain + b"".join([literal(*two) for two in zip(coded[::2], coded[1::2], strict=True)])
+        return HeaderDecoder(1 << 18).decode(block)
+
+    decoded, changed = decode(strings)
+    assert [(name, value) for name, value, _ in decoded[2:]] == pairs
+    assert not changed
+    index = data.draw(st.integers(0, len(strings) - 1))
+    coded, padding = strings[index]
+    for bits in range(1 << padding):
+        changed_end = coded[:-1] + bytes([coded[-1] >> padding << padding | bits]) if padding else coded
+        strings[index] = (changed_end, padding)
+        try:
+            text = decode_huffman(changed_end)  # bits that are a code are no padding
+        except hpack.HPACKDecodingError:
+            with pytest.raises(ConnectionFault) as caught:
+                decode(strings)
+            assert caught.value.code == ErrorCode.COMPRESSION_ERROR
+        else:
+            assert decode(strings)[0][2 + index // 2][index % 2] == text
+
+
+@pytest.mark.parametrize("text", [b"x" * 4000, b"\x01" * 2000], ids=["short codes", "long codes"])
+def test_the_padding_of_long_strings_is_looked_at_too(text: bytes) -> None:
+    for extra in range(8):  # every length of padding
+        coded, padding = huffman(text + b"0" * extra)
+        HeaderDecoder(1 << 18).decode(literal(b"\x1f", coded))
+        if padding:
+            with pytest.raises(ConnectionFault):
+                HeaderDecoder(1 << 18).decode(literal(b"\x1f", coded[:-1] + bytes([coded[-1] ^ 1])))
 
 
 @pytest.mark.parametrize(
