@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 
 import pytest
 
+from portero_py import process
 from portero_py.signals import Signals
 
 HUP, TERM, INT = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
@@ -89,3 +92,58 @@ async def test_who_gives_up_waiting_takes_the_work_along() -> None:
     with pytest.raises(asyncio.CancelledError):
         await doing
     assert cancelled.is_set()
+
+
+def test_a_thread_that_hangs_holds_up_no_exit_and_what_was_written_is_written() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HANG_AND_LEAVE], capture_output=True, timeout=60, check=False, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said", "")
+
+
+_HANG_AND_LEAVE = """
+import asyncio, concurrent.futures, threading, uvloop
+from portero_py import process
+
+async def serve():
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(process.Threads())
+    other = concurrent.futures.ThreadPoolExecutor(1)
+    begun = [threading.Event(), threading.Event()]
+    def hang(number):
+        begun[number].set()
+        threading.Event().wait()
+    for number, executor in enumerate((None, other)):
+        work = loop.run_in_executor(executor, hang, number)
+        begun[number].wait()
+        work.cancel()
+    print("said", end="")
+
+uvloop.run(serve())
+process.leave(3)
+"""
+
+
+def test_a_process_without_threads_leaves_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threading.active_count", lambda: 1)
+    with pytest.raises(SystemExit) as caught:
+        process.leave(2)
+    assert caught.value.code == 2
+
+
+def test_the_program_holds_signals_back_before_it_loads_anything_big() -> None:
+    """And the commands that are not the proxy let them come."""
+    code = """
+import signal, sys
+from portero_py import held_signals
+held_signals.hold()
+print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "asyncio" in sys.modules, "logging" in sys.modules)
+from portero_py import cli
+cli.run(["token", "--service", "a.example", "--jwt-hmac-key", "k" * 32])
+print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("3 False False", "0")

@@ -99,6 +99,7 @@ class Feed:
         self._departed.merge(counters)
         self._departed.connections_open = 0
         self._departed.exchanges_in_flight = 0
+        self._forget(self._departed)
 
     async def publish(self, table: RoutingTable) -> None:
         """Give every subscriber this table, and return when all have it."""
@@ -122,14 +123,20 @@ class Feed:
         await self._in_force([self._told(each.apply_challenges, challenges) for each in self._subscribers])
 
     def counters(self) -> Counters:
-        """The sum over all subscribers, a copy."""
+        """The sum over all subscribers, a copy; without services that the last table does not know."""
+        self._forget(self._departed)
         total = Counters()
         total.merge(self._departed)
         for subscriber in self._subscribers:
             total.merge(subscriber.counters)
+        self._forget(total)  # what a worker had counted when it reported last
         return total
 
     # Private
+
+    def _forget(self, counters: Counters) -> None:
+        if self._table is not None:
+            counters.keep_only(self._table.services)
 
     def _told(self, apply: Callable[[Published], InForce], what: Published) -> InForce:
         """What `apply` answers, whatever may be wrong with who it belongs to."""

@@ -214,3 +214,4 @@ class Worker:
     def _prune(self) -> None:
         self._pruning = None
         self.pools.keep_only(self.table)
+        self.counters.keep_only(self.table.services)

@@ -16,7 +16,7 @@ from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters
 from portero_py.core.feed_messages import Ack, Ask, Departed, FrameReader, Hello, TableUpdate, encode
 from portero_py.core.model import Backend, LeaseRequest
-from portero_py.core.registry import Registry
+from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.feed_client import FeedClient
 from portero_py.sockets import Rendezvous
@@ -421,3 +421,34 @@ async def test_an_update_that_a_worker_cannot_take_ends_neither_the_worker_nor_i
     assert control.server.connected == 1
     assert worker.counters.errors["feed"] == 1
     assert "a fault" in caplog.text
+
+
+async def test_counts_of_a_service_that_is_gone_are_not_in_the_sum_and_begin_anew_when_it_comes_back() -> (
+    None
+):
+    feed, one, gone = Feed(), Worker(), Worker()
+    for worker in (one, gone):
+        feed.subscribe(worker)
+        worker.counters.exchange_done("a.example", b"GET", 200, 0.1)
+        worker.counters.exchange_done("", b"GET", 404, 0.1)
+        worker.counters.retries["a.example"] += 1
+    feed.unsubscribe(gone)
+    registry = registry_with("a.example")
+    await feed.publish(registry.table)
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 2}
+    registry.release("a.example", host="::1", port=8000, now=0.0)
+    await feed.publish(registry.table)  # it lingers, and its counts are still seen
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 2}
+    registry.expire(LINGER)
+    await feed.publish(registry.table)
+    total = feed.counters()
+    assert set(total.services) == {""}
+    assert total.services[""].by_status() == {("GET", 404): 2}
+    assert total.retries == {}
+    assert feed.departed.services.keys() == {""}
+    one.counters.keep_only(registry.table.services)  # as a worker does with that table
+    registry.register(LeaseRequest("a.example", Backend("::1", 1), 60), LINGER)
+    await feed.publish(registry.table)
+    assert "a.example" not in feed.counters().services
+    one.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 1}
