@@ -34,7 +34,7 @@ from typing import Final
 
 import uvloop
 
-from portero_py import __version__, config_sources, logs, preflight, process
+from portero_py import __version__, config_sources, held_signals, logs, preflight, process
 from portero_py.children import CONTROL, Inheritance, run_control, run_worker
 from portero_py.config import Config
 from portero_py.config_sources import Environ, Flags
@@ -66,6 +66,7 @@ def run(flags: Flags, environ: Environ) -> int:
 
     Raises `ConfigError` for whatever keeps it from starting.
     """
+    held_signals.hold()  # the program has done so long before
     read = partial(config_sources.load, flags, environ)
     config = read()
     logs.set_up(config.log.level, environ)

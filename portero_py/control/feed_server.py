@@ -148,8 +148,13 @@ class FeedServer:
         del self._connected[worker]
         self.feed.unsubscribe(worker)
         self._departed_version += 1
+        departed = Departed(self._departed_version, self.feed.departed)
         for other in self._connected:
-            other.keep(Departed(self._departed_version, self.feed.departed))
+            try:
+                other.keep(departed)
+            except Exception:
+                _log.exception("a worker could not be given what others had counted")
+                self.feed.count_fault(FeedError.reason)
         self._changed.set()
         self.tell_serving()
 
@@ -258,10 +263,10 @@ class RemoteWorker(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.serving = False
         self._is_gone = True
-        self._server.left(self)
         while self._unanswered:
             _done(self._unanswered.popleft().answer)
         _done(self._asked)
+        self._server.left(self)
 
     # Private
 

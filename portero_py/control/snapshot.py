@@ -138,6 +138,7 @@ class Snapshot:
     async def run(self, newest: Callable[[], RoutingTable]) -> None:
         """Save the newest table whenever it has changed, until cancelled."""
         complained = False
+        self._changed.set()  # what an earlier run may have taken note of, and not saved
         while True:
             await self._changed.wait()
             self._changed.clear()

@@ -364,7 +364,84 @@ def test_control_dies_and_later_a_worker_dies_and_backends_register_as_before(
     assert proxy.metric("portero_faults_total") == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_readyz_and_the_metrics_show_a_task_that_fails_until_it_works_again(
+    workers: str, tmp_path: Path, certificate_folder: Path
+) -> None:
+    proxy = ProxyProcess(
+        tmp_path / "faulty", certificates=certificate_folder, toml=SHORT_GOODBYE, flags=("--workers", workers)
+    )
+    broken = tmp_path / "broken"
+    try:
+        proxy.start([*PROXY[:2], "-c", _WITH_A_TASK_THAT_FAILS, str(broken)])
+        broken.touch()
+        eventually(lambda: proxy.call("GET", "/readyz").body == b"fault: certificates", "it says so")
+        assert proxy.call("GET", "/readyz").status == 503
+        assert proxy.call("GET", "/livez").status == 200
+        assert proxy.metric("portero_faults_total", where="certificates") >= 1
+        broken.unlink()
+        eventually(lambda: proxy.call("GET", "/readyz").status == 200, "it is over")
+    finally:
+        proxy.kill()
+
+
+#: Becomes the proxy that argv goes on with; following the certificates fails while the file argv[1] is there.
+_WITH_A_TASK_THAT_FAILS = """
+import asyncio, pathlib, runpy, sys
+from portero_py.control import certificates, tasks
+tasks.FIRST_PAUSE = tasks.MAX_PAUSE = 0.05
+tasks.STEADY_SECONDS = 0.5
+broken = pathlib.Path(sys.argv[1])
+async def run(self):
+    while not broken.exists():
+        await asyncio.sleep(0.02)
+    raise RuntimeError("a fault of the test's")
+certificates.CertificateStore.run = run
+sys.argv = sys.argv[sys.argv.index("portero_py"):]
+runpy.run_module("portero_py", run_name="__main__")
+"""
+
+
 # The supervisor
+
+
+def test_a_system_that_refuses_to_fork_ends_nobody_and_is_asked_again(
+    tmp_path: Path, start_backend: StartBackend, service: str
+) -> None:
+    backend, refuse = start_backend(who_serves), tmp_path / "refuse"
+    proxy = ProxyProcess(tmp_path / "refused", toml=SHORT_GOODBYE, flags=TWO)
+    try:
+        proxy.start([*PROXY[:2], "-c", _WITH_FORKS_THAT_FAIL, str(refuse)])
+        proxy.serve(service, backend)
+        refuse.touch()
+        before = processes(proxy)
+        os.kill(before["work0"], signal.SIGKILL)
+        said = "worker 0 cannot be started: Resource temporarily unavailable"
+        eventually(lambda: proxy.operator_log().count(said) >= 2, "it has tried more than once")
+        with proxy.connect() as client:
+            serving_worker(client, service)
+        assert processes(proxy) == {name: pid for name, pid in before.items() if name != "work0"}
+        refuse.unlink()
+        eventually(lambda: "work0" in processes(proxy), "another worker")
+        with connections_to_both(service, proxy.connect):
+            pass
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+#: Becomes the proxy that argv goes on with; no process can be forked while the file argv[1] is there.
+_WITH_FORKS_THAT_FAIL = """
+import errno, os, pathlib, runpy, sys
+refuse, fork = pathlib.Path(sys.argv[1]), os.fork
+def fork_perhaps():
+    if refuse.exists():
+        raise OSError(errno.EAGAIN, "no")
+    return fork()
+os.fork = fork_perhaps
+sys.argv = sys.argv[sys.argv.index("portero_py"):]
+runpy.run_module("portero_py", run_name="__main__")
+"""
 
 
 def test_a_supervisor_that_is_stopped_stops_nobody(
@@ -533,7 +610,7 @@ def test_a_ca_that_hangs_holds_up_no_exit(workers: str, tmp_path: Path, certific
                 *("--acme-domain", "new.test", "--acme-agree-tos"),
                 *("--acme-directory", f"https://127.0.0.1:{ca.getsockname()[1]}/dir"),
             ),
-        ).start()
+        ).start([*PROXY[:2], "-c", _WITH_ENDLESS_PATIENCE])
         ends = threading.Event()
         try:
             ca.settimeout(60)
@@ -545,6 +622,16 @@ def test_a_ca_that_hangs_holds_up_no_exit(workers: str, tmp_path: Path, certific
             ends.set()
             proxy.kill()
             dripping.join(10)
+
+
+#: Becomes the proxy that argv goes on with, but never gives up a CA by itself.
+_WITH_ENDLESS_PATIENCE = """
+import runpy, sys
+from portero_py.control import acme_network
+acme_network.CONNECT_TIMEOUT += 1000.0
+sys.argv = sys.argv[sys.argv.index("portero_py"):]
+runpy.run_module("portero_py", run_name="__main__")
+"""
 
 
 def _drip(connection: socket.socket, ends: threading.Event) -> None:
@@ -571,7 +658,8 @@ def test_a_container_that_is_stopped_while_it_starts_ends_in_good_order(
     )
     try:
         first = int(eventually(lambda: _children(outer.pid), "process number 1")[0])
-        eventually(lambda: _holds_back(first, signal.SIGTERM), "it holds signals back")
+        # Not SIGTERM, which unshare itself holds back for a moment.
+        eventually(lambda: _holds_back(first, signal.SIGHUP), "it holds signals back")
         os.kill(first, signal.SIGTERM)
         assert outer.wait(60) == 0
         assert outer.stderr is not None
