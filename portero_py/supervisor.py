@@ -189,7 +189,11 @@ class Supervisor:
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            found = read_again(self._inherited.config, self._inherited.read)
+            found = held_signals.unless_stopped(
+                partial(read_again, self._inherited.config, self._inherited.read)
+            )
+        except held_signals.Stopped:
+            return
         except Exception:
             _log.exception("the configuration stays as it was")
         else:

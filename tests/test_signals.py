@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
-from portero_py import process
+from portero_py import held_signals, process
 from portero_py.signals import Signals
 
 HUP, TERM, INT = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
@@ -103,7 +106,7 @@ def test_a_thread_that_hangs_holds_up_no_exit_and_what_was_written_is_written() 
 
 _HANG_AND_LEAVE = """
 import asyncio, concurrent.futures, threading, uvloop
-from portero_py import process
+from portero_py import held_signals, process
 
 async def serve():
     loop = asyncio.get_running_loop()
@@ -147,3 +150,24 @@ print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
     )
     lines = done.stdout.splitlines()
     assert (lines[0], lines[-1]) == ("3 False False", "0")
+
+
+def test_a_stop_gets_through_to_what_waits_without_a_loop_and_is_still_to_be_heeded(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    before = signal.getsignal(TERM)
+    asking = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), TERM))
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, held_signals.HELD)
+    try:
+        asking.start()
+        with pytest.raises(held_signals.Stopped):
+            held_signals.unless_stopped((tmp_path / "fifo").open)
+        assert signal.sigwait(held_signals.STOPS) is TERM
+        assert signal.getsignal(TERM) is before
+        assert held_signals.unless_stopped(lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            held_signals.unless_stopped(lambda: 1 // 0)
+        assert set(held_signals.HELD) <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.getsignal(TERM) is before
+    finally:
+        asking.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
