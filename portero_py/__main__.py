@@ -1,6 +1,15 @@
 """`python -m portero_py` is `portero-py`."""
 
-from portero_py.cli import main
+from portero_py import held_signals
+
+
+def main() -> None:
+    """The entry point: signals are held back before the rest is loaded."""
+    held_signals.hold()
+    from portero_py.cli import main as run_command_line
+
+    run_command_line()
+
 
 if __name__ == "__main__":
     main()

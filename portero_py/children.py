@@ -4,7 +4,8 @@ The rules
 - A child inherits everything ready: listening sockets, the front TLS context, the feed's socket. It closes
   what is not for it: a listening socket is only closed when its last holder has closed it.
 - Signals are blocked until the loop heeds them: none is lost between the fork and that. SIGINT is for the
-  supervisor alone, who tells the others (a terminal sends it to all).
+  supervisor alone, who tells the others (a terminal sends it to all). A stop goes before reloads (`signals`),
+  and no reload ends a process, whatever may go wrong with it.
 - A worker: SIGTERM drains, then it ends. SIGHUP reads the configuration again.
 - Control: SIGHUP too, and looks at the certificates. SIGTERM only makes /readyz say 503: backends renew to
   the end. SIGUSR1, when the workers are gone, ends it. (A SIGTERM for it alone ends it too, in the end.)
@@ -37,6 +38,7 @@ from portero_py.processes import BEAT_SECONDS, UNUSABLE, Board
 from portero_py.proxy.feed_client import FeedClient
 from portero_py.proxy.tls import FrontTls
 from portero_py.proxy.worker import Worker
+from portero_py.signals import Signals
 from portero_py.sockets import Listening, Rendezvous
 
 #: Control's slot on the board; the workers have those behind it.
@@ -103,13 +105,13 @@ class _Process:
         self.inherited = inherited
         self.config = inherited.config
         self.slot = slot
-        self.signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self.signals = Signals()
 
     async def listen_to(self, *numbers: signal.Signals) -> asyncio.Task[None]:
-        """From now on signals and the lifeline's end (as SIGTERM) are in the queue; returns the heartbeat."""
+        """From now on signals and the lifeline's end (as SIGTERM) are heeded; returns the heartbeat."""
         loop = asyncio.get_running_loop()
-        for number in numbers:
-            loop.add_signal_handler(number, self.signals.put_nowait, number)
+        loop.set_default_executor(process.Threads(thread_name_prefix="portero"))
+        self.signals.listen_to(*numbers)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         loop.add_reader(self.inherited.lifeline[0], self._orphaned, loop)
         return asyncio.create_task(self._beat(), name="heartbeat")
@@ -126,7 +128,7 @@ class _Process:
     def _orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(self.inherited.lifeline[0])
         _log.error("the supervisor is gone: ending")
-        self.signals.put_nowait(signal.SIGTERM)
+        self.signals.tell(signal.SIGTERM)
         self.orphaned()
 
     def orphaned(self) -> None:
@@ -158,9 +160,8 @@ class _Worker(_Process):
         fed = asyncio.create_task(feed.run(), name="feed")
         fed.add_done_callback(self._unfed)
         starting = asyncio.create_task(self._start(worker, feed), name="start")
-        while await self.signals.get() != signal.SIGTERM:
-            if await self.reread():
-                worker.reconfigure(self.config)
+        while await self.signals.next() is signal.SIGHUP:
+            await self.signals.unless_stopped(self._reload(worker))
         starting.cancel()
         await asyncio.wait([starting])
         await worker.drain(self.config.timeouts.drain)
@@ -173,11 +174,19 @@ class _Worker(_Process):
 
     # Private
 
+    async def _reload(self, worker: Worker) -> None:
+        try:
+            if await self.reread():
+                worker.reconfigure(self.config)
+        except Exception:
+            _log.exception("the reload failed: what it had not changed yet stays")
+            worker.counters.errors["reload"] += 1
+
     def _unfed(self, fed: asyncio.Task[None]) -> None:
         """Whatever it is that broke the feed: a worker without one must be replaced."""
         if not fed.cancelled():
             _log.error("the feed ended", exc_info=fed.exception())
-            self.signals.put_nowait(signal.SIGTERM)
+            self.signals.tell(signal.SIGTERM)
 
     async def _start(self, worker: Worker, feed: FeedClient) -> None:
         """Accept as soon as there is a table: before, every answer would be 404."""
@@ -185,7 +194,7 @@ class _Worker(_Process):
             await feed.supplied()
             await worker.start(self.inherited.listening.proxy, tls=self.config.tls.enabled)
         except Exception:
-            self.signals.put_nowait(signal.SIGTERM)
+            self.signals.tell(signal.SIGTERM)
             raise
         feed.serving()
         self.inherited.board.ready(self.slot)
@@ -214,19 +223,11 @@ class _Control(_Process):
             refresh=self._server.refresh,
             restarts=inherited.restarts,
         )
-        await self._server.start()
-        table = await self._server.recover() if self._again else None
-        if table is None:
-            await self._plane.load()
-        else:
-            await self._plane.take_over(table)
-        await self._plane.serve()
-        inherited.board.ready(self.slot)
-        self._tell_state()
-        while (number := await self.signals.get()) != signal.SIGUSR1:
-            if number == signal.SIGHUP:
-                await self.reread()
-                await self._plane.rescan()
+        if not await self.signals.unless_stopped(self._start()):
+            _log.info("told to stop before everything was there")
+        while (number := await self.signals.next()) is not signal.SIGUSR1:
+            if number is signal.SIGHUP:
+                await self.signals.unless_stopped(self._reload())
             else:
                 self._draining = True
                 self._tell_state()
@@ -240,20 +241,41 @@ class _Control(_Process):
 
     # Private
 
+    async def _start(self) -> None:
+        await self._server.start()
+        table = await self._server.recover() if self._again else None
+        if table is None:
+            await self._plane.load()
+        else:
+            await self._plane.take_over(table)
+        await self._plane.serve()
+        self.inherited.board.ready(self.slot)
+        self._tell_state()
+
+    async def _reload(self) -> None:
+        try:
+            await self.reread()
+            await self._plane.rescan()
+        except Exception:
+            _log.exception("the reload failed: what it had not changed yet stays")
+            self._plane.count_fault("reload")
+
     def _end_if_stray(self) -> None:
         """Somebody else sent SIGTERM, to control alone: end, and be replaced."""
         if not self.inherited.board.stopping and self._watch is None:
-            self.signals.put_nowait(signal.SIGUSR1)
+            self.signals.tell(signal.SIGUSR1)
 
     async def _wait_for_workers(self) -> None:
         """Nobody will send SIGUSR1: see for oneself when the workers are gone."""
         timeouts = self.config.timeouts
         try:
+            await self._plane.lend()
             async with asyncio.timeout(timeouts.drain + timeouts.shutdown):
                 await self._server.emptied()
         except TimeoutError:
             _log.warning("some workers are still there")
-        self.signals.put_nowait(signal.SIGUSR1)
+        finally:
+            self.signals.tell(signal.SIGUSR1)
 
     def _tell_state(self) -> None:
         """Ready when all workers serve; once that was so, as long as any of them does."""

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 
 import typer
 
-from portero_py import __version__, certificate_commands, commands, demo, supervisor
+from portero_py import __version__, certificate_commands, commands, demo, held_signals, process, supervisor
 from portero_py.client.registrar import Registration
 from portero_py.errors import ConfigError, PorteroError
 from portero_py.wire import http1
@@ -156,6 +156,8 @@ def root(
         typer.echo(f"portero-py {__version__}{'' if http1.__file__.endswith('.py') else ' (compiled)'}")
         raise typer.Exit
     flags = _flags(ctx)
+    if ctx.invoked_subcommand is not None or check:
+        held_signals.let_go()  # only the proxy wants to say itself when it heeds them
     if ctx.invoked_subcommand is not None:
         commands.refuse_flags_before(ctx.invoked_subcommand, flags)
     elif check:
@@ -328,7 +330,7 @@ def explain(
 
 def main() -> None:
     """The entry point: runs the command line and exits."""
-    sys.exit(run(sys.argv[1:]))
+    process.leave(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:

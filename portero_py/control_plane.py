@@ -26,6 +26,7 @@ from portero_py.control.metrics import Metrics
 from portero_py.control.plain_http import PlainHttp, no_challenges
 from portero_py.control.registration_api import RegistrationApi, State
 from portero_py.control.snapshot import Snapshot
+from portero_py.control.tasks import Tasks
 from portero_py.core.certificates import CertificateTable
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
@@ -57,9 +58,10 @@ class ControlPlane:
         self._https_port = https_port
         self._feed = feed
         self._runners: list[web.BaseRunner] = []
-        self._tasks: list[asyncio.Task[None]] = []
         self._registry = Registry(config.proxy.default_service)
         self._metrics = Metrics(self._registry, feed.counters, refresh=refresh, restarts=restarts)
+        self._tasks = Tasks(self._metrics.fault)
+        feed.count_fault = self._metrics.fault
         self._store: CertificateStore | None = None
         self._acme: Acme | None = None
         if config.tls.enabled:
@@ -84,7 +86,9 @@ class ControlPlane:
             clock=time.monotonic,
             wall_clock=time.time,
             registered=self._acme.registered if self._acme else None,
+            faults=lambda: self._tasks.faults,
         )
+        self._has_leases = False  # those of the last run, if there are any
         self._snapshot: Snapshot | None = None
         if config.state_dir:
             self._snapshot = Snapshot(config.state_dir, clock=time.monotonic, wall_clock=time.time)
@@ -105,6 +109,7 @@ class ControlPlane:
         if self._store is not None:
             await self._store.load()
         if self._snapshot is not None:
+            await self._snapshot.claim(self._name)
             try:
                 services = await asyncio.to_thread(self._snapshot.load)
             except BadSnapshot as error:
@@ -113,7 +118,7 @@ class ControlPlane:
                 restored = self._registry.restore(services, 0, time.monotonic())
                 if restored:
                     _log.info("restored %d leases of the last run", restored)
-        await self._api.start()
+        await self._begin()
 
     async def take_over(self, table: RoutingTable) -> None:
         """In place of `load`: go on where a control process stopped whose last table was `table`."""
@@ -126,21 +131,24 @@ class ControlPlane:
                 _log.error("%s", error)
         restored = self._registry.restore(table.services.values(), table.version, time.monotonic())
         _log.info("took over %d leases from the workers", restored)
-        await self._api.start()
+        if self._snapshot is not None:
+            await self._snapshot.claim(self._name)
+        await self._begin()
 
     async def serve(self) -> None:
         """Open the ports, and begin to follow certificates and to save leases."""
         if self._store is not None:
-            self.own(self._store.run(), "certificates")
+            self.own(self._store.run, "certificates")
         if self._snapshot is not None:
-            self.own(self._snapshot.run(lambda: self._registry.table), "snapshot")
+            snapshot = self._snapshot
+            self.own(lambda: snapshot.run(lambda: self._registry.table), "snapshot")
         await self._open(self._api.runner(), self._listening.registration)
         if self._listening.plain_http:
             challenges = self._acme.http_challenge if self._acme else no_challenges
             plain_http = PlainHttp(self._https_port, self._config.plain_http.acme_upstream, challenges)
             await self._open(plain_http.runner(), self._listening.plain_http)
         if self._acme is not None:
-            self.own(self._acme.run(), "acme")
+            self.own(self._acme.run, "acme")
 
     async def rescan(self) -> None:
         """Look at the certificates now."""
@@ -149,29 +157,50 @@ class ControlPlane:
         if self._store is not None:
             await self._store.rescan()
 
-    def own(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run something until `close`."""
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_on_end)
-        self._tasks.append(task)
+    def own(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Keep something running until `close`; /readyz says when it does not."""
+        self._tasks.own(work, name)
+
+    def count_fault(self, where: str) -> None:
+        """A fault of portero's own that it survived."""
+        self._metrics.fault(where)
+
+    async def lend(self) -> None:
+        """Save the leases: another portero may take this one's place before it has ended."""
+        if self._snapshot is not None and self._has_leases:
+            await self._save(self._snapshot.lend)
 
     async def close(self) -> None:
         """Close the ports, end what runs, save the leases."""
         for runner in reversed(self._runners):
             await runner.cleanup()
         await self._api.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         if self._acme is not None:
             self._acme.close()
-        if self._snapshot is not None:
-            try:
-                await asyncio.to_thread(self._snapshot.save, self._registry.table)
-            except BadSnapshot as error:
-                _log.error("leases will not survive a restart: %s", error)
+        if self._snapshot is not None and self._has_leases:
+            await self._save(self._snapshot.close)
 
     # Private
+
+    @property
+    def _name(self) -> str:
+        """What tells this instance from others with the same state directory, also after a restart."""
+        return str(self._config.registration.listen)
+
+    async def _begin(self) -> None:
+        """From now on the registry is what counts: also what is on disk."""
+        self._has_leases = True
+        if self._snapshot is not None:
+            snapshot = self._snapshot
+            self._feed.on_table = lambda: snapshot.changed(self._registry.generation)
+        await self._api.start()
+
+    async def _save(self, save: Callable[[RoutingTable], None]) -> None:
+        try:
+            await asyncio.to_thread(save, self._registry.table)
+        except BadSnapshot as error:
+            _log.error("leases will not survive a restart: %s", error)
 
     async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket]) -> None:
         await runner.setup()
@@ -182,9 +211,3 @@ class ControlPlane:
     async def _publish_certificates(self, certificates: CertificateTable) -> None:
         await self._feed.publish_certificates(certificates)
         self._metrics.certificates({each.name: each.not_after for each in certificates.certificates})
-
-
-def _on_end(task: asyncio.Task[None]) -> None:
-    # What it did is over, but traffic goes on: certificates then change with SIGHUP only.
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("%s ended unexpectedly", task.get_name(), exc_info=task.exception())

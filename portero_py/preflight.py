@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from portero_py.config import Config, Registration
+from portero_py.control.state_dir import existing, require_state_dir
 from portero_py.core.acme_names import overlapping
 from portero_py.errors import ConfigError
 
@@ -53,7 +54,7 @@ def _require_directories(config: Config) -> None:
     if config.tls.enabled:
         _list(config.tls.cert_dir, "tls-cert-dir")
     if config.state_dir:
-        _list(config.state_dir, "state-dir")
+        require_state_dir(config.state_dir)
     _require_file(config.proxy.upstream_ca_file, "upstream-ca-file")
 
 
@@ -76,7 +77,8 @@ def _require_acme(config: Config) -> None:
     if bool(acme.eab_kid) != bool(acme.eab_hmac):
         raise ConfigError("--acme-eab-kid and --acme-eab-hmac-file belong together: one is missing")
     _require_file(acme.ca_file, "acme-ca-file")
-    for directory, flag in ((config.state_dir, "state-dir"), (config.tls.cert_dir, "tls-cert-dir")):
+    state_dir = str(existing(config.state_dir))
+    for directory, flag in ((state_dir, "state-dir"), (config.tls.cert_dir, "tls-cert-dir")):
         if not os.access(directory, os.W_OK | os.X_OK):
             raise ConfigError(f"--{flag}: cannot write to {directory}, which --{asked} needs")
 

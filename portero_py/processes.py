@@ -6,7 +6,8 @@ The rules
   that is stopped stops nobody, and finds the newest heartbeat when it wakes up.
 - A heartbeat is written by the event loop: it stands for the loop, not for the process.
 - A child that dies is forked again at once; when it dies soon after, again and again, the pauses double up to
-  `MAX_PAUSE`: no fork bomb, and no giving up.
+  `MAX_PAUSE`: no fork bomb, and no giving up. A fork that the system refuses (no memory, too many processes)
+  counts as such a death: it is logged, and tried again.
 - A judge who slept himself must not judge: after a pause of the parent's own (SIGSTOP, a suspended machine)
   every child gets a fresh `HANG_SECONDS`.
 - A child never returns into its parent's code: it ends in `os._exit`.
@@ -37,6 +38,9 @@ MAX_PAUSE: Final = 30.0
 
 #: The exit status of a child that cannot work with its configuration; `Board.complaint` says why.
 UNUSABLE: Final = 2
+
+#: What stands for the status of a child, as waitpid(2) gives it, when nobody knows it: exit status 1.
+_LOST: Final = 1 << 8
 
 _log = logging.getLogger(__name__)
 
@@ -167,16 +171,26 @@ class Child:
         return self._board.complaint(self.slot)
 
     def fork(self, now: float) -> bool:
-        """Begin to live; whether this replaces another one."""
+        """Begin to live; whether this replaces another one.
+
+        When the system refuses, `fork_at` says when to try again.
+        """
+        again = self._forked
         self._board.clear(self.slot, now)
-        self._born = self._judged_from = now
-        self.fork_at, self.status = None, None
-        again, self._forked = self._forked, True
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
+        _flush()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            pause = max(self._backoff.pause(0.0), FIRST_PAUSE)
+            self.fork_at = now + pause
+            why = os.strerror(error.errno or 0)
+            _log.error("%s cannot be started: %s; the next attempt is in %g s", self.name, why, pause)
+            return False
+        if pid == 0:
             _run_child(self._work, again)
+        self.pid = pid
+        self._born = self._judged_from = now
+        self.fork_at, self.status, self._forked = None, None, True
         if again:
             self._board.count_restart(self.slot)
         return again
@@ -185,7 +199,10 @@ class Child:
         """Whether it has ended since the last call; then `fork_at` says when to fork again."""
         if not self.pid:
             return False
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody else took its status
+            pid, status = self.pid, _LOST
         if pid == 0:
             return False
         self.pid, self.status = 0, os.waitstatus_to_exitcode(status)
@@ -217,7 +234,11 @@ def _run_child(work: Callable[[bool], int], again: bool) -> None:
     except BaseException:
         _log.exception("the process ends because of a fault")
     finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush()
         os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader has gone, or it is closed
+            stream.flush()

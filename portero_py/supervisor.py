@@ -8,7 +8,11 @@ With one worker `SingleProcess` does everything. With several this process holds
 and the workers, and from then on only waits, signals and forks again. It runs no event loop and no thread:
 forking under either is unsafe. If it stops or dies, the others serve on, or drain.
 
-Signals come one after the other from `sigwait`; they are blocked, in a child too until it heeds them
+Nothing that goes wrong in a look at the children ends this process: it is logged, and the next look follows.
+A system that refuses to fork is asked again (`processes`).
+
+Signals come one after the other from `sigwait`, a stop before all others; they are blocked from the start of
+the program on (`held_signals`), in a child too until it heeds them
 - SIGTERM, SIGINT: /readyz says 503, the workers drain, control closes when they are gone. Exit status 0. A
   second one ends everything at once, with 1.
 - SIGHUP: the configuration is read again (`live_config`), and everybody is told to do so too.
@@ -30,10 +34,11 @@ from typing import Final
 
 import uvloop
 
-from portero_py import __version__, config_sources, logs, preflight, process
+from portero_py import __version__, config_sources, held_signals, logs, preflight, process
 from portero_py.children import CONTROL, Inheritance, run_control, run_worker
 from portero_py.config import Config
 from portero_py.config_sources import Environ, Flags
+from portero_py.control.state_dir import make_state_dir
 from portero_py.errors import ConfigError
 from portero_py.live_config import read_again
 from portero_py.processes import UNUSABLE, Board, Child
@@ -61,17 +66,17 @@ def run(flags: Flags, environ: Environ) -> int:
 
     Raises `ConfigError` for whatever keeps it from starting.
     """
+    held_signals.hold()  # the program has done so long before
     read = partial(config_sources.load, flags, environ)
     config = read()
     logs.set_up(config.log.level, environ)
+    if config.state_dir:
+        make_state_dir(config.state_dir)
     for warning in preflight.require(config):
         _log.warning("%s", warning)
     process.tune_malloc()
     process.raise_open_files()
     notifier = Notifier(environ)
-    if config.workers == 1:
-        # Until the loop heeds it, a reload that comes early must not end the process.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     listening = open_sockets(config, inherited_sockets(environ, os.getpid()))
     try:
         if config.workers == 1:
@@ -116,6 +121,7 @@ class Supervisor:
     def run(self) -> int:
         """Fork, watch, stop; the exit status. Raises `ConfigError` when the start fails."""
         former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignored it had the kernel take our children
         gc.collect()
         gc.freeze()  # a collection in a child would write to, and so copy, every page
         try:
@@ -161,25 +167,39 @@ class Supervisor:
             number = self._next_signal(min([self._tick, *due]))
             if number in _STOP:
                 return True
-            if number == signal.SIGHUP:
-                self._reload()
             now = time.monotonic()
-            if now - looked_at > self._tick + AWAY:
-                for child in self._children:
-                    child.forgive(now)
-            looked_at = now
-            self._replace_hanging(now)
-            self._report(self._reap(now))
-            self._fork_due(now)
-            if self._notifier.watchdog_seconds and self._is_alive(now):
-                self._notifier.alive()
+            was_away, looked_at = now - looked_at > self._tick + AWAY, now
+            try:
+                if number == signal.SIGHUP:
+                    self._reload()
+                self._look(now, was_away=was_away)
+            except Exception:
+                _log.exception("a look at the processes failed; the next one follows")
+
+    def _look(self, now: float, *, was_away: bool) -> None:
+        if was_away:
+            for child in self._children:
+                child.forgive(now)
+        self._replace_hanging(now)
+        self._report(self._reap(now))
+        self._fork_due(now)
+        if self._notifier.watchdog_seconds and self._is_alive(now):
+            self._notifier.alive()
 
     def _reload(self) -> None:
         self._notifier.reloading()
-        found = read_again(self._inherited.config, self._inherited.read)
-        if found is not None:
-            self._inherited.config = found  # what is forked later has it too
-            _log.info("configuration read again")
+        try:
+            found = held_signals.unless_stopped(
+                partial(read_again, self._inherited.config, self._inherited.read)
+            )
+        except held_signals.Stopped:
+            return
+        except Exception:
+            _log.exception("the configuration stays as it was")
+        else:
+            if found is not None:
+                self._inherited.config = found  # what is forked later has it too
+                _log.info("configuration read again")
         for child in self._children:
             child.signal(signal.SIGHUP)
         self._notifier.ready(self._summary)
@@ -262,6 +282,9 @@ class Supervisor:
         """The next signal, or None when there was none for `seconds`."""
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # 0 would be never
         number = signal.Signals(signal.sigwait(_SIGNALS))
+        if number not in _STOP and signal.sigpending() & _STOP:
+            # The kernel gives the lowest number first: SIGHUPs that do not cease would be all that there is.
+            number = signal.Signals(signal.sigwait(_STOP))
         return None if number is signal.SIGALRM else number
 
 

@@ -375,7 +375,7 @@ class TestPreflight:
     def test_a_short_key_is_a_warning(self, tmp_path: Path) -> None:
         assert any("shorter" in warning for warning in require(serving(tmp_path, hmac_keys=(("a", "b"),))))
 
-    @pytest.mark.parametrize("flag", ["tls-cert-dir", "state-dir", "upstream-ca-file"])
+    @pytest.mark.parametrize("flag", ["tls-cert-dir", "upstream-ca-file"])
     def test_what_cannot_be_read_is_refused(self, tmp_path: Path, flag: str) -> None:
         gone = str(tmp_path / "gone")
         config = load(
@@ -383,6 +383,13 @@ class TestPreflight:
         )
         with pytest.raises(ConfigError, match=f"--{flag}: cannot read {gone}: No such file"):
             require(config)
+
+    def test_a_state_directory_that_is_missing_is_no_fault_and_looking_does_not_make_it(
+        self, tmp_path: Path
+    ) -> None:
+        flags: dict[str, Any] = {"state-dir": str(tmp_path / "gone" / "state"), "no-tls": True}
+        require(load({**flags, "jwt-hmac-key": KEY, "register-secret": "s"}, {}))
+        assert list(tmp_path.iterdir()) == []
 
     def test_without_tls_no_certificate_directory_is_needed(self, tmp_path: Path) -> None:
         flags: dict[str, Any] = {"no-tls": True, "tls-cert-dir": str(tmp_path / "gone")}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -110,6 +112,46 @@ class TestChild:
         one.fork(0.0)
         assert os.getpid() == parent
         assert reaped(one) == 1
+
+    def test_a_fork_that_the_system_refuses_is_tried_again_later_and_later(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse() -> int:
+            raise OSError(errno.EAGAIN, "no")
+
+        _, one = child(lambda again: 7 if again else 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fork", refuse)
+            assert not one.fork(10.0)
+            assert (one.pid, one.fork_at) == (0, 10.0 + FIRST_PAUSE)
+            one.fork(11.0)
+            one.fork(12.0)
+            assert one.fork_at == 12.0 + 2 * FIRST_PAUSE
+        assert "child cannot be started: Resource temporarily unavailable" in caplog.text
+        assert not one.reap(12.0)
+        assert not one.is_ready
+        assert not one.fork(13.0)  # the first one that lives replaces nobody
+        assert reaped(one) == 5
+
+    def test_a_status_that_somebody_else_took_is_a_death_all_the_same(self) -> None:
+        _, one = child(lambda again: 0)
+        one.fork(0.0)
+        os.waitpid(one.pid, 0)
+        assert reaped(one) == 1
+        assert one.fork_at is not None
+
+    def test_output_that_nobody_takes_keeps_nothing_from_being_forked(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Gone:
+            def flush(self) -> None:
+                raise BrokenPipeError
+
+        _, one = child(lambda again: 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Gone())
+            one.fork(0.0)
+        assert reaped(one) == 0
 
     def test_a_signal_ends_it_and_its_status_says_so(self) -> None:
         _, one = child(wait_for_ever)

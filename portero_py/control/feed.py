@@ -5,8 +5,10 @@ The rules
   A subscriber that does not say so in time (`ACK_SECONDS`: it hangs, and will be replaced) is not waited for.
 - A table never goes back: one that is older than the last is dropped, so two publications may overlap.
 - A subscriber that joins late gets what was published last, at once.
+- A publication never fails for one subscriber: what one cannot take is logged and
+  counted, the others have it.
 - When a subscriber leaves, what it had counted stays in the sum (a counter must never fall), except what
-  was open in it: that is gone.
+  was open in it: that is gone. So are the counts of services that no table has any more: see `core.counters`.
 
 A subscriber is the worker itself when there is only one process; then all of this is function calls. With
 several, `feed_server` has one for every worker process.
@@ -15,11 +17,13 @@ several, `feed_server` has one for every worker process.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from portero_py.core.counters import Counters
 from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import FeedError
 
 if TYPE_CHECKING:
     from portero_py.core.certificates import CertificateTable
@@ -30,6 +34,10 @@ ACK_SECONDS: Final = 1.0
 
 #: What to wait for until it is in force; None when it is already.
 InForce = asyncio.Future[None] | None
+
+Published = TypeVar("Published")
+
+_log = logging.getLogger(__name__)
 
 
 class Subscriber(Protocol):
@@ -50,9 +58,15 @@ class Subscriber(Protocol):
 
 
 class Feed:
-    """Hands the newest tables to every subscriber, and adds up their counters."""
+    """Hands the newest tables to every subscriber, and adds up their counters.
+
+    `count_fault` is called for each publication that a subscriber could not take, `on_table` for each new
+    table.
+    """
 
     def __init__(self, *, ack_seconds: float = ACK_SECONDS) -> None:
+        self.count_fault: Callable[[str], None] = _count_nothing
+        self.on_table: Callable[[], None] | None = None
         self._ack_seconds = ack_seconds
         self._subscribers: list[Subscriber] = []
         self._table: RoutingTable | None = None
@@ -69,11 +83,11 @@ class Feed:
         """From now on `subscriber` gets everything, beginning with what was published last."""
         self._subscribers.append(subscriber)
         if self._certificates is not None:
-            subscriber.apply_certificates(self._certificates)
+            self._told(subscriber.apply_certificates, self._certificates)
         if self._challenges is not None:
-            subscriber.apply_challenges(self._challenges)
+            self._told(subscriber.apply_challenges, self._challenges)
         if self._table is not None:
-            subscriber.apply(self._table)
+            self._told(subscriber.apply, self._table)
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """`subscriber` is gone, its counters stay. Raises ValueError when it was never there."""
@@ -85,36 +99,60 @@ class Feed:
         self._departed.merge(counters)
         self._departed.connections_open = 0
         self._departed.exchanges_in_flight = 0
+        self._forget(self._departed)
 
     async def publish(self, table: RoutingTable) -> None:
         """Give every subscriber this table, and return when all have it."""
         if self._table is not None and table.version < self._table.version:
             return
         self._table = table
-        await self._in_force([subscriber.apply(table) for subscriber in self._subscribers])
+        if self.on_table is not None:
+            self.on_table()
+        await self._in_force([self._told(each.apply, table) for each in self._subscribers])
 
     async def publish_certificates(self, certificates: CertificateTable) -> None:
         """Give every subscriber these certificates, and return when all have them."""
         self._certificates = certificates
-        await self._in_force([each.apply_certificates(certificates) for each in self._subscribers])
+        await self._in_force(
+            [self._told(each.apply_certificates, certificates) for each in self._subscribers]
+        )
 
     async def publish_challenges(self, challenges: Challenges) -> None:
         """Give every subscriber these challenges, and return when all have them."""
         self._challenges = challenges
-        await self._in_force([each.apply_challenges(challenges) for each in self._subscribers])
+        await self._in_force([self._told(each.apply_challenges, challenges) for each in self._subscribers])
 
     def counters(self) -> Counters:
-        """The sum over all subscribers, a copy."""
+        """The sum over all subscribers, a copy; without services that the last table does not know."""
+        self._forget(self._departed)
         total = Counters()
         total.merge(self._departed)
         for subscriber in self._subscribers:
             total.merge(subscriber.counters)
+        self._forget(total)  # what a worker had counted when it reported last
         return total
 
     # Private
 
-    async def _in_force(self, answers: Iterable[InForce]) -> None:
+    def _forget(self, counters: Counters) -> None:
+        if self._table is not None:
+            counters.keep_only(self._table.services)
+
+    def _told(self, apply: Callable[[Published], InForce], what: Published) -> InForce:
+        """What `apply` answers, whatever may be wrong with who it belongs to."""
+        try:
+            return apply(what)
+        except Exception:
+            _log.exception("a worker could not be given %s", type(what).__name__)
+            self.count_fault(FeedError.reason)
+            return None
+
+    async def _in_force(self, answers: list[InForce]) -> None:
         awaited = [answer for answer in answers if answer is not None]
         if awaited:
             # Who is late says so himself (`feed_server`); here nobody waits for him any longer.
             await asyncio.wait(awaited, timeout=self._ack_seconds)
+
+
+def _count_nothing(_: str) -> None:
+    """Stand in for `count_fault`."""

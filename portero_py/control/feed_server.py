@@ -131,7 +131,9 @@ class FeedServer:
     # What its connections tell
 
     def joined(self, worker: RemoteWorker, hello: Hello) -> None:
-        """A worker has said hello."""
+        """A worker has said hello. Raises FeedError when it had done so before."""
+        if worker in self._connected:
+            raise FeedError("a worker says hello once")
         self._connected[worker] = hello
         if self._departed_version:
             worker.keep(Departed(self._departed_version, self.feed.departed))
@@ -141,12 +143,18 @@ class FeedServer:
 
     def left(self, worker: RemoteWorker) -> None:
         """A worker is gone: dead, most likely."""
-        if self._connected.pop(worker, None) is None:
-            return
+        if worker not in self._connected:
+            return  # it never said hello
+        del self._connected[worker]
         self.feed.unsubscribe(worker)
         self._departed_version += 1
+        departed = Departed(self._departed_version, self.feed.departed)
         for other in self._connected:
-            other.keep(Departed(self._departed_version, self.feed.departed))
+            try:
+                other.keep(departed)
+            except Exception:
+                _log.exception("a worker could not be given what others had counted")
+                self.feed.count_fault(FeedError.reason)
         self._changed.set()
         self.tell_serving()
 
@@ -185,6 +193,7 @@ class RemoteWorker(asyncio.Protocol):
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._frames = FrameReader()
         self._name = "a worker"
+        self._is_gone = False
         self._number = 0
         self._unanswered: deque[_Unanswered] = deque()
         self._is_late = False
@@ -199,15 +208,17 @@ class RemoteWorker(asyncio.Protocol):
     def apply(self, table: RoutingTable) -> InForce:
         """Send what differs from the table that it has."""
         self._table = table
-        if self._transport.get_write_buffer_size() > MAX_UNSENT:
-            return None  # it is late by far; see `_acknowledged`
-        former, self._sent = self._sent, table
-        return self._send(TableUpdate.between(former, table))
+        if self._is_gone or self._transport.get_write_buffer_size() > MAX_UNSENT:
+            return None  # when it is late by far: see `_acknowledged`
+        answer = self._send(TableUpdate.between(self._sent, table))
+        self._sent = table
+        return answer
 
     def apply_certificates(self, certificates: CertificateTable) -> InForce:
         """Send the certificates that differ."""
-        former, self._certificates = self._certificates, certificates
-        return self._send(CertificateUpdate.between(former, certificates))
+        answer = self._send(CertificateUpdate.between(self._certificates, certificates))
+        self._certificates = certificates
+        return answer
 
     def apply_challenges(self, challenges: Challenges) -> InForce:
         """Send all of them: there are never many."""
@@ -221,13 +232,15 @@ class RemoteWorker(asyncio.Protocol):
 
     def keep(self, departed: Departed) -> None:
         """Have it keep what others had counted."""
-        self._transport.write(encode(departed))
+        self._write(departed)
 
     def ask(self) -> asyncio.Future[None]:
         """Ask for its counters: done when they have come."""
         if self._asked is None or self._asked.done():
             self._asked = self._loop.create_future()
-            self._transport.write(encode(Ask()))
+            if self._is_gone:
+                _done(self._asked)
+            self._write(Ask())
         return self._asked
 
     def close(self) -> None:
@@ -249,10 +262,11 @@ class RemoteWorker(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.serving = False
-        self._server.left(self)
+        self._is_gone = True
         while self._unanswered:
             _done(self._unanswered.popleft().answer)
         _done(self._asked)
+        self._server.left(self)
 
     # Private
 
@@ -273,9 +287,16 @@ class RemoteWorker(asyncio.Protocol):
         else:
             raise FeedError(f"a worker does not say {type(message).__name__}")
 
+    def _write(self, message: Message, number: int = 0) -> None:
+        # What goes to a worker that is dying goes nowhere: `connection_lost` is about to say so.
+        if not self._is_gone and not self._transport.is_closing():
+            self._transport.write(encode(message, number))
+
     def _send(self, message: Message) -> InForce:
+        if self._is_gone:
+            return None
         self._number += 1
-        self._transport.write(encode(message, self._number))
+        self._write(message, self._number)
         answer: asyncio.Future[None] = self._loop.create_future()
         now = self._loop.time()
         self._unanswered.append(_Unanswered(self._number, now, answer))

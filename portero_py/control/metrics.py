@@ -59,6 +59,7 @@ class Metrics:
         self._registrations: Counter[str] = Counter()
         self._reloads: Counter[str] = Counter()
         self._acme: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
         self._expiries: Mapping[str, float] = {}
 
     def registration(self, result: str) -> None:
@@ -72,6 +73,10 @@ class Metrics:
     def acme_attempt(self, result: str) -> None:
         """Count an attempt to get a certificate by ACME: `issued`, or an error's reason."""
         self._acme[result] += 1
+
+    def fault(self, where: str) -> None:
+        """Count a fault of portero's own that it survived: the task that failed, `feed`, or `reload`."""
+        self._faults[where] += 1
 
     def certificates(self, expiries: Mapping[str, float]) -> None:
         """Say which certificates are in use: name -> end of validity, seconds since the epoch."""
@@ -89,6 +94,7 @@ class Metrics:
             registrations=Counter(self._registrations),
             reloads=Counter(self._reloads),
             acme=Counter(self._acme),
+            faults=Counter(self._faults),
             expiries=self._expiries,
             restarts=self._restarts() if self._restarts is not None else {},
         )
@@ -107,6 +113,7 @@ class _Snapshot(Collector):
     registrations: Counter[str]
     reloads: Counter[str]
     acme: Counter[str]
+    faults: Counter[str]
     expiries: Mapping[str, float]
     restarts: Mapping[str, int]
 
@@ -144,6 +151,12 @@ class _Snapshot(Collector):
             "Attempts to get a certificate by ACME",
             ["result"],
             (((result,), count) for result, count in self.acme.items()),
+        )
+        yield _counters(
+            "faults",
+            "Faults of portero's own that it survived",
+            ["where"],
+            (((where,), count) for where, count in self.faults.items()),
         )
         yield _counters(
             "worker_restarts",

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from portero_py.control.feed import Feed
 from portero_py.control.metrics import CONTENT_TYPE, Metrics
 from portero_py.control.open_server import quiet_logger
 from portero_py.control.problems import answer_errors
+from portero_py.control.tasks import Tasks
 from portero_py.core.admission import Admission
 from portero_py.core.auth import Claim, TokenVerifier, check_service
 from portero_py.core.model import Lease, Service
@@ -61,8 +62,8 @@ class RegistrationApi:
     """One registry on HTTP. `start` before the first request, `close` at the end.
 
     `clock` is a steady clock in seconds, the one that the workers compare expiries with; `wall_clock` gives
-    seconds since the epoch, for tokens. `registered` is told of every service that registers. Raises
-    ConfigError without a secret or a usable key.
+    seconds since the epoch, for tokens. `registered` is told of every service that registers; `faults` names
+    the tasks that failed lately, for /readyz. Raises ConfigError without a secret or a usable key.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RegistrationApi:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         registered: Callable[[str], None] | None = None,
+        faults: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         if not config.secret:
             raise ConfigError("no register secret is configured")
@@ -89,7 +91,8 @@ class RegistrationApi:
         self._admission = Admission(
             config.secret, TokenVerifier(config.hmac_keys, config.audience, config.issuer)
         )
-        self._sweeper: asyncio.Task[None] | None = None
+        self._faults = faults
+        self._tasks = Tasks(metrics.fault)
         self._sweep_at = math.inf
         self._sooner = asyncio.Event()  # an expiry came up that is earlier than `_sweep_at`
 
@@ -107,14 +110,11 @@ class RegistrationApi:
     async def start(self) -> None:
         """Publish the first table and begin to sweep."""
         await self._feed.publish(self._registry.table)
-        self._sweeper = asyncio.create_task(self._sweep_for_ever(), name="sweep")
+        self._tasks.own(self._sweep_for_ever, "sweep")
 
     async def close(self) -> None:
         """Stop sweeping. Leases stay as they are."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.wait([self._sweeper])
-            self._sweeper = None
+        await self._tasks.close()
 
     async def sweep(self) -> None:
         """Drop what has expired by now and, if anything did, publish the table."""
@@ -204,6 +204,9 @@ class RegistrationApi:
         return web.Response(text="ok", headers=_NO_STORE)
 
     async def _on_ready(self, request: web.Request) -> web.Response:
+        faults = sorted({*self._tasks.faults, *self._faults()})
+        if self.state is State.READY and faults:
+            return web.Response(text=f"fault: {', '.join(faults)}", status=503, headers=_NO_STORE)
         status = 200 if self.state is State.READY else 503
         return web.Response(text=self.state.value, status=status, headers=_NO_STORE)
 
@@ -236,6 +239,7 @@ class RegistrationApi:
                     await self.sweep()
                 except Exception:
                     _log.exception("the sweep of expired leases failed; it goes on")
+                    self._metrics.fault("sweep")
 
 
 class _Counted:

@@ -1,12 +1,16 @@
 """The leases on disk: what lets them survive a restart of portero.
 
 The rules
-- One file in the state directory, `leases.json`, only for its owner. A new one is written beside it, synced
-  and renamed: what is read is always whole.
-- It is written when the table has changed, at most every `INTERVAL` seconds, in a thread; and at the end.
+- One file an instance in the state directory (`slots` says which), only for its owner. A new one is written
+  beside it, synced and renamed: what is read is always whole.
+- It is written in a thread, at once when a lease begins, moves or ends. Then there is a pause, in which more
+  changes gather: the more work the table is, the longer (`SHARE`). Renewals alone wait for `INTERVAL`.
+- One write at a time, and never an older table over a newer one: what is written at the end waits for what is
+  being written.
 - A steady clock says nothing after a restart: times in the file are wall-clock times. What has expired
   meanwhile is dropped, and if the clock was set back no lease is longer than it was when it was granted.
-- A file that cannot be used is no reason not to start: it is named in the log, and backends register again.
+- A file that cannot be used is no reason not to start: it is set aside, named in the log, and backends
+  register again. Neither is a disk that is full: leases go on in memory, and saving them is tried again.
 """
 
 from __future__ import annotations
@@ -15,30 +19,49 @@ import asyncio
 import contextlib
 import logging
 import os
+import stat
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
+from portero_py.control.slots import PATIENCE, Slot, claim
 from portero_py.core.feed_messages import lease_from
 from portero_py.core.model import Lease, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot
 
-#: Seconds between two writes, at least.
+#: Seconds between two writes when only renewals came, and before another attempt after a failure.
 INTERVAL: Final = 5.0
+#: Seconds between two writes, at least.
+SHORT_INTERVAL: Final = 0.1
+#: The part of the processor's time that writing may take: 10,000 leases are 40 ms.
+SHARE: Final = 0.02
+
+#: What is set aside is kept, as long as there are not more of them.
+MOST_BAD: Final = 3
 
 FILE_NAME: Final = "leases.json"
 
 _FORMAT: Final = 1
 
+# O_NONBLOCK: a FIFO in the place of a file must hold up nobody.
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
+
 _log = logging.getLogger(__name__)
 
 
 class Snapshot:
-    """The file in `directory`. `clock` is the registry's, `wall_clock` gives seconds since the epoch."""
+    """The file in `directory`. `clock` is the registry's, `wall_clock` gives seconds since the epoch.
+
+    `claim` before the others when `directory` may be shared; `run`, with `changed` whenever there is
+    something new; `close` at the end.
+    """
 
     def __init__(
         self,
@@ -48,57 +71,145 @@ class Snapshot:
         wall_clock: Callable[[], float],
         interval: float = INTERVAL,
     ) -> None:
-        self._path = Path(directory) / FILE_NAME
+        self._directory = Path(directory)
+        self._path = self._directory / FILE_NAME
+        self._slot: Slot | None = None
         self._clock = clock
         self._wall_clock = wall_clock
         self._interval = interval
+        self._turn = threading.Lock()  # one write at a time
         self._saved = -1  # the version that is on disk
+        # while it runs
+        self._generation = -1
+        self._changed = asyncio.Event()
+        self._urgent = asyncio.Event()
+
+    async def claim(self, owner: str, patience: float = PATIENCE) -> None:
+        """Find out which file is that of `owner`, and keep others away from it."""
+        self._slot = await claim(self._directory, owner, patience)
+        self._path = self._directory / self._slot.file_name
 
     def load(self) -> list[Service]:
-        """The services that were saved, with what is left of their leases. Raises BadSnapshot."""
+        """The services that were saved, with what is left of their leases.
+
+        Raises BadSnapshot when they cannot be used; then the file is out of the way.
+        """
         try:
-            content = orjson.loads(self._path.read_bytes())
-            if content["format"] != _FORMAT:
-                raise BadSnapshot(f"{self._path} was written by another version of portero-py")
-            leases = [lease_from(each) for each in content["leases"]]
-            return self._services(leases)
+            return self._services(self._leases(orjson.loads(self._read())))
         except FileNotFoundError:
             return []
+        except BadSnapshot as error:
+            raise BadSnapshot(f"{error}{self._set_aside()}") from error
         except OSError as error:
-            raise BadSnapshot(f"{self._path} cannot be read: {os.strerror(error.errno or 0)}") from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise BadSnapshot(f"{self._path} is no snapshot of leases") from error
+            why = os.strerror(error.errno or 0)
+            raise BadSnapshot(f"{self._path} cannot be read: {why}{self._set_aside()}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadSnapshot(f"{self._path} is no snapshot of leases{self._set_aside()}") from error
 
-    def save(self, table: RoutingTable) -> None:
-        """Write the leases of `table`, unless they are on disk already. Raises BadSnapshot."""
-        if table.version == self._saved:
-            return
-        shift = self._wall_clock() - self._clock()
-        leases = [
-            replace(lease, expires_at=lease.expires_at + shift)
-            for service in table.services.values()
-            for lease in service.leases
-        ]
-        try:
-            self._write(orjson.dumps({"format": _FORMAT, "leases": leases}))
-        except OSError as error:
-            raise BadSnapshot(f"{self._path} cannot be written: {os.strerror(error.errno or 0)}") from error
-        self._saved = table.version
+    def save(self, table: RoutingTable) -> float:
+        """Write the leases of `table`, unless they are on disk already; the processor time that it took.
+
+        Raises BadSnapshot.
+        """
+        with self._turn:
+            begun = time.thread_time()
+            if self._slot is not None and not self._slot.enter():
+                return 0.0
+            try:
+                if table.version > self._saved:
+                    self._write(self._content(table))
+                    self._saved = table.version
+            except OSError as error:
+                raise BadSnapshot(
+                    f"{self._path} cannot be written: {os.strerror(error.errno or 0)}"
+                ) from error
+            finally:
+                if self._slot is not None:
+                    self._slot.leave()
+            return time.thread_time() - begun
+
+    def changed(self, generation: int) -> None:
+        """There is a new table; `generation` is `Registry.generation`."""
+        if generation != self._generation:
+            self._generation = generation
+            self._urgent.set()
+        self._changed.set()
 
     async def run(self, newest: Callable[[], RoutingTable]) -> None:
-        """Save the newest table again and again, until cancelled."""
+        """Save the newest table whenever it has changed, until cancelled."""
         complained = False
+        self._changed.set()  # what an earlier run may have taken note of, and not saved
         while True:
-            await asyncio.sleep(self._interval)
+            await self._changed.wait()
+            self._changed.clear()
+            self._urgent.clear()
             try:
-                await asyncio.to_thread(self.save, newest())
-                complained = False
+                seconds = await asyncio.to_thread(self.save, newest())
             except BadSnapshot as error:
                 if not complained:
-                    _log.error("leases will not survive a restart: %s", error)
+                    _log.error(
+                        "leases go on in memory, but would not survive a restart: %s; it is tried again",
+                        error,
+                    )
                 complained = True
+                await asyncio.sleep(self._interval)
+                self._changed.set()
+            else:
+                if complained:
+                    _log.info("leases are saved again")
+                complained = False
+                pause = min(max(seconds / SHARE, SHORT_INTERVAL), self._interval)
+                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval - pause):
+                        await self._urgent.wait()
+
+    def lend(self, table: RoutingTable) -> None:
+        """Save `table`. From then on a successor may have the file; when it has, nothing is saved any more.
+
+        Raises BadSnapshot.
+        """
+        try:
+            self.save(table)
+        finally:
+            if self._slot is not None:
+                with self._turn:
+                    self._slot.lend()
+
+    def close(self, table: RoutingTable) -> None:
+        """Save for the last time. Raises BadSnapshot."""
+        try:
+            self.save(table)
+        finally:
+            if self._slot is not None:
+                self._slot.release()
 
     # Private
+
+    def _read(self) -> bytes:
+        with open(os.open(self._path, _READ), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadSnapshot(f"{self._path} is no regular file")
+            return file.read()
+
+    def _set_aside(self) -> str:
+        """Keep what cannot be used for whoever wants to look at it; what to say about it."""
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self._wall_clock()))
+        place = self._path.with_name(f"{self._path.name}.bad-{stamp}")
+        try:
+            self._path.rename(place)
+        except OSError as error:
+            return f"; it stays there: {os.strerror(error.errno or 0)}"
+        others = sorted(each for each in self._directory.glob(f"{self._path.name}.bad-*") if each != place)
+        for old in others[: max(len(others) + 1 - MOST_BAD, 0)]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+        return f"; it is now {place}"
+
+    def _leases(self, content: Any) -> list[Lease]:
+        if content["format"] != _FORMAT:
+            raise BadSnapshot(f"{self._path} was written by another version of portero-py")
+        return [lease_from(each) for each in content["leases"]]
 
     def _services(self, leases: list[Lease]) -> list[Service]:
         shift, now = self._wall_clock() - self._clock(), self._clock()
@@ -109,10 +220,19 @@ class Snapshot:
                 services.setdefault(lease.service, []).append(replace(lease, expires_at=expires_at))
         return [Service(name, tuple(found)) for name, found in services.items()]
 
+    def _content(self, table: RoutingTable) -> bytes:
+        shift = self._wall_clock() - self._clock()
+        leases = [
+            replace(lease, expires_at=lease.expires_at + shift)
+            for service in table.services.values()
+            for lease in service.leases
+        ]
+        return orjson.dumps({"format": _FORMAT, "leases": leases})
+
     def _write(self, content: bytes) -> None:
-        part = self._path.with_name(f".{FILE_NAME}.part")
+        part = self._path.with_name(f".{self._path.name}.part")
         try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
+            with open(os.open(part, _WRITE, 0o600), "wb") as file:  # noqa: PTH123
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -7,12 +7,19 @@ table ("" when none matched), methods outside the known ones count as "OTHER".
 An exchange adds to one count, of its service, method, status and duration at once; the sums that are shown
 are made when somebody asks. With thousands of services every table and list more that an exchange had to be
 counted in would be somewhere else in memory: that was 0.4 µs.
+
+A service that no routing table knows any more is forgotten, everywhere: the worker drops its counts with the
+table that drops it, and so does control with what departed workers had counted. A table goes on to know a
+service for a while after its last lease (`registry.LINGER`), so whoever scrapes has seen the last counts. If
+it comes back it begins at zero, as after a restart. Its counts are not added to any other service's: a rate
+over the sum would show them a second time.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -78,6 +85,13 @@ class Counters:
         exchanges = counted.exchanges
         exchanges[key] = exchanges.get(key, 0) + 1
         counted.seconds += seconds
+
+    def keep_only(self, services: Mapping[str, object]) -> None:
+        """Forget what was counted for services that are not in `services`; "" stays, which is none."""
+        for name in [name for name in self.services if name and name not in services]:
+            del self.services[name]
+        for name in [name for name in self.retries if name and name not in services]:
+            del self.retries[name]
 
     def merge(self, other: Counters) -> None:
         """Add another worker's counters to these."""

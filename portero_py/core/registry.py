@@ -61,6 +61,8 @@ class Registry:
         self._lease_ends: ExpiryQueue[tuple[str, str]] = ExpiryQueue()  # service, instance id
         self._linger_ends: ExpiryQueue[str] = ExpiryQueue()  # services without leases
         self._services: dict[str, Service] = {default: Service(default, ())} if default else {}
+        #: Grows when a lease begins, moves or ends; a renewal leaves it as it is.
+        self.generation = 0
         self._version = 0
         self._table: RoutingTable | None = None
         self._since = -1  # the version of the last table that was made
@@ -119,6 +121,8 @@ class Registry:
             self._make_room(service, len(leases))
         if evicted is not None:
             self._forget(evicted)
+        if former is None or former.backend != backend:
+            self.generation += 1
         if former is not None:
             del self._instances[service, former.backend.host, former.backend.port]
         self._leases.setdefault(service, {})[lease.instance_id] = lease
@@ -209,6 +213,7 @@ class Registry:
 
     def _forget(self, lease: Lease) -> None:
         """Take a lease out of every index; what becomes of its service is the caller's business."""
+        self.generation += 1
         service, backend = lease.service, lease.backend
         del self._leases[service][lease.instance_id]
         del self._instances[service, backend.host, backend.port]

@@ -3,7 +3,9 @@
 The rules
 - The connection is made anew whenever it ends: control has died, and the next one will accept. Until then
   the worker serves by what it has. A new control process sends everything from the beginning.
-- An update is applied, then acknowledged: control answers a POST on the strength of that.
+- An update is applied, then acknowledged: control answers a POST on the strength of that. What the worker
+  cannot take is logged, counted and not acknowledged; the next update builds on it all the same, and the
+  worker goes on with what it had.
 - Counters go out every second, or less often when they are so many that this would cost more than a
   fiftieth of the worker's time; and whenever control asks.
 - A control process that does not read is not written to: nothing grows here when it hangs.
@@ -98,8 +100,13 @@ class FeedClient:
                 _log.debug("control cannot be reached: %s", error)
             else:
                 connection = self._connection
-                connection.send(self._hello())
-                await self._report_until_lost(connection)
+                try:
+                    connection.send(self._hello())
+                    await self._report_until_lost(connection)
+                except Exception:
+                    _log.exception("the feed begins anew")
+                    self._worker.counters.errors[FeedError.reason] += 1
+                    connection.close()
                 self._connection = None
                 _log.debug("the connection to control ended")
             await asyncio.sleep(RETRY_SECONDS)
@@ -144,24 +151,31 @@ class FeedClient:
 
     def _received(self, connection: _Connection, number: int, message: Message) -> None:
         worker = self._worker
-        if isinstance(message, TableUpdate):
-            self._table = message.applied_to(self._table)
-            worker.apply(self._table)
-            self._supplied.set()
-        elif isinstance(message, CertificateUpdate):
-            self._certificates = message.applied_to(self._certificates)
-            worker.apply_certificates(self._certificates)
-        elif isinstance(message, Challenges):
-            self._challenges_version += 1
-            worker.apply_challenges(replace(message, version=self._challenges_version))
-        elif isinstance(message, Departed):
-            self._departed = message
-        elif isinstance(message, Ask):
-            connection.send(Counted(worker.counters))
+        try:
+            if isinstance(message, TableUpdate):
+                self._table = message.applied_to(self._table)
+                worker.apply(self._table)
+                self._supplied.set()
+            elif isinstance(message, CertificateUpdate):
+                self._certificates = message.applied_to(self._certificates)
+                worker.apply_certificates(self._certificates)
+            elif isinstance(message, Challenges):
+                self._challenges_version += 1
+                worker.apply_challenges(replace(message, version=self._challenges_version))
+            elif isinstance(message, Departed):
+                self._departed = message
+            elif isinstance(message, Ask):
+                connection.send(Counted(worker.counters))
+            else:
+                raise FeedError(f"control does not say {type(message).__name__}")  # noqa: TRY301
+        except FeedError:
+            raise
+        except Exception:
+            _log.exception("the feed: %s cannot be applied", type(message).__name__)
+            worker.counters.errors[FeedError.reason] += 1
         else:
-            raise FeedError(f"control does not say {type(message).__name__}")
-        if number:
-            connection.send(Ack(), number)
+            if number:
+                connection.send(Ack(), number)
 
 
 class _Connection(asyncio.Protocol):

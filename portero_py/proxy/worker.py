@@ -219,10 +219,11 @@ class Worker:
         """A little at a time: the connections have their turns in between."""
         if not self.pools.prune():
             self._pruning = self.loop.call_soon(self._prune)
-        elif self.pools.are_behind:
+            return
+        self.counters.keep_only(self.table.services)
+        self._pruning = None
+        if self.pools.are_behind:
             self._prune_later()
-        else:
-            self._pruning = None
 
     def _prune_later(self) -> None:
         # Not at once: with thousands of renewals a second this would be most of the work.

@@ -16,7 +16,7 @@ from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters
 from portero_py.core.feed_messages import Ack, Ask, Departed, FrameReader, Hello, TableUpdate, encode
 from portero_py.core.model import Backend, LeaseRequest
-from portero_py.core.registry import Registry
+from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.feed_client import FeedClient
 from portero_py.sockets import Rendezvous
@@ -352,3 +352,103 @@ async def test_a_worker_that_is_far_behind_gets_one_update_when_it_reads_again(
     await control.feed.publish_challenges(Challenges(1))  # any answer shows that it reads
     await until(lambda: worker.got[-1] == registry.table)
     assert len(worker.got) == 2
+
+
+async def test_a_worker_that_a_new_control_found_and_that_dies_later_is_gone_for_good(desk: Desk) -> None:
+    control, (stays, _), (_, goes) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    registry = registry_with("a.example")
+    await control.feed.publish(registry.table)
+    await control.server.close()
+    successor = await desk.control()
+    table = await successor.server.recover()
+    assert table is not None
+    await desk.end(goes)
+    await until(lambda: successor.server.connected == 1)
+    again = Registry()
+    again.restore(table.services.values(), table.version, 0.0)
+    await successor.feed.publish(again.table)
+    assert stays.got[-1] == again.table
+    await successor.server.refresh()
+    emptied = asyncio.create_task(successor.server.emptied())
+    await successor.server.close()
+    async with asyncio.timeout(10):
+        await emptied
+
+
+class Broken(Worker):
+    """Raises whatever it is given."""
+
+    def apply(self, table: Any) -> None:
+        raise RuntimeError("a fault")
+
+    def apply_certificates(self, certificates: Any) -> None:
+        raise RuntimeError("a fault")
+
+    def apply_challenges(self, challenges: Any) -> None:
+        raise RuntimeError("a fault")
+
+
+async def test_a_publication_never_fails_for_one_subscriber(caplog: pytest.LogCaptureFixture) -> None:
+    feed, worker, faults = Feed(), Worker(), list[str]()
+    feed.count_fault = faults.append
+    for each in (Broken(), worker, Broken()):
+        feed.subscribe(each)
+    certificates: Any = "certificates"
+    challenges: Any = "challenges"
+    await feed.publish(RoutingTable(1))
+    await feed.publish_certificates(certificates)
+    await feed.publish_challenges(challenges)
+    feed.subscribe(Broken())  # one that comes late holds nobody up either
+    assert worker.got == [RoutingTable(1), "certificates", "challenges"]
+    assert faults == ["feed"] * 9
+    assert "a fault" in caplog.text
+
+
+async def test_an_update_that_a_worker_cannot_take_ends_neither_the_worker_nor_its_connection(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    control, (worker, _) = await desk.control(ack_seconds=0.05), desk.worker()
+    await until(lambda: control.server.connected == 1)
+
+    def refuse(certificates: Any) -> None:
+        raise RuntimeError("a fault")
+
+    worker.apply_certificates = refuse  # type: ignore[method-assign]
+    await control.feed.publish_certificates(CertificateTable((), 1))
+    await control.feed.publish(RoutingTable(1))
+    assert worker.got == [RoutingTable(1)]
+    assert control.server.connected == 1
+    assert worker.counters.errors["feed"] == 1
+    assert "a fault" in caplog.text
+
+
+async def test_counts_of_a_service_that_is_gone_are_not_in_the_sum_and_begin_anew_when_it_comes_back() -> (
+    None
+):
+    feed, one, gone = Feed(), Worker(), Worker()
+    for worker in (one, gone):
+        feed.subscribe(worker)
+        worker.counters.exchange_done("a.example", b"GET", 200, 0.1)
+        worker.counters.exchange_done("", b"GET", 404, 0.1)
+        worker.counters.retries["a.example"] += 1
+    feed.unsubscribe(gone)
+    registry = registry_with("a.example")
+    await feed.publish(registry.table)
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 2}
+    registry.release("a.example", host="::1", port=8000, now=0.0)
+    await feed.publish(registry.table)  # it lingers, and its counts are still seen
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 2}
+    registry.expire(LINGER)
+    await feed.publish(registry.table)
+    total = feed.counters()
+    assert set(total.services) == {""}
+    assert total.services[""].by_status() == {("GET", 404): 2}
+    assert total.retries == {}
+    assert feed.departed.services.keys() == {""}
+    one.counters.keep_only(registry.table.services)  # as a worker does with that table
+    registry.register(LeaseRequest("a.example", Backend("::1", 1), 60), LINGER)
+    await feed.publish(registry.table)
+    assert "a.example" not in feed.counters().services
+    one.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 1}

@@ -624,6 +624,20 @@ async def test_a_bug_is_a_500_that_tells_the_log_and_not_the_client(
     assert "inner workings" in caplog.text
 
 
+async def test_readyz_names_what_fails_and_only_while_it_would_be_ready() -> None:
+    async with running() as api:
+        faults = ["snapshot", "certificates"]
+        api.api._faults = lambda: faults
+        api.api.state = State.READY
+        for expected in ("fault: certificates, snapshot", "ready"):
+            response = await api.client.get("/readyz")
+            assert (response.status, await response.text()) == (200 if not faults else 503, expected)
+            faults.clear()
+        faults.append("certificates")
+        api.api.state = State.DRAINING
+        assert await (await api.client.get("/readyz")).text() == "draining"
+
+
 # The sweep
 
 

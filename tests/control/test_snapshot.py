@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import stat
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import pytest
 
-from portero_py.control.snapshot import FILE_NAME, Snapshot
+from portero_py.control.snapshot import FILE_NAME, MOST_BAD, SHORT_INTERVAL, Snapshot
+from portero_py.control.state_dir import make_state_dir, require_state_dir
 from portero_py.core.model import Backend, LeaseRequest
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import BadSnapshot
+from portero_py.errors import BadSnapshot, ConfigError
 
 EPOCH = 1_700_000_000.0
 
@@ -92,13 +98,74 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
         Times().snapshot(tmp_path).load()
 
 
-def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).mkdir()
-    with pytest.raises(BadSnapshot, match="cannot be read: Is a directory"):
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "directory"])
+def test_what_is_no_file_holds_up_nobody_and_is_set_aside(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / FILE_NAME)
+    with pytest.raises(BadSnapshot, match=f"is now {tmp_path}/leases.json.bad-20231114T221320"):
         Times().snapshot(tmp_path).load()
-    with pytest.raises(BadSnapshot, match="cannot be written"):
+    times = Times()
+    times.snapshot(tmp_path).save(table(60))
+    assert len(times.snapshot(tmp_path).load()) == 1
+
+
+def test_what_cannot_be_used_is_kept_a_few_times_and_named(tmp_path: Path) -> None:
+    times, kept = Times(), []
+    for number in range(MOST_BAD + 2):
+        (tmp_path / FILE_NAME).write_text(f"broken {number}")
+        times.wall += 1.0
+        with pytest.raises(BadSnapshot, match="is no snapshot of leases; it is now ") as caught:
+            times.snapshot(tmp_path).load()
+        kept.append(Path(str(caught.value).rpartition(" is now ")[2]))
+        assert kept[-1].read_text() == f"broken {number}"
+    assert sorted(tmp_path.iterdir()) == kept[-MOST_BAD:]
+    assert Times().snapshot(tmp_path).load() == []
+
+
+def test_what_cannot_be_set_aside_stays_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / FILE_NAME).write_text("broken")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "no")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(BadSnapshot, match="it stays there: Read-only file system"):
+        Times().snapshot(tmp_path).load()
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(BadSnapshot, match=f"{FILE_NAME} cannot be written: Is a directory"):
         Times().snapshot(tmp_path).save(table(60))
     assert [each.name for each in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_the_last_save_waits_for_the_one_that_is_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, begun, go_on = Times().snapshot(tmp_path), threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    older, newest = table(60), table(60, 60)
+    first = threading.Thread(target=snapshot.save, args=(older,))
+    first.start()
+    assert begun.wait(10)
+    last = threading.Thread(target=snapshot.close, args=(newest,))
+    last.start()
+    last.join(0.05)
+    go_on.set()
+    first.join(10)
+    last.join(10)
+    assert len(Times().snapshot(tmp_path).load()) == 2
+    snapshot.save(older)  # never back
+    assert len(Times().snapshot(tmp_path).load()) == 2
 
 
 def test_a_table_that_is_on_disk_already_is_not_written_again(tmp_path: Path) -> None:
@@ -109,24 +176,223 @@ def test_a_table_that_is_on_disk_already_is_not_written_again(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_it_is_saved_again_and_again_and_a_failure_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    directory = tmp_path / "state"
-    newest = table(60)
-    running = asyncio.create_task(Times().snapshot(directory, interval=0.005).run(lambda: newest))
-    with caplog.at_level(logging.ERROR):
+class Running:
+    """A snapshot that is kept true, of a registry."""
+
+    def __init__(self, directory: Path, interval: float) -> None:
+        self.file = directory / FILE_NAME
+        self.registry = Registry()
+        self._snapshot = Times().snapshot(directory, interval)
+        self._task = asyncio.create_task(self._snapshot.run(lambda: self.registry.table))
+
+    def register(self, port: int, now: float = 1000.0) -> None:
+        self.registry.register(LeaseRequest("app.example", Backend("::1", port), 60), now)
+        self._snapshot.changed(self.registry.generation)
+
+    def ends(self) -> list[float]:
+        """When the leases on disk end, seconds after those that were granted first."""
+        try:
+            leases = orjson.loads(self.file.read_bytes())["leases"]
+        except FileNotFoundError:
+            return []
+        return [lease["expires_at"] - EPOCH - 60.0 for lease in leases]
+
+    async def until(self, ends: list[float]) -> None:
         async with asyncio.timeout(10):
-            while not caplog.records:
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(0.03)
-            directory.mkdir()
-            while not (directory / FILE_NAME).exists():
-                await asyncio.sleep(0.005)
-    newest = table(60, 60)
+            while self.ends() != ends:
+                await asyncio.sleep(0.002)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+async def test_a_lease_is_written_at_once_and_what_follows_soon(tmp_path: Path) -> None:
+    one = Running(tmp_path, interval=100_000.0)
+    one.register(1)
+    await one.until([0.0])
+    for port in (2, 3, 4):
+        one.register(port)
+    await one.until([0.0] * 4)
+    one.registry.release("app.example", host="::1", port=4, now=1000.0)
+    one.register(5)
+    await one.until([0.0] * 4)
+    await one.close()
+
+
+async def test_renewals_alone_wait_for_each_other(tmp_path: Path) -> None:
+    one = Running(tmp_path, interval=100_000.0)
+    one.register(1)
+    await one.until([0.0])
+    await asyncio.sleep(2 * SHORT_INTERVAL)
+    for now in (1001.0, 1002.0):
+        one.register(1, now)
+    await asyncio.sleep(2 * SHORT_INTERVAL)
+    assert one.ends() == [0.0]
+    one.register(2)  # takes them along
+    await one.until([2.0, 0.0])
+    await one.close()
+    one = Running(tmp_path, interval=0.2)
+    for now in (1000.0, 1001.0):
+        one.register(1, now)
+        await one.until([now - 1000.0])
+    await one.close()
+
+
+async def test_a_full_disk_is_said_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    attempts, fsync = 0, os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 4:
+            raise OSError(errno.ENOSPC, "no")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    one = Running(tmp_path, interval=0.01)
+    one.register(1)
+    await one.until([0.0])
+    await one.close()
+    assert attempts == 4
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].endswith(f"{FILE_NAME} cannot be written: No space left on device; it is tried again")
+    assert said[1:] == ["leases are saved again"]
+    assert [each.name for each in tmp_path.iterdir()] == [FILE_NAME]
+
+
+# Instances that share the directory
+
+
+async def test_instances_that_share_a_directory_have_a_file_each(tmp_path: Path) -> None:
+    one, two = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    await two.claim("127.0.0.1:2")
+    one.close(table(60))
+    two.close(table(60, 60))
+    # In the other order, and each has its own again.
+    two, one = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await two.claim("127.0.0.1:2")
+    await one.claim("127.0.0.1:1")
+    assert (len(one.load()), len(two.load())) == (1, 2)
+    assert sorted(each.name for each in tmp_path.glob("*.json")) == ["leases-2.json", "leases.json"]
+    one.close(table(60))
+    two.close(table(60))
+
+
+async def test_an_instance_that_moved_takes_what_is_free(tmp_path: Path) -> None:
+    one = Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    one.close(table(60))
+    moved = Times().snapshot(tmp_path)
+    await moved.claim("127.0.0.1:99")
+    assert len(moved.load()) == 1
+    moved.close(table(60))
+
+
+async def test_a_successor_waits_a_little_for_the_slot_that_is_its_own(tmp_path: Path) -> None:
+    one, successor = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    claiming = asyncio.create_task(successor.claim("127.0.0.1:1", patience=1000.0))
+    await asyncio.sleep(0.1)
+    assert not claiming.done()
+    one.close(table(60))
     async with asyncio.timeout(10):
-        while len(orjson.loads((directory / FILE_NAME).read_bytes())["leases"]) < 2:
-            await asyncio.sleep(0.005)
-    assert len(caplog.records) == 1
-    running.cancel()
-    await asyncio.wait([running])
+        await claiming
+    assert len(successor.load()) == 1
+    impatient = Times().snapshot(tmp_path)
+    await impatient.claim("127.0.0.1:1", patience=0.0)
+    assert impatient.load() == []
+    for each in (successor, impatient):
+        each.close(table(60))
+
+
+async def test_who_lends_its_file_writes_on_until_a_successor_has_it(tmp_path: Path) -> None:
+    one, successor = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    one.lend(table(60))
+    one.save(table(60, 60))
+    await successor.claim("127.0.0.1:1", patience=1000.0)
+    assert len(successor.load()) == 2
+    one.close(table(60, 60, 60))
+    assert len(successor.load()) == 2
+    successor.close(table(60))
+    assert len(Times().snapshot(tmp_path).load()) == 1
+
+
+async def test_a_lock_is_nobodys_after_its_holder_was_killed(tmp_path: Path) -> None:
+    holder = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _HOLD_FOR_EVER, str(tmp_path)), stdout=asyncio.subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"leases.json\n"
+    other = Times().snapshot(tmp_path)
+    await other.claim("127.0.0.1:2")
+    other.close(table(60, 60))
+    holder.kill()
+    await holder.wait()
+    again = Times().snapshot(tmp_path)
+    await again.claim("127.0.0.1:1", patience=0.0)
+    again.close(table(60))
+    assert sorted(each.name for each in tmp_path.glob("*.json")) == ["leases-2.json", "leases.json"]
+
+
+_HOLD_FOR_EVER = """
+import asyncio, pathlib, signal, sys
+from portero_py.control.slots import claim
+slot = asyncio.run(claim(pathlib.Path(sys.argv[1]), "127.0.0.1:1"))
+print(slot.file_name, flush=True)
+signal.pause()
+"""
+
+
+async def test_without_locks_there_is_one_file_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for name in ("127.0.0.1:1", "127.0.0.1:2"):
+        snapshot = Times().snapshot(tmp_path)
+        await snapshot.claim(name)
+        snapshot.lend(table(60))
+        snapshot.close(table(60, 60))
+        assert len(Times().snapshot(tmp_path).load()) == 2
+    assert "No locks available" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "directory"])
+async def test_a_lock_file_that_is_none_holds_up_nobody(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "leases.lock")
+    snapshot = Times().snapshot(tmp_path)
+    await snapshot.claim("127.0.0.1:1")
+    snapshot.close(table(60))
+    assert len(list(tmp_path.glob("leases*.json"))) == 1
+
+
+# The directory
+
+
+def test_a_missing_directory_is_made_for_its_owner_only(tmp_path: Path) -> None:
+    place = tmp_path / "var" / "portero"
+    require_state_dir(str(place))
+    assert list(tmp_path.iterdir()) == []
+    make_state_dir(str(place))
+    make_state_dir(str(place))
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (place, place.parent)] == [0o700, 0o700]
+    require_state_dir(str(place))
+
+
+def test_a_directory_that_cannot_be_made_or_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "state"):
+        with pytest.raises(ConfigError, match=f"--state-dir: cannot read {tmp_path}/file: Not a directory"):
+            require_state_dir(str(place))
+        with pytest.raises(ConfigError, match=f"--state-dir: cannot make {place}: "):
+            make_state_dir(str(place))
+    with pytest.raises(ConfigError, match="--state-dir: cannot make /proc/state: "):
+        make_state_dir("/proc/state")

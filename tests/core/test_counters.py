@@ -50,3 +50,17 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         (two.services["other.example"], ("PUT", 503)),
     ):
         assert (counted.by_status(), sum(counted.by_duration()), counted.seconds) == ({key: 1}, 1, 0.5)
+
+
+def test_the_counts_of_services_that_are_gone_are_forgotten_and_nothing_else() -> None:
+    counters = Counters()
+    for service in ("stays.example", "gone.example", ""):
+        counters.exchange_done(service, b"GET", 200, 0.5)
+        counters.retries[service] += 1
+    counters.bytes_in = 10
+    counters.keep_only({"stays.example": object(), "unused.example": object()})
+    assert set(counters.services) == {"stays.example", ""}
+    assert set(counters.retries) == {"stays.example", ""}
+    assert counters.bytes_in == 10
+    counters.exchange_done("gone.example", b"GET", 200, 0.5)
+    assert counters.services["gone.example"].by_status() == {("GET", 200): 1}

@@ -289,3 +289,27 @@ def test_a_table_names_what_differs_from_the_one_before() -> None:
     assert (second.since, second.changed) == (first.version, frozenset({"a.example", "b.example"}))
     registry.release("a.example", "one", now=0.0)
     assert (registry.table.since, registry.table.changed) == (second.version, frozenset({"a.example"}))
+
+
+def test_the_generation_tells_leases_that_begin_move_or_end_from_renewals() -> None:
+    registry = Registry()
+    seen = [registry.generation]
+
+    def grew() -> bool:
+        seen.append(registry.generation)
+        return seen[-1] > seen[-2]
+
+    registry.register(ask(instance_id="one"), now=0.0)
+    assert grew()
+    registry.register(ask(instance_id="one"), now=1.0)
+    assert not grew()
+    registry.register(ask(port=8081, instance_id="one"), now=2.0)  # it moved
+    assert grew()
+    registry.register(ask(port=8081, instance_id="two"), now=3.0)  # it took its place
+    assert grew()
+    registry.release("app.example", "two", now=4.0)
+    assert grew()
+    registry.register(ask(ttl=1), now=5.0)
+    assert grew()
+    registry.expire(6.0)
+    assert grew()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -21,7 +23,15 @@ from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import SHORT_GOODBYE, StartBackend, StartProxy
 from tests.e2e.http1_client import Http1Client, get
 from tests.e2e.messages import Closed, Truncated
-from tests.e2e.proxy_process import KEY, SECRET, ProxyProcess, clean_environment, free_port, registration
+from tests.e2e.proxy_process import (
+    KEY,
+    PROXY,
+    SECRET,
+    ProxyProcess,
+    clean_environment,
+    free_port,
+    registration,
+)
 from tests.e2e.waiting import eventually
 
 TWO = ("--workers", "2")
@@ -334,7 +344,104 @@ def test_counters_add_up_over_workers_and_never_fall(
     eventually(lambda: proxy.metric("portero_connections_open") == 0, "what died holds nothing open")
 
 
+def test_control_dies_and_later_a_worker_dies_and_backends_register_as_before(
+    start_proxy: StartProxy, start_backend: StartBackend, service: str
+) -> None:
+    proxy, backend = start_proxy(flags=TWO), start_backend(who_serves)
+    proxy.serve(service, backend)
+    _replace_control(proxy)
+    for name in ("work0", "work1"):
+        victim = processes(proxy)[name]
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda name=name, victim=victim: replaced(proxy, name, victim), "another worker")  # type: ignore[misc]
+        proxy.serve(f"{name}.later.test", backend)
+    eventually(lambda: len(_workers_that_serve(proxy, service)) == 2, "both serve")
+    for name in (service, "work0.later.test", "work1.later.test"):
+        with connections_to_both(name, proxy.connect):
+            pass
+    proxy.deregister("work0.later.test", host=backend.host, port=backend.port)
+    assert proxy.call("GET", "/readyz").status == 200
+    assert proxy.metric("portero_faults_total") == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_readyz_and_the_metrics_show_a_task_that_fails_until_it_works_again(
+    workers: str, tmp_path: Path, certificate_folder: Path
+) -> None:
+    proxy = ProxyProcess(
+        tmp_path / "faulty", certificates=certificate_folder, toml=SHORT_GOODBYE, flags=("--workers", workers)
+    )
+    broken = tmp_path / "broken"
+    try:
+        proxy.start([*PROXY[:2], "-c", _WITH_A_TASK_THAT_FAILS, str(broken)])
+        broken.touch()
+        eventually(lambda: proxy.call("GET", "/readyz").body == b"fault: certificates", "it says so")
+        assert proxy.call("GET", "/readyz").status == 503
+        assert proxy.call("GET", "/livez").status == 200
+        assert proxy.metric("portero_faults_total", where="certificates") >= 1
+        broken.unlink()
+        eventually(lambda: proxy.call("GET", "/readyz").status == 200, "it is over")
+    finally:
+        proxy.kill()
+
+
+#: Becomes the proxy that argv goes on with; following the certificates fails while the file argv[1] is there.
+_WITH_A_TASK_THAT_FAILS = """
+import asyncio, pathlib, runpy, sys
+from portero_py.control import certificates, tasks
+tasks.FIRST_PAUSE = tasks.MAX_PAUSE = 0.05
+tasks.STEADY_SECONDS = 0.5
+broken = pathlib.Path(sys.argv[1])
+async def run(self):
+    while not broken.exists():
+        await asyncio.sleep(0.02)
+    raise RuntimeError("a fault of the test's")
+certificates.CertificateStore.run = run
+sys.argv = sys.argv[sys.argv.index("portero_py"):]
+runpy.run_module("portero_py", run_name="__main__")
+"""
+
+
 # The supervisor
+
+
+def test_a_system_that_refuses_to_fork_ends_nobody_and_is_asked_again(
+    tmp_path: Path, start_backend: StartBackend, service: str
+) -> None:
+    backend, refuse = start_backend(who_serves), tmp_path / "refuse"
+    proxy = ProxyProcess(tmp_path / "refused", toml=SHORT_GOODBYE, flags=TWO)
+    try:
+        proxy.start([*PROXY[:2], "-c", _WITH_FORKS_THAT_FAIL, str(refuse)])
+        proxy.serve(service, backend)
+        refuse.touch()
+        before = processes(proxy)
+        os.kill(before["work0"], signal.SIGKILL)
+        said = "worker 0 cannot be started: Resource temporarily unavailable"
+        eventually(lambda: proxy.operator_log().count(said) >= 2, "it has tried more than once")
+        with proxy.connect() as client:
+            serving_worker(client, service)
+        assert processes(proxy) == {name: pid for name, pid in before.items() if name != "work0"}
+        refuse.unlink()
+        eventually(lambda: "work0" in processes(proxy), "another worker")
+        with connections_to_both(service, proxy.connect):
+            pass
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+#: Becomes the proxy that argv goes on with; no process can be forked while the file argv[1] is there.
+_WITH_FORKS_THAT_FAIL = """
+import errno, os, pathlib, runpy, sys
+refuse, fork = pathlib.Path(sys.argv[1]), os.fork
+def fork_perhaps():
+    if refuse.exists():
+        raise OSError(errno.EAGAIN, "no")
+    return fork()
+os.fork = fork_perhaps
+sys.argv = sys.argv[sys.argv.index("portero_py"):]
+runpy.run_module("portero_py", run_name="__main__")
+"""
 
 
 def test_a_supervisor_that_is_stopped_stops_nobody(
@@ -453,6 +560,121 @@ def test_a_second_signal_ends_everything_at_once(
     finally:
         gate.set()
         proxy.kill()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_stop_overtakes_any_number_of_reloads_and_abandons_the_one_that_hangs(
+    workers: str, tmp_path: Path
+) -> None:
+    proxy = ProxyProcess(tmp_path / "flooded", toml=SHORT_GOODBYE, flags=("--workers", workers)).start()
+    file = proxy.folder / "portero.toml"
+    try:
+        text = file.read_text()
+        file.unlink()
+        os.mkfifo(file)
+        proxy.signal(signal.SIGHUP)
+        # The first who reads it gets it all. Whoever comes next waits for ever.
+        if workers == "2":
+            eventually(lambda: _written(file, text) or "stays as it was" in proxy.log(), "it reads the file")
+        for _ in range(200):
+            proxy.signal(signal.SIGHUP)
+        proxy.signal(signal.SIGTERM)
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+def _written(fifo: Path, text: str) -> bool:
+    try:
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return False  # nobody reads it
+    os.write(descriptor, text.encode())
+    os.close(descriptor)
+    return True
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_ca_that_hangs_holds_up_no_exit(workers: str, tmp_path: Path, certificate_folder: Path) -> None:
+    (tmp_path / "state").mkdir()
+    shutil.copytree(certificate_folder, tmp_path / "certs")
+    with socket.create_server(("127.0.0.1", 0)) as ca:
+        proxy = ProxyProcess(
+            tmp_path / "patient",
+            certificates=tmp_path / "certs",
+            toml=SHORT_GOODBYE,
+            flags=(
+                *("--workers", workers, "--state-dir", str(tmp_path / "state")),
+                *("--acme-domain", "new.test", "--acme-agree-tos"),
+                *("--acme-directory", f"https://127.0.0.1:{ca.getsockname()[1]}/dir"),
+            ),
+        ).start([*PROXY[:2], "-c", _WITH_ENDLESS_PATIENCE])
+        ends = threading.Event()
+        try:
+            ca.settimeout(60)
+            connection, _ = ca.accept()
+            dripping = threading.Thread(target=_drip, args=(connection, ends))
+            dripping.start()
+            proxy.stop()
+        finally:
+            ends.set()
+            proxy.kill()
+            dripping.join(10)
+
+
+#: Becomes the proxy that argv goes on with, but never gives up a CA by itself.
+_WITH_ENDLESS_PATIENCE = """
+import runpy, sys
+from portero_py.control import acme_network
+acme_network.CONNECT_TIMEOUT += 1000.0
+sys.argv = sys.argv[sys.argv.index("portero_py"):]
+runpy.run_module("portero_py", run_name="__main__")
+"""
+
+
+def _drip(connection: socket.socket, ends: threading.Event) -> None:
+    """The longest TLS record of a handshake, a byte at a time: no time-out of silence ends that."""
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(b"\x16\x03\x03\x3f\xff")
+        while not ends.wait(0.1):
+            connection.sendall(b"\x02")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_container_that_is_stopped_while_it_starts_ends_in_good_order(
+    workers: str, tmp_path: Path, need: Callable[[str], str]
+) -> None:
+    unshare = [need("unshare"), "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no right to make a PID namespace")
+    flags = ["--no-tls", "--workers", workers, "--listen-addr", f"127.0.0.1:{free_port()}"]
+    outer = subprocess.Popen(
+        [*unshare, *PROXY, *flags, "--register-addr", f"127.0.0.1:{free_port()}"],
+        env=clean_environment({"PORTERO_REGISTER_SECRET": SECRET, "PORTERO_JWT_HMAC_KEY": KEY}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        first = int(eventually(lambda: _children(outer.pid), "process number 1")[0])
+        # Not SIGTERM, which unshare itself holds back for a moment.
+        eventually(lambda: _holds_back(first, signal.SIGHUP), "it holds signals back")
+        os.kill(first, signal.SIGTERM)
+        assert outer.wait(60) == 0
+        assert outer.stderr is not None
+        assert outer.stderr.read().endswith(" stopped\n")
+    finally:
+        outer.kill()
+        outer.communicate()
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def _holds_back(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    [blocked] = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:")]
+    return bool(int(blocked, 16) & 1 << (number - 1))
 
 
 # TLS
@@ -585,6 +807,64 @@ def test_leases_survive_a_restart(
     with second.connect() as client:
         serving_worker(client, service)
         assert client.ask(get("short.test")).status == 404
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_granted_lease_is_lost_when_the_supervisor_is_killed(
+    workers: str, tmp_path: Path, start_backend: StartBackend
+) -> None:
+    state, backend = tmp_path / "var" / "state", start_backend(who_serves)
+    flags = ("--workers", workers, "--state-dir", str(state))
+    proxy = ProxyProcess(tmp_path / "killed", toml=SHORT_GOODBYE, flags=flags).start()
+    names = [f"s{number}.killed.test" for number in range(50)]
+    try:
+        assert state.stat().st_mode & 0o777 == 0o700
+        for name in names:
+            proxy.serve(name, backend)
+        if workers == "1":  # nobody is left who could write
+            eventually(lambda: (state / "leases.json").read_text().count(".killed.test") >= 50, "on disk")
+            proxy.kill()
+        else:
+            children = processes(proxy).values()
+            proxy.kill()
+            eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "all have ended")
+        proxy.start()
+        for name in names:
+            with proxy.connect() as client:
+                serving_worker(client, name)
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+def test_instances_that_share_a_state_directory_keep_their_leases_apart(
+    tmp_path: Path, start_backend: StartBackend
+) -> None:
+    backend, state = start_backend(who_serves), tmp_path / "state"
+    state.mkdir()
+    proxies = [
+        ProxyProcess(
+            tmp_path / name, toml=SHORT_GOODBYE, flags=("--workers", workers, "--state-dir", str(state))
+        )
+        for name, workers in (("one", "1"), ("two", "2"), ("three", "1"))
+    ]
+    try:
+        for proxy in proxies:
+            proxy.start().serve(f"{proxy.folder.name}.shared.test", backend)
+        _replace_control(proxies[1])
+        proxies[1].serve("later.shared.test", backend)
+        for proxy in proxies:
+            proxy.stop()
+        for proxy in reversed(proxies):
+            proxy.start()
+            found = {each["service_name"] for each in proxy.call("GET", "/backends").json["services"]}
+            mine = {f"{proxy.folder.name}.shared.test"}
+            assert found == (mine | {"later.shared.test"} if proxy is proxies[1] else mine)
+        for proxy in proxies:
+            proxy.stop()
+    finally:
+        for proxy in proxies:
+            proxy.kill()
 
 
 # Start-up errors

@@ -1,0 +1,28 @@
+"""What a worker does with tables beside routing by them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from portero_py.config import Config
+from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.registry import LINGER, Registry
+from portero_py.proxy.worker import Worker
+
+
+async def test_it_forgets_what_it_counted_for_services_that_are_gone() -> None:
+    worker, registry = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), Registry()
+    for service, ttl in (("gone.example", 1), ("stays.example", 10_000)):
+        registry.register(LeaseRequest(service, Backend("::1", 1), ttl), 0.0)
+        worker.counters.exchange_done(service, b"GET", 200, 0.1)
+    try:
+        registry.expire(1.0)
+        worker.apply(registry.table)
+        registry.expire(1.0 + LINGER)
+        worker.apply(registry.table)
+        async with asyncio.timeout(10):
+            while "gone.example" in worker.counters.services:
+                await asyncio.sleep(0.005)
+        assert set(worker.counters.services) == {"stays.example"}
+    finally:
+        await worker.drain(0.0)
