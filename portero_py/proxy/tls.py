@@ -21,6 +21,7 @@ The theory
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import ssl
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from portero_py.core.certificates import Certificate, CertificateTable, server_name
 from portero_py.core.challenges import ACME_TLS, Challenges
 from portero_py.core.counters import Counters
+from portero_py.errors import BadCertificate
 from portero_py.wire.client_hello import HelloReader
 
 if TYPE_CHECKING:
@@ -170,15 +172,7 @@ class FrontTls:
     # Private
 
     def _set_up(self, context: ssl.SSLContext, alpn: tuple[str, ...] = ()) -> None:
-        context.minimum_version = self._min_version
-        context.set_ciphers(CIPHERS)
-        context.set_alpn_protocols(list(alpn or self._alpn))
-        context.options |= (
-            ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_SINGLE_DH_USE | ssl.OP_SINGLE_ECDH_USE
-        )
-        # Every cipher here is good, and the client knows its hardware (so says Mozilla's "intermediate").
-        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-        context.num_tickets = 1  # 2 by default, for clients with parallel connections; 15 µs a handshake
+        _set_up(context, self._min_version, alpn or self._alpn)
 
     def _choose(self, name: str) -> tuple[Certificate, ssl.SSLContext] | None:
         while (certificate := self._table.select(name)) is not None:
@@ -345,7 +339,57 @@ def load_pair(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None
             context.load_cert_chain(file.name)
 
 
+class Trial:
+    """Tries a pair as the listener will use it, before it takes the place of one that works.
+
+    OpenSSL takes pairs that no client can use: a curve that it does not negotiate (secp256k1) is noticed by
+    nobody but the clients. So a pair is loaded under the listener's own settings, and a client of the same
+    OpenSSL shakes hands with it in memory.
+    """
+
+    def __init__(self, tls: Tls) -> None:
+        self._min_version = _VERSIONS[tls.min_version]
+        self._client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Names, dates and issuers are for others to judge.
+        self._client.check_hostname, self._client.verify_mode = False, ssl.CERT_NONE
+
+    def __call__(self, certificate: Certificate) -> None:
+        """Raises BadCertificate for a pair that cannot be served, and OSError when it cannot be tried."""
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _set_up(server, self._min_version, ALPN)
+        try:
+            load_pair(server, certificate.chain_pem, certificate.key_pem)
+            shake_hands(self._client, server)
+        except (ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise BadCertificate(f"OpenSSL cannot serve it: {reason}") from error
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, name: str | None = None) -> ssl.SSLObject:
+    """A handshake in memory; the client's end. Raises the ssl.SSLError of the end that is first to fail."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname=name)
+    ends = (ours, server.wrap_bio(to_server, to_client, server_side=True))
+    for _ in range(4):  # more flights than any version needs
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return ours
+
+
 # Private
+
+
+def _set_up(context: ssl.SSLContext, min_version: ssl.TLSVersion, alpn: tuple[str, ...]) -> None:
+    context.minimum_version = min_version
+    context.set_ciphers(CIPHERS)
+    context.set_alpn_protocols(list(alpn))
+    context.options |= (
+        ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_SINGLE_DH_USE | ssl.OP_SINGLE_ECDH_USE
+    )
+    # Every cipher here is good, and the client knows its hardware (so says Mozilla's "intermediate").
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.num_tickets = 1  # 2 by default, for clients with parallel connections; 15 µs a handshake
 
 
 def _result(error: ssl.SSLError) -> str:
