@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from portero_py.core.model import Service
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError, PorteroUnreachable
+from portero_py.sockets import rehearse
 
 if TYPE_CHECKING:
     from portero_py.config_sources import Environ, Flags
@@ -111,12 +113,17 @@ def check(flags: Flags, environ: Environ) -> int:
     Raises `ConfigError` for the first thing in the configuration that cannot be used.
     """
     config = config_sources.load(flags, environ)
-    for warning in preflight.require(config):
+    warnings = preflight.require(config)
+    rehearse(config)
+    for warning in warnings:
         _say(f"warning: {warning}")
     _say(f"listen: {', '.join(map(str, config.proxy.listen))}{'' if config.tls.enabled else ' without TLS'}")
     _say(f"registration: {config.registration.listen}, {len(config.registration.hmac_keys)} key(s)")
     if config.plain_http.listen is not None:
         _say(f"plain http: {config.plain_http.listen}")
+    if config.state_dir:
+        made = "" if Path(config.state_dir).exists() else ", which is missing: the start makes it"
+        _say(f"state: {config.state_dir}{made}")
     status = certificate_commands.show(config) if config.tls.enabled else 0
     _say("this cannot serve" if status else "all is well")
     return status

@@ -66,6 +66,7 @@ def run(flags: Flags, environ: Environ) -> int:
     logs.set_up(config.log.level, environ)
     for warning in preflight.require(config):
         _log.warning("%s", warning)
+    preflight.make_directories(config)
     process.tune_malloc()
     process.raise_open_files()
     notifier = Notifier(environ)
