@@ -20,6 +20,7 @@ from portero_py.config import Config, Registration
 from portero_py.core.acme_names import overlapping
 from portero_py.core.auth import TokenVerifier
 from portero_py.errors import ConfigError
+from portero_py.proxy.ticket_keys import setter
 from portero_py.proxy.tls import FrontTls
 from portero_py.proxy.upstream_tls import UpstreamTls
 
@@ -43,6 +44,11 @@ def require(config: Config) -> list[str]:
         warnings.append("--http-addr redirects to https, which --no-tls leaves to somebody else")
     if config.plain_http.acme_upstream is not None and config.plain_http.listen is None:
         warnings.append("--acme-upstream does nothing without --http-addr")
+    if config.tls.enabled and config.workers > 1 and setter() is None:
+        warnings.append(
+            "this Python does not let session ticket keys be set: when they change, a client's session is "
+            "known to one worker only, and it shakes hands in full with the others"
+        )
     if config.proxy.upstream_ca_file and not config.proxy.upstream_tls_verify:
         warnings.append("--upstream-ca-file does nothing without --upstream-tls-verify")
     if not config.proxy.upstream_tls_verify:

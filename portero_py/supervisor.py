@@ -172,6 +172,7 @@ class Supervisor:
             self._replace_hanging(now)
             self._report(self._reap(now))
             self._fork_due(now)
+            self._inherited.front_tls.turn()
             if self._notifier.watchdog_seconds and self._is_alive(now):
                 self._notifier.alive()
 

@@ -2,7 +2,9 @@
 
 The theory
 - The *front* context is created once (before workers are forked) and never replaced: session ticket keys
-  live in it, so sessions go on being resumed over reloads and by every worker.
+  live in it, so sessions go on being resumed over reloads and by every worker. The keys change
+  (`ticket_keys`); a second front has those of the period before, and serves the clients whose tickets are so
+  old.
 - It holds no certificate. Each certificate has a context of its own; the SNI callback puts the right one
   in its place for one connection. From then on OpenSSL takes certificate, ciphers and ALPN from that one,
   but minimum version, options and ticket keys remain the front's. All of them are set on both anyway.
@@ -33,6 +35,7 @@ from portero_py.core.certificates import Certificate, CertificateTable, server_n
 from portero_py.core.challenges import ACME_TLS, Challenges
 from portero_py.core.counters import Counters
 from portero_py.errors import BadCertificate
+from portero_py.proxy.ticket_keys import TicketKeys, setter
 from portero_py.wire.client_hello import HelloReader
 
 if TYPE_CHECKING:
@@ -90,7 +93,7 @@ _ALERT: Final = "client_alert"  # any other alert that the client sent
 class FrontTls:
     """The context for the listeners, and the certificates behind it. One a process; not thread-safe.
 
-    `context` makes the connections (`wrap_bio`) and stays the same object for ever. `counters` is where
+    `context` makes the connections (`wrap_bio`), unless `context_for` says another one. `counters` is where
     handshakes are counted: `handshakes[version, alpn, result]`, version and alpn "" when it failed.
     Without any certificate handshakes are refused with the alert "unrecognized_name".
     """
@@ -98,12 +101,14 @@ class FrontTls:
     def __init__(self, tls: Tls, *, alpn: tuple[str, ...] = ALPN) -> None:
         # process
         self.counters = Counters()
-        self.context = FrontContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.front = self
         self._min_version = _VERSIONS[tls.min_version]
         self._alpn = alpn
-        self._set_up(self.context)
-        self.context.sni_callback = self._on_server_name  # type: ignore[assignment]  # typeshed wants SSLSocket
+        self.context = self._front()
+        self._older = self._front()
+        self._older.num_tickets = 0
+        self._keys = TicketKeys()
+        self._set_keys = setter()
+        self._use_keys()
         # one table
         self._table = CertificateTable()
         self._contexts: dict[str, ssl.SSLContext] = {}  # of those that were loaded
@@ -116,6 +121,26 @@ class FrontTls:
     def table(self) -> CertificateTable:
         """What is being served: the last table applied, less what OpenSSL would not take."""
         return self._table
+
+    def turn(self) -> None:
+        """Change the ticket keys if it is time; also for a process that only keeps them for others."""
+        if self._keys.turn():
+            if self._set_keys is None:
+                self.context = self._front()
+            self._use_keys()
+
+    def forget_keys(self) -> None:
+        """This process will never serve: it need not hold what opens tickets."""
+        self._keys.forget()
+        self._use_keys()
+
+    def context_for(self, hello: bytes) -> FrontContext:
+        """The context for a client whose first bytes these are: the older one if its ticket is that old.
+
+        If the ticket comes in a later packet, that client has a whole handshake.
+        """
+        self.turn()
+        return self._older if self._former_name in hello else self.context
 
     def apply(self, table: CertificateTable) -> None:
         """Serve these certificates to new connections; live ones keep theirs.
@@ -170,6 +195,19 @@ class FrontTls:
         self._challenges, self.challenge_contexts = challenges, contexts
 
     # Private
+
+    def _front(self) -> FrontContext:
+        context = FrontContext(ssl.PROTOCOL_TLS_SERVER)
+        context.front = self
+        self._set_up(context)
+        context.sni_callback = self._on_server_name  # type: ignore[assignment]  # typeshed wants SSLSocket
+        return context
+
+    def _use_keys(self) -> None:
+        self._former_name = self._keys.former_name
+        if self._set_keys is not None:
+            self._set_keys(self.context, self._keys.current)
+            self._set_keys(self._older, self._keys.former)
 
     def _set_up(self, context: ssl.SSLContext, alpn: tuple[str, ...] = ()) -> None:
         _set_up(context, self._min_version, alpn or self._alpn)
