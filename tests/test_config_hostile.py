@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from portero_py import cli, commands, config_sources, live_config, preflight
@@ -59,6 +59,7 @@ def refusal_of(act: Callable[[], object]) -> str:
     return ""
 
 
+@settings(deadline=None)
 @given(st.sampled_from(SETTINGS), _VALUE)
 @example(next(s for s in SETTINGS if s.key == "acme.directory"), "https://[x")
 @example(next(s for s in SETTINGS if s.key == "limits.body_bytes"), 1 << 20_000)
@@ -69,6 +70,7 @@ def test_every_reader_takes_or_refuses_whatever_the_file_may_hold(setting: Setti
     assert refusal.isprintable()
 
 
+@settings(deadline=None)
 @given(st.sampled_from(_WITH_FLAG), _TEXT, st.booleans())
 def test_every_flag_and_every_variable_takes_or_refuses_any_text(
     setting: Setting, text: str, as_flag: bool
@@ -78,6 +80,7 @@ def test_every_flag_and_every_variable_takes_or_refuses_any_text(
     assert "\n" not in refusal
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 @example(b"x = " + b"[" * 5000)
 @example(b"a." * 3000 + b"a = 1")
@@ -105,6 +108,7 @@ def test_a_file_of_any_bytes_is_a_configuration_or_refused(
     assert refusal or tomllib.loads(content.decode()) == {} or found != [Config()]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([s.key for s in SETTINGS]), _LEAF, max_size=3))
 def test_settings_of_any_kind_side_by_side_are_taken_or_refused(given: dict[str, object]) -> None:
     document: dict[str, Any] = {}

@@ -152,20 +152,13 @@ class CertificateStore:
         """Read what has changed, publish it, and log what is wrong. Whatever happens, it raises nothing."""
         async with self._turn:
             try:
-                scan = await asyncio.to_thread(self._files.scan)
-                await self._take(scan)
-                if scan.unsettled:
-                    await asyncio.sleep(self._retry_seconds)
-                    scan = await asyncio.to_thread(self._files.scan)
-                    await self._take(scan)
+                await self._look()
             except OSError as error:
                 text = f"{self._unreadable(error)}; the certificates loaded before stay"
                 self._say({_Complaint(logging.ERROR, text)})
             except Exception:  # a bug: what is served stays, and the next look may fare better
                 self._count(FAILED)
                 _log.exception("looking at the certificates failed; the certificates loaded before stay")
-            else:
-                self._report(scan)
             self._warn_of_ends()
 
     async def run(self) -> None:
@@ -182,6 +175,15 @@ class CertificateStore:
                 await self.rescan()
 
     # Private
+
+    async def _look(self) -> None:
+        scan = await asyncio.to_thread(self._files.scan)
+        await self._take(scan)
+        if scan.unsettled:
+            await asyncio.sleep(self._retry_seconds)
+            scan = await asyncio.to_thread(self._files.scan)
+            await self._take(scan)
+        self._report(scan)
 
     async def _watch(self) -> None:
         """Set `_changed` whenever something in the directory changed; begin anew when it was replaced."""
