@@ -6,6 +6,7 @@ They read the same files as a running portero, and need no connection to it. Wha
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import sys
@@ -16,8 +17,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 
 from portero_py import config_sources
 from portero_py.control.acme_files import AcmeFiles
@@ -29,7 +28,7 @@ from portero_py.core.acme_names import certifiable
 from portero_py.core.acme_schedule import ends_soon, renewal_time
 from portero_py.core.names import normalise_service_name, wildcard_over
 from portero_py.errors import Busy, CaRefused, ConfigError
-from portero_py.proxy.tls import load_pair
+from portero_py.proxy.tls import Trial, load_pair, shake_hands
 
 if TYPE_CHECKING:
     from portero_py.config import Address, Config
@@ -47,7 +46,7 @@ _Done = TypeVar("_Done")
 
 def show(config: Config) -> int:
     """Print the certificates, and everything that is wrong with them; 0 when nothing is, else 2."""
-    inventory = CertificateStore(config.tls.cert_dir).check()
+    inventory = CertificateStore(config.tls.cert_dir, trial=Trial(config.tls)).check()
     for entry in inventory.entries:
         if entry.certificate is not None:
             _show(config, entry, entry.certificate)
@@ -76,7 +75,7 @@ def check(flags: Flags, environ: Environ, name: str) -> int:
     host = normalise_service_name(name)
     if host is None:
         raise ConfigError(f'"{name}" is no host name')
-    inventory = CertificateStore(config.tls.cert_dir).check()
+    inventory = CertificateStore(config.tls.cert_dir, trial=Trial(config.tls)).check()
     if inventory.problem:
         raise ConfigError(inventory.problem)
     entry = _entry_for(inventory.entries, host)
@@ -216,7 +215,7 @@ def _examine_chain(findings: _Findings, certificate: Certificate, host: str) -> 
     for number, (below, above) in enumerate(pairwise(chain), 1):
         try:
             below.verify_directly_issued_by(above)
-        except (ValueError, TypeError, InvalidSignature):
+        except Exception:  # an unknown algorithm, a key of another kind, ...: it vouches for nothing
             findings.bad(f"certificate {number} of the chain was not issued by certificate {number + 1}")
             return
     complaint = _untrusted(certificate, host)
@@ -233,27 +232,15 @@ def _examine_chain(findings: _Findings, certificate: Certificate, host: str) -> 
 def _untrusted(certificate: Certificate, host: str) -> str:
     """Why a client on this machine would not trust it, "" if it would: a handshake in memory."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        load_pair(server, certificate.chain_pem, certificate.key_pem)
-    except ssl.SSLError as error:
-        return str(error.reason)
     client = ssl.create_default_context()
     client.check_hostname = False  # names are looked at by themselves
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = (
-        client.wrap_bio(to_client, to_server, server_hostname=host.removeprefix("*.")),
-        server.wrap_bio(to_server, to_client, server_side=True),
-    )
-    for _ in range(4):
-        for end in ends:
-            try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-            except ssl.SSLCertVerificationError as error:
-                return error.verify_message
-            except ssl.SSLError as error:
-                return str(error.reason)
+    try:
+        load_pair(server, certificate.chain_pem, certificate.key_pem)
+        shake_hands(client, server, host.removeprefix("*."))
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except ssl.SSLError as error:
+        return str(error.reason)
     return ""
 
 
@@ -276,26 +263,30 @@ def _examine_listener(findings: _Findings, address: Address, host: str, wanted: 
             socket.create_connection((where, address.port), timeout=_CONNECT_TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=host.replace("*", "portero-check")) as tls,
         ):
-            shown = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+            shown = tls.getpeercert(binary_form=True) or b""
     except ssl.SSLError as error:
         findings.bad(f"the listener at {address} refuses {host}: {error.reason}")
         return
     except OSError as error:
         findings.bad(f"nothing listens at {address}: {error.strerror or error}")
         return
-    if wanted is not None and shown.fingerprint(hashes.SHA256()).hex() == wanted.fingerprint:
+    if wanted is not None and hashlib.sha256(shown).hexdigest() == wanted.fingerprint:
         findings.good(f"the listener at {address} presents it")
     else:
-        subject = ", ".join(_alternative_names(shown)[:3]) or shown.subject.rfc4514_string()
-        findings.bad(f"the listener at {address} presents another certificate, for {subject}")
+        findings.bad(f"the listener at {address} presents another certificate, for {_subject(shown)}")
 
 
-def _alternative_names(certificate: x509.Certificate) -> list[str]:
+def _subject(certificate: bytes) -> str:
+    """For whom a stranger's certificate (DER) is, in words."""
     try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return []
-    return [str(name) for name in found.value.get_values_for_type(x509.DNSName)]
+        parsed = x509.load_der_x509_certificate(certificate)
+        try:
+            listed = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            return parsed.subject.rfc4514_string()
+        return ", ".join(listed.get_values_for_type(x509.DNSName)[:3]) or parsed.subject.rfc4514_string()
+    except Exception as error:  # whatever the library makes of what somebody else presents
+        return f"nobody can tell whom ({type(error).__name__})"
 
 
 # Private: the account

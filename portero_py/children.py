@@ -73,6 +73,7 @@ class Inheritance:
 def run_control(inherited: Inheritance, again: bool) -> int:
     """The control process, from the fork to the exit status; `again` when it replaces another."""
     inherited.listening.close_proxy()
+    inherited.front_tls.forget_keys()
     return _run(inherited, CONTROL, _Control(inherited, again).serve())
 
 

@@ -9,6 +9,7 @@ Exit status: 0 when all went well, 2 for a flag, file or port that cannot be use
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import typer
 
 from portero_py import __version__, certificate_commands, commands, demo, held_signals, process, supervisor
 from portero_py.client.registrar import Registration
+from portero_py.control.registration_body import MAX_WEIGHT
 from portero_py.errors import ConfigError, PorteroError
 from portero_py.wire import http1
 
@@ -101,7 +103,9 @@ UseTls = Annotated[bool, typer.Option("--use-tls", help="The backend speaks TLS.
 InstanceId = Annotated[
     str, typer.Option("--instance-id", metavar="ID", help="Names the backend in its service.")
 ]
-Weight = Annotated[int, typer.Option("--weight", metavar="N", min=1, help="Its share of the requests.")]
+Weight = Annotated[
+    int, typer.Option("--weight", metavar="N", min=1, max=MAX_WEIGHT, help="Its share of the requests.")
+]
 Fingerprint = Annotated[
     str, typer.Option("--tls-fingerprint", metavar="HEX", help="SHA-256 of its certificate, to pin it.")
 ]
@@ -219,7 +223,9 @@ def deregister(
     ctx: typer.Context,
     service: ServiceName,
     host: Annotated[str, typer.Option("--host", metavar="IP", help="The backend's address.")] = "",
-    port: Annotated[int, typer.Option("--port", metavar="PORT", max=65535, help="The backend's port.")] = 0,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="The backend's port.")
+    ] = 0,
     instance_id: InstanceId = "",
     register_url: RegisterUrl = None,
     register_secret: RegisterSecret = None,
@@ -330,7 +336,17 @@ def explain(
 
 def main() -> None:
     """The entry point: runs the command line and exits."""
-    process.leave(run(sys.argv[1:]))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that this terminal cannot show is no reason to say nothing at all. (stderr is so by itself.)
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read this has heard enough (`| head`). What the exit still flushes goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    process.leave(status)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -356,5 +372,6 @@ def _flags(ctx: typer.Context) -> dict[str, str | list[str] | bool | None]:
 
 
 def _complain(message: str, status: int) -> int:
-    typer.echo(f"portero-py: {' '.join(message.split())}", err=True)
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
+    typer.echo(f"portero-py: {line}", err=True)
     return status

@@ -10,6 +10,8 @@ import asyncio
 import json
 import sys
 import time
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -18,11 +20,13 @@ import aiohttp
 from portero_py import certificate_commands, config_sources, logs, preflight
 from portero_py.client.agent import keep_registered
 from portero_py.client.registrar import Api, Registrar, Registration
+from portero_py.config_values import is_url, shown
 from portero_py.core.auth import sign_token
 from portero_py.core.model import Service
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError, PorteroUnreachable
+from portero_py.sockets import rehearse
 
 if TYPE_CHECKING:
     from portero_py.config_sources import Environ, Flags
@@ -59,6 +63,7 @@ def api(flags: Flags, environ: Environ) -> Api:
 
 def register(flags: Flags, environ: Environ, backend: Registration) -> str:
     """Register once; the API's answer."""
+    _require_text(backend)
     return json.dumps(asyncio.run(_once("register", api(flags, environ), backend)))
 
 
@@ -67,31 +72,36 @@ def deregister(flags: Flags, environ: Environ, service: str, host: str, port: in
     if not instance_id and not (host and port):
         raise ConfigError("deregister needs --instance-id, or --host and --port")
     backend = Registration(service, host, port, instance_id=instance_id)
+    _require_text(backend)
     return json.dumps(asyncio.run(_once("deregister", api(flags, environ), backend)))
 
 
 def agent(flags: Flags, environ: Environ, backend: Registration) -> None:
     """Keep `backend` registered until SIGTERM or SIGINT."""
+    _require_text(backend)
     logs.set_up(config_sources.read_one("log", flags, environ) or "info", environ)
     asyncio.run(keep_registered(api(flags, environ), backend))
 
 
 def explain(flags: Flags, environ: Environ, url: str) -> int:
     """Print which service and backends a URL reaches; 0 when one would take the request, else 1."""
-    parts = urlsplit(url if "//" in url else f"//{url}")
-    if not parts.netloc:
-        raise ConfigError(f'"{url}" names no host')
+    try:
+        netloc = urlsplit(url if "//" in url else f"//{url}").netloc
+    except ValueError as error:  # "//[x"
+        raise ConfigError(f"{shown(url)} is no URL: {error}") from None
+    if not netloc:
+        raise ConfigError(f"{shown(url)} names no host")
     listing = asyncio.run(_backends(_url(flags, environ), _secret(flags, environ)))
     services = {each["service_name"]: each for each in listing["services"]}
     table = RoutingTable(
         0, {name: Service(name, ()) for name in services}, listing.get("default_service", "")
     )
-    found = Router().route(parts.netloc.rpartition("@")[2].encode("ascii", "replace"), table)
+    found = Router().route(netloc.rpartition("@")[2].encode("ascii", "replace"), table)
     if found is None:
-        _say(f"{parts.netloc}: no such service: 404")
+        _say(f"{netloc}: no such service: 404")
         return 1
     backends = services[found.name]["backends"]
-    _say(f"{parts.netloc}: service {found.name}, {len(backends)} backend(s){'' if backends else ': 503'}")
+    _say(f"{netloc}: service {found.name}, {len(backends)} backend(s){'' if backends else ': 503'}")
     for each in backends:
         _say("  " + "  ".join(f"{name}={value}" for name, value in each.items()))
     return 0 if backends else 1
@@ -103,18 +113,32 @@ def check(flags: Flags, environ: Environ) -> int:
     Raises `ConfigError` for the first thing in the configuration that cannot be used.
     """
     config = config_sources.load(flags, environ)
-    for warning in preflight.require(config):
+    warnings = preflight.require(config)
+    rehearse(config)
+    for warning in warnings:
         _say(f"warning: {warning}")
     _say(f"listen: {', '.join(map(str, config.proxy.listen))}{'' if config.tls.enabled else ' without TLS'}")
     _say(f"registration: {config.registration.listen}, {len(config.registration.hmac_keys)} key(s)")
     if config.plain_http.listen is not None:
         _say(f"plain http: {config.plain_http.listen}")
+    if config.state_dir:
+        made = "" if Path(config.state_dir).exists() else ", which is missing: the start makes it"
+        _say(f"state: {config.state_dir}{made}")
     status = certificate_commands.show(config) if config.tls.enabled else 0
     _say("this cannot serve" if status else "all is well")
     return status
 
 
 # Private
+
+
+def _require_text(backend: Registration) -> None:
+    """Raises `ConfigError` for what cannot be sent: a shell passes any bytes on, JSON does not."""
+    for field in fields(backend):
+        value = getattr(backend, field.name)
+        if isinstance(value, str) and not value.isprintable():
+            flag = field.name.removesuffix("_name").replace("_", "-")
+            raise ConfigError(f"--{flag}: {shown(value)} is no text, or holds control characters")
 
 
 def _say(line: str) -> None:
@@ -145,8 +169,8 @@ async def _backends(url: str, secret: str) -> dict[str, Any]:
 
 def _url(flags: Flags, environ: Environ) -> str:
     url = str(flags.get("register-url") or environ.get("PORTERO_REGISTER_URL") or DEFAULT_URL)
-    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
-        raise ConfigError(f'--register-url: "{url}" is no http:// or https:// URL')
+    if not url.isprintable() or not is_url(url, "http", "https"):
+        raise ConfigError(f"--register-url: {shown(url)} is no http:// or https:// URL")
     return url.rstrip("/")
 
 

@@ -13,11 +13,15 @@ Rules
 - An HMAC key may hold "=", and Portero's JWT_HMAC_KEY is taken as it is. So named keys, for rotation, have a
   flag of their own: `--jwt-named-key KID=KEY`, split at the first "=".
 - No error and no warning shows a secret.
+- Whatever is in a file, or in its place, ends in a `ConfigError` and in time: files are opened without
+  waiting, and read with a limit and a deadline. (A pipe is allowed: a shell's `<(pass show portero)` is one.)
 """
 
 from __future__ import annotations
 
 import os
+import select
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +34,8 @@ from portero_py.errors import ConfigError
 
 #: The most that a secret's file, or the configuration file, may hold, bytes.
 MAX_FILE: Final = 1 << 20
+#: Seconds in which all of it must have come, where it is no plain file.
+FILE_PATIENCE: Final = 5.0
 
 Flags = Mapping[str, "str | list[str] | bool | None"]
 Environ = Mapping[str, str]
@@ -197,8 +203,8 @@ def _ranks(
     width = 2 if setting.is_secret else 1
     yield from (rank[i : i + width] for i in range(0, len(rank), width))
     if setting.is_secret:
-        credential = Path(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent") / flag
-        yield [from_file("credential", credential if credential.is_file() else None)]
+        credential = os.path.join(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", flag)  # noqa: PTH118
+        yield [from_file("credential", credential if os.path.lexists(credential) else None)]
     rank = [(_in_file(in_file, key), in_file.get(key))]
     if setting.is_secret:
         rank.append(from_file(_in_file(in_file, f"{key}_file"), in_file.get(f"{key}_file")))
@@ -219,38 +225,38 @@ def _read_config_file(flags: Flags, environ: Environ) -> dict[str, object]:
         source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
     if not path:
         return {}
+    text = read_text(Path(str(path)), source)
     try:
-        document = tomllib.loads(read_text(Path(str(path)), source))
-    except tomllib.TOMLDecodeError as error:
+        document = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError is one; a number of thousands of digits is another
         raise ConfigError(f"{path}: no valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: no valid TOML: lists or tables are nested too deeply") from None
     secret_files = [f"{s.key}_file" for s in SETTINGS if s.is_secret]
     known = [s.key for s in SETTINGS] + secret_files
-    sections = {key.rpartition(".")[0] for key in known}
+    sections = {key.rpartition(".")[0] for key in known} - {""}
     found: dict[str, object] = {"": str(path)}
     for name, value in document.items():
         if name in sections and not isinstance(value, dict):
             raise ConfigError(f"{path}: {name} must be a section: [{name}]")
         if name not in sections and name not in known:
-            raise ConfigError(
-                f'{path}: unknown key "{name}": the nearest is "{_nearest(name, known, sections)}"'
-            )
-        for key, inner in value.items() if isinstance(value, dict) else ():
+            nearest = values.nearest(name, [key for key in known if "." not in key] + sorted(sections))
+            raise ConfigError(f'{path}: unknown key {values.shown(name)}: the nearest is "{nearest}"')
+        if not isinstance(value, dict) or name not in sections:
+            found[name] = value
+            continue
+        for key, inner in value.items():
             dotted = f"{name}.{key}"
             if dotted not in known:
                 raise ConfigError(
-                    f'{path}: unknown key "{dotted}": the nearest is "{values.nearest(dotted, known)}"'
+                    f"{path}: unknown key {values.shown(dotted)}: "
+                    f'the nearest is "{values.nearest(dotted, known)}"'
                 )
             found[dotted] = inner
-        if not isinstance(value, dict):
-            found[name] = value
     for key in secret_files:
         if not isinstance(found.get(key, ""), str):
             raise ConfigError(f"{path}: {key}: must be a file's path")
     return found
-
-
-def _nearest(name: str, known: list[str], sections: set[str]) -> str:
-    return values.nearest(name, [key for key in known if "." not in key] + sorted(sections - {""}))
 
 
 def _in_file(in_file: Mapping[str, object], key: str) -> str:
@@ -260,13 +266,36 @@ def _in_file(in_file: Mapping[str, object], key: str) -> str:
 def read_text(path: Path, source: str) -> str:
     """The UTF-8 text of a small file, or a `ConfigError` that begins with `source`."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+        data = _read_bytes(path)
+    except TimeoutError:
+        raise ConfigError(f"{source}: {path} had no end within {FILE_PATIENCE:g} s") from None
     except OSError as error:
         raise ConfigError(f"{source}: cannot read {path}: {os.strerror(error.errno or 0)}") from None
+    except ValueError:  # a NUL, or a character that this system's file names cannot have
+        raise ConfigError(f"{source}: {values.shown(str(path))} is no path") from None
     if len(data) > MAX_FILE:
         raise ConfigError(f"{source}: {path} is larger than {MAX_FILE} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{source}: {path} is not UTF-8 text") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    """At most `MAX_FILE` bytes and one more. TimeoutError when a pipe or a device keeps its end back."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        ready = select.poll()
+        ready.register(descriptor, select.POLLIN)
+        ends_at = time.monotonic() + FILE_PATIENCE
+        data = b""
+        while len(data) <= MAX_FILE:
+            if not ready.poll(max(0.0, ends_at - time.monotonic()) * 1000):
+                raise TimeoutError
+            part = os.read(descriptor, MAX_FILE + 1 - len(data))
+            if not part:
+                break
+            data += part
+        return data
+    finally:
+        os.close(descriptor)

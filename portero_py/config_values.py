@@ -39,6 +39,9 @@ ACME_DIRECTORIES: Final = {
 }
 
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
+#: Characters of a value that a complaint repeats.
+_MAX_SHOWN: Final = 80
+
 _KID: Final = re.compile(r"[A-Za-z0-9._:/+-]{1,128}")
 
 
@@ -95,7 +98,7 @@ def text(value: object) -> str:
 
 def switch(value: object) -> bool:
     if not isinstance(value, bool):
-        raise BadValueError(f"must be true or false, not {_shown(value)}")
+        raise BadValueError(f"must be true or false, not {shown(value)}")
     return value
 
 
@@ -109,7 +112,7 @@ def whole(lowest: int, highest: int) -> Reader:
 
     def read(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-            raise BadValueError(f"must be a whole number from {lowest} to {highest}, not {_shown(value)}")
+            raise BadValueError(f"must be a whole number from {lowest} to {highest}, not {shown(value)}")
         return value
 
     return read
@@ -120,7 +123,7 @@ def workers(value: object) -> int:
     if isinstance(value, str) and value.strip().lower() == "auto":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1024:
-        raise BadValueError(f"must be auto or a whole number from 1 to 1024, not {_shown(value)}")
+        raise BadValueError(f"must be auto or a whole number from 1 to 1024, not {shown(value)}")
     return value
 
 
@@ -131,7 +134,7 @@ def seconds(lowest: float, highest: float = 86400) -> Reader:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not lowest <= value <= highest:  # type: ignore[operator]
             raise BadValueError(
-                f"must be a number of seconds from {lowest:g} to {highest:g}, not {_shown(value)}"
+                f"must be a number of seconds from {lowest:g} to {highest:g}, not {shown(value)}"
             )
         return value  # type: ignore[return-value]
 
@@ -142,7 +145,7 @@ def one_of(*words: str) -> Reader:
     def read(value: object) -> str:
         word = value.strip().lower() if isinstance(value, str) else value
         if word not in words:
-            raise BadValueError(f"must be {_alternatives(words)}, not {_shown(value)}")
+            raise BadValueError(f"must be {_alternatives(words)}, not {shown(value)}")
         return str(word)
 
     return read
@@ -161,12 +164,12 @@ def many(read_one: Reader) -> Reader:
 def log_level(value: object) -> str:
     """A level, or Portero's filter list (`warn,portero=debug`), of which Portero's own part counts."""
     if not isinstance(value, str):
-        raise BadValueError(f"must be {_alternatives(tuple(LOG_LEVELS))}, not {_shown(value)}")
+        raise BadValueError(f"must be {_alternatives(tuple(LOG_LEVELS))}, not {shown(value)}")
     own = everything = ""
     for directive in filter(None, (part.strip().lower() for part in value.split(","))):
         module, equals, level = directive.rpartition("=")
         if level not in LOG_LEVELS:
-            raise BadValueError(f"must be {_alternatives(tuple(LOG_LEVELS))}, not {_shown(level)}")
+            raise BadValueError(f"must be {_alternatives(tuple(LOG_LEVELS))}, not {shown(level)}")
         if not equals:
             everything = level
         elif module.partition("::")[0] in {"portero", "portero_py"}:
@@ -183,15 +186,15 @@ def address(value: object) -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if not _is_ip(host, 6):
-            raise BadValueError(f"{_shown(value)} holds no IPv6 address between its brackets: {forms}")
+            raise BadValueError(f"{shown(value)} holds no IPv6 address between its brackets: {forms}")
     elif ":" in host:
-        raise BadValueError(f"{_shown(value)} needs brackets around its IPv6 address: {forms}")
+        raise BadValueError(f"{shown(value)} needs brackets around its IPv6 address: {forms}")
     elif host and not _HOST_NAME.fullmatch(host):
-        raise BadValueError(f"{_shown(value)} is no address: {forms}")
+        raise BadValueError(f"{shown(value)} is no address: {forms}")
     elif re.fullmatch(r"[0-9.]+", host) and not _is_ip(host, 4):
-        raise BadValueError(f"{_shown(value)} holds no IPv4 address: {forms}")
+        raise BadValueError(f"{shown(value)} holds no IPv4 address: {forms}")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise BadValueError(f"{_shown(value)} has no port from 0 to 65535: {forms}")
+        raise BadValueError(f"{shown(value)} has no port from 0 to 65535: {forms}")
     return Address(host, int(port))
 
 
@@ -199,7 +202,7 @@ def connect_address(value: object) -> Address:
     """An address to connect to: a host and a port, neither left to the system."""
     chosen = address(value)
     if not chosen.host or not chosen.port:
-        raise BadValueError(f"{_shown(value)} must name both a host and a port from 1 to 65535")
+        raise BadValueError(f"{shown(value)} must name both a host and a port from 1 to 65535")
     return chosen
 
 
@@ -215,16 +218,16 @@ def network(value: object) -> Network:
         meant = ip_interface(value.strip()).network
     except ValueError:
         raise BadValueError(
-            f"{_shown(value)} is no network: use 10.0.0.0/8, fd00::/8 or one IP address"
+            f"{shown(value)} is no network: use 10.0.0.0/8, fd00::/8 or one IP address"
         ) from None
-    raise BadValueError(f"{_shown(value)} has bits set beyond its prefix: the network is {meant}")
+    raise BadValueError(f"{shown(value)} has bits set beyond its prefix: the network is {meant}")
 
 
 def service_name(value: object) -> str:
     """A service's host name in lower case, or "" for none."""
     name = text(value).strip().rstrip(".").lower()
     if name and not _HOST_NAME.fullmatch(name):
-        raise BadValueError(f"{_shown(value)} is no host name")
+        raise BadValueError(f"{shown(value)} is no host name")
     return name
 
 
@@ -274,22 +277,42 @@ def acme_directory(value: object) -> str:
     """The https:// address of a CA's directory; `letsencrypt` and `staging` are Let's Encrypt's two."""
     url = text(value).strip()
     url = ACME_DIRECTORIES.get(url.lower(), url)
-    if not url.startswith("https://") or not url.isascii() or not urlsplit(url).hostname:
-        raise BadValueError(f"{_shown(value)} is no https:// address: use one, letsencrypt or staging")
+    if not url.isascii() or not is_url(url, "https"):
+        raise BadValueError(f"{shown(value)} is no https:// address: use one, letsencrypt or staging")
     return url
+
+
+def is_url(url: str, *schemes: str) -> bool:
+    """Whether it is an absolute URL of one of these schemes, with a host and, if any, a port that can be."""
+    try:
+        parts = urlsplit(url)
+        # Both are only parsed when they are asked for, and raise what `urlsplit` itself raises for "//[x".
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:
+        return False
 
 
 def email(value: object) -> str:
     """One e-mail address; it is the CA that knows whether it exists."""
     address = text(value).strip()
     if not re.fullmatch(r"[^\s@,<>]+@[^\s@,<>]+", address):
-        raise BadValueError(f"{_shown(value)} is no e-mail address")
+        raise BadValueError(f"{shown(value)} is no e-mail address")
     return address
 
 
 def nearest(word: str, known: list[str]) -> str:
     """The known word that `word` was most likely meant to be."""
-    return difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
+    return difflib.get_close_matches(word[:_MAX_SHOWN], known, n=1, cutoff=0.0)[0]
+
+
+def shown(value: object) -> str:
+    """A value as a complaint shows it: short, and without control characters."""
+    try:
+        text = f'"{value}"' if isinstance(value, str) else str(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits, alone or in a list
+        text = "that"
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: _MAX_SHOWN + 1])
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 # Private
@@ -311,12 +334,6 @@ def _kind(value: object) -> str:
         "dict": "a table",
     }
     return names.get(type(value).__name__, "text" if isinstance(value, str) else "a date or time")
-
-
-def _shown(value: object) -> str:
-    shown = f'"{value}"' if isinstance(value, str) else str(value)
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _alternatives(words: tuple[str, ...]) -> str:

@@ -31,6 +31,7 @@ from portero_py.core.certificates import CertificateTable
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot, ConfigError
+from portero_py.proxy.tls import Trial
 from portero_py.sockets import Listening
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,10 @@ class ControlPlane:
         self._acme: Acme | None = None
         if config.tls.enabled:
             store = self._store = CertificateStore(
-                config.tls.cert_dir, self._publish_certificates, count=self._metrics.certificate_reload
+                config.tls.cert_dir,
+                self._publish_certificates,
+                trial=Trial(config.tls),
+                count=self._metrics.certificate_reload,
             )
             if config.acme.enabled:
                 self._acme = Acme(

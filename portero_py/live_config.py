@@ -1,7 +1,8 @@
 """What changes while portero runs, when the configuration is read again (SIGHUP).
 
 Timeouts, limits and the log change at once; what else changed is named in the log as waiting for a restart. A
-configuration that cannot be used changes nothing and says why.
+configuration that cannot be used changes nothing and says why. Nor does a fault of portero's own in reading
+it: what runs goes on as it was.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def read_again(running: Config, read: Callable[[], Config]) -> Config | None:
     except ConfigError as error:
         _log.error("the configuration stays as it was: %s", error)
         return None
+    except Exception:  # a bug, or no memory: no reason to end what serves
+        _log.exception("the configuration stays as it was: reading it failed")
+        return None
     waiting = waiting_for_restart(running, found)
     if waiting:
         _log.warning("changed, but waiting for a restart: %s", ", ".join(waiting))
@@ -42,7 +46,7 @@ def read_quietly(running: Config, read: Callable[[], Config]) -> Config:
     """As `read_again`, in a process that is not the one to talk about it."""
     try:
         return with_live(running, read())
-    except ConfigError:
+    except Exception:  # whatever it is: `read_again` has met it too, and has logged it
         return running
 
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from portero_py.config import Address, Config
 from portero_py.errors import ConfigError
@@ -26,6 +26,9 @@ from portero_py.errors import ConfigError
 BACKLOG: Final = 4096
 
 Inherited = Mapping[str, list[socket.socket]]
+
+#: What `getaddrinfo` gives.
+_Place = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 
 
 @dataclass(slots=True)
@@ -97,6 +100,13 @@ class Rendezvous:
         os.close(self._descriptor)
 
 
+def rehearse(config: Config) -> None:
+    """Raises the `ConfigError` that `open_sockets` would, whoever has the ports now; nothing is bound."""
+    _require_apart(_wanted(config, {}))
+    if config.workers > 1:
+        Rendezvous().close()
+
+
 def open_sockets(config: Config, inherited: Inherited) -> Listening:
     """Every socket that `config` asks for, listening. Raises `ConfigError`; then none stays open."""
     with ExitStack() as opened:
@@ -104,9 +114,13 @@ def open_sockets(config: Config, inherited: Inherited) -> Listening:
             for sock in group:
                 opened.callback(sock.close)
 
-        def listen(name: str, flag: str, addresses: Sequence[Address]) -> list[socket.socket]:
+        wanted = _wanted(config, inherited)
+        _require_apart(wanted)
+
+        def listen(name: str) -> list[socket.socket]:
             if inherited.get(name):
                 return inherited[name]
+            flag, addresses = wanted[name]
             sockets = []
             for address in addresses:
                 for sock in _bind(address, flag):
@@ -114,11 +128,10 @@ def open_sockets(config: Config, inherited: Inherited) -> Listening:
                     sockets.append(sock)
             return sockets
 
-        plain = config.plain_http.listen
         listening = Listening(
-            proxy=listen("https", "listen-addr", config.proxy.listen),
-            registration=listen("register", "register-addr", [config.registration.listen]),
-            plain_http=listen("http", "http-addr", [plain] if plain else []),
+            proxy=listen("https"),
+            registration=listen("register"),
+            plain_http=listen("http"),
             scheme="https" if config.tls.enabled else "http",
         )
         opened.pop_all()
@@ -138,7 +151,39 @@ def _said(sockets: list[socket.socket]) -> str:
     return ", ".join(str(address_of(sock)) for sock in sockets)
 
 
-def _bind(address: Address, flag: str) -> list[socket.socket]:
+def _wanted(config: Config, inherited: Inherited) -> dict[str, tuple[str, Sequence[Address]]]:
+    """What is to be bound, by the name of what is served there: the flag and the addresses."""
+    plain = config.plain_http.listen
+    wanted: dict[str, tuple[str, Sequence[Address]]] = {
+        "https": ("listen-addr", config.proxy.listen),
+        "register": ("register-addr", [config.registration.listen]),
+        "http": ("http-addr", [plain] if plain else []),
+    }
+    return {name: each for name, each in wanted.items() if not inherited.get(name)}
+
+
+def _require_apart(wanted: Mapping[str, tuple[str, Sequence[Address]]]) -> None:
+    """No two of them are the same place. Raises `ConfigError`, also for what cannot be resolved."""
+    taken: list[tuple[tuple[str, int], str]] = []
+    for flag, addresses in wanted.values():
+        for address in addresses:
+            places = [(str(place[0]), address.port) for *_, place in _resolve(address, flag)]
+            for place in places if address.port else ():
+                for other, owner in taken:
+                    if _overlap(place, other):
+                        raise ConfigError(f"--{flag}: {address} is taken by --{owner}: choose another port")
+            taken += [(place, flag) for place in places]
+
+
+def _overlap(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    """Whether not both can be bound: `::` takes IPv4 too."""
+    hosts = {one[0], other[0]}
+    if one[1] != other[1]:
+        return False
+    return len(hosts) == 1 or "::" in hosts or ("0.0.0.0" in hosts and not any(":" in h for h in hosts))  # noqa: S104
+
+
+def _resolve(address: Address, flag: str) -> list[_Place]:
     try:
         places = socket.getaddrinfo(
             address.host or "::",
@@ -149,8 +194,14 @@ def _bind(address: Address, flag: str) -> list[socket.socket]:
         )
     except socket.gaierror as error:
         raise ConfigError(f"--{flag}: cannot resolve {address}: {error.strerror}") from None
+    except UnicodeError as error:  # Python's own idea of a host name comes before the resolver's
+        raise ConfigError(f"--{flag}: cannot resolve {address}: {error}") from None
+    return list(dict.fromkeys(places))
+
+
+def _bind(address: Address, flag: str) -> list[socket.socket]:
     sockets: list[socket.socket] = []
-    for family, kind, proto, _, place in dict.fromkeys(places):
+    for family, kind, proto, _, place in _resolve(address, flag):
         try:
             sockets.append(_listen(family, kind, proto, place))
         except OSError as error:

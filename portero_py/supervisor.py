@@ -38,7 +38,6 @@ from portero_py import __version__, config_sources, held_signals, logs, prefligh
 from portero_py.children import CONTROL, Inheritance, run_control, run_worker
 from portero_py.config import Config
 from portero_py.config_sources import Environ, Flags
-from portero_py.control.state_dir import make_state_dir
 from portero_py.errors import ConfigError
 from portero_py.live_config import read_again
 from portero_py.processes import UNUSABLE, Board, Child
@@ -70,10 +69,9 @@ def run(flags: Flags, environ: Environ) -> int:
     read = partial(config_sources.load, flags, environ)
     config = read()
     logs.set_up(config.log.level, environ)
-    if config.state_dir:
-        make_state_dir(config.state_dir)
     for warning in preflight.require(config):
         _log.warning("%s", warning)
+    preflight.make_directories(config)
     process.tune_malloc()
     process.raise_open_files()
     notifier = Notifier(environ)
@@ -183,6 +181,7 @@ class Supervisor:
         self._replace_hanging(now)
         self._report(self._reap(now))
         self._fork_due(now)
+        self._inherited.front_tls.turn()
         if self._notifier.watchdog_seconds and self._is_alive(now):
             self._notifier.alive()
 

@@ -83,7 +83,7 @@ def _watchdog_seconds(environ: Mapping[str, str]) -> float:
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     microseconds = environ.get("WATCHDOG_USEC", "")
-    return int(microseconds) / 1e6 if microseconds.isdecimal() else 0.0
+    return int(microseconds) / 1e6 if microseconds.isdecimal() and len(microseconds) < 20 else 0.0
 
 
 def _known_name(name: str) -> str:
@@ -102,7 +102,8 @@ def _adopt(descriptor: int) -> socket.socket:
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise ConfigError(f"LISTEN_FDS: descriptor {descriptor}: {os.strerror(error.errno or 0)}") from None
-    if not listening:
-        raise ConfigError(f"LISTEN_FDS: descriptor {descriptor} is no listening socket")
+    if not listening or sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        sock.close()
+        raise ConfigError(f"LISTEN_FDS: descriptor {descriptor} is no listening TCP socket")
     sock.setblocking(False)
     return sock

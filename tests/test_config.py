@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields, is_dataclass
+import re
+from dataclasses import fields, is_dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from portero_py.config import Address, Config, Log, Registration
 from portero_py.config_sources import SETTINGS, load, read_one
 from portero_py.config_values import BadValueError
 from portero_py.errors import ConfigError
-from portero_py.preflight import require
+from portero_py.preflight import make_directories, require
+from portero_py.sockets import open_sockets, rehearse
 
 SECRET = "a-shared-secret"
 KEY = "k" * 32
+ACME = {"acme-domain": "a.example", "acme-agree-tos": "1", "state-dir": "FOLDER"}
 
 
 def load_file(tmp_path: Path, text: str, **environ: str) -> Config:
@@ -384,12 +387,103 @@ class TestPreflight:
         with pytest.raises(ConfigError, match=f"--{flag}: cannot read {gone}: No such file"):
             require(config)
 
-    def test_a_state_directory_that_is_missing_is_no_fault_and_looking_does_not_make_it(
-        self, tmp_path: Path
+    @pytest.mark.parametrize(
+        ("made", "flags", "complaint"),
+        [
+            ("pem", {"jwt-hmac-key-file": "PATH"}, "--jwt-hmac-key: the JWT HMAC key cannot be used"),
+            ("pem", {"jwt-named-key": "a=ssh-rsa AAAAB3NzaC1yc2E"}, "--jwt-named-key: the JWT HMAC key"),
+            ("empty", {"upstream-ca-file": "PATH", "upstream-tls-verify": "1"}, "no usable PEM certificates"),
+            ("fifo", {"upstream-ca-file": "PATH"}, "--upstream-ca-file: PATH is not a regular file"),
+            ("empty", {"state-dir": "PATH"}, "--state-dir: cannot read PATH: Not a directory"),
+            ("empty", {"state-dir": "PATH/below"}, "--state-dir: cannot make PATH/below: Not a directory"),
+            (
+                "nothing",
+                {"state-dir": "/proc/1/nothing/here"},
+                "--state-dir: cannot make /proc/1/nothing/here",
+            ),
+            ("empty", {"tls-cert-dir": "PATH"}, "--tls-cert-dir: cannot read PATH: Not a directory"),
+            ("empty", {**ACME, "acme-ca-file": "PATH"}, "--acme-ca-file PATH: no usable PEM"),
+            ("fifo", {**ACME, "acme-ca-file": "PATH"}, "--acme-ca-file: PATH is not a regular file"),
+            ("empty", {**ACME, "acme-eab-kid": "k", "acme-eab-hmac": "a b!"}, "holds no base64url"),
+            ("empty", {**ACME, "state-dir": None}, "needs --state-dir"),
+        ],
+    )
+    def test_what_the_start_could_not_use_is_said_before(
+        self, tmp_path: Path, made: str, flags: dict[str, Any], complaint: str
     ) -> None:
-        flags: dict[str, Any] = {"state-dir": str(tmp_path / "gone" / "state"), "no-tls": True}
-        require(load({**flags, "jwt-hmac-key": KEY, "register-secret": "s"}, {}))
-        assert list(tmp_path.iterdir()) == []
+        path = tmp_path / "made"
+        match made:
+            case "pem":
+                path.write_text("-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n")
+            case "empty":
+                path.touch()
+            case "fifo":
+                os.mkfifo(path)
+        given: dict[str, Any] = {"tls-cert-dir": str(tmp_path), "register-secret": "s"}
+        if not any(flag.startswith("jwt") for flag in flags):
+            given["jwt-hmac-key"] = KEY
+        for flag, value in flags.items():
+            given[flag] = value and value.replace("PATH", str(path)).replace("FOLDER", str(tmp_path))
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError, match=re.escape(complaint.replace("PATH", str(path)))):
+            require(load(given, {}))
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_missing_state_directory_is_made_for_its_owner_alone(self, tmp_path: Path) -> None:
+        config = replace(serving(tmp_path), state_dir=str(tmp_path / "var" / "state"))
+        require(config)
+        assert not (tmp_path / "var").exists()
+        make_directories(config)
+        assert (tmp_path / "var" / "state").stat().st_mode & 0o777 == 0o700
+        make_directories(config)
+        require(config)
+        make_directories(replace(config, state_dir=""))
+        with pytest.raises(ConfigError, match=r"--state-dir: cannot make .*: No such file or directory"):
+            make_directories(replace(config, state_dir="/proc/1/nothing"))
+
+    def test_a_state_directory_that_cannot_be_written_to_or_made_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do everything
+        with pytest.raises(ConfigError, match=f"--state-dir: cannot write to {tmp_path}"):
+            require(replace(serving(tmp_path), state_dir=str(tmp_path)))
+        with pytest.raises(ConfigError, match=r"--state-dir: cannot make .*: Permission denied"):
+            require(replace(serving(tmp_path), state_dir=str(tmp_path / "new")))
+
+    def test_a_key_of_any_bytes_may_serve(self, tmp_path: Path) -> None:
+        assert len(require(serving(tmp_path, hmac_keys=(("", "\udcff" * 32),)))) == 1
+
+    def test_an_openssl_that_cannot_serve_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("portero_py.proxy.tls.CIPHERS", "NO-SUCH-CIPHER")
+        with pytest.raises(ConfigError, match="TLS cannot be served with this machine's OpenSSL"):
+            require(serving(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("flags", "complaint"),
+        [
+            (
+                {"listen-addr": "127.0.0.1:7001", "register-addr": "127.0.0.1:7001"},
+                "--register-addr: 127.0.0.1:7001 is taken by --listen-addr",
+            ),
+            ({"listen-addr": ":7001", "register-addr": "127.0.0.1:7001"}, "--register-addr"),
+            ({"listen-addr": "127.0.0.1:7001", "http-addr": "0.0.0.0:7001"}, "--http-addr"),
+            ({"listen-addr": ["[::]:7001", "0.0.0.0:7001"]}, "--listen-addr: 0.0.0.0:7001 is taken"),
+            ({"listen-addr": f"{'a' * 63}.invalid:7001"}, "--listen-addr: cannot resolve"),
+        ],
+    )
+    def test_addresses_that_cannot_be_bound_side_by_side_are_refused(
+        self, flags: dict[str, Any], complaint: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=complaint):
+            rehearse(load(flags, {}))
+        with pytest.raises(ConfigError, match=complaint):
+            open_sockets(load(flags, {}), {})
+
+    def test_addresses_that_can_be_bound_side_by_side_are_not(self) -> None:
+        flags = {"listen-addr": ["127.0.0.1:7001", "[::1]:7001", "127.0.0.2:7001"]}
+        rehearse(load({**flags, "register-addr": "127.0.0.3:7001", "http-addr": ":0", "workers": "2"}, {}))
 
     def test_without_tls_no_certificate_directory_is_needed(self, tmp_path: Path) -> None:
         flags: dict[str, Any] = {"no-tls": True, "tls-cert-dir": str(tmp_path / "gone")}

@@ -16,7 +16,7 @@ import pytest
 from portero_py.config import Address, Config, PlainHttp, Proxy, Registration
 from portero_py.errors import ConfigError
 from portero_py.sockets import address_of, open_sockets
-from portero_py.systemd import Notifier, inherited_sockets
+from portero_py.systemd import Notifier, _adopt, inherited_sockets
 
 
 @pytest.fixture
@@ -67,6 +67,7 @@ class TestNotifier:
             ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 3),
             ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, 0),
             ({"WATCHDOG_USEC": "soon"}, 0),
+            ({"WATCHDOG_USEC": "9" * 400}, 0),
         ],
     )
     def test_the_watchdog_s_time_is_this_process_s_only(
@@ -125,8 +126,15 @@ class TestInheritedSockets:
 
     def test_a_socket_that_does_not_listen_is_refused(self) -> None:
         assert inherit("https:http", listening=False) == (
-            "refused: LISTEN_FDS: descriptor 3 is no listening socket\n"
+            "refused: LISTEN_FDS: descriptor 3 is no listening TCP socket\n"
         )
+
+    def test_a_socket_of_another_family_is_refused(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / "socket"))
+            sock.listen()
+            with pytest.raises(ConfigError, match="is no listening TCP socket"):
+                _adopt(os.dup(sock.fileno()))
 
     def test_a_descriptor_that_is_not_open_is_refused(self) -> None:
         assert inherit("https:http", LISTEN_FDS="9").startswith("refused: LISTEN_FDS: descriptor 5: ")

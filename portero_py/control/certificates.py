@@ -8,6 +8,7 @@ The rules
   `retry_seconds` later: most often it was being replaced. Only what is still so is logged, once for each
   state of the files.
 - A directory that cannot be read, or vanishes, changes nothing. At the start it is an error.
+- Following the directory never ends: a fault in one look is logged, and the next look comes all the same.
 - A certificate near its end is spoken of once a day, wherever it comes from.
 - Without any usable certificate the proxy runs, says so in the log, and refuses TLS handshakes until one
   appears: what brings the certificate (an ACME client that uses the proxy's port 80, an orchestrator that
@@ -28,7 +29,7 @@ from typing import Final, NamedTuple
 from watchfiles import awatch
 from watchfiles.main import FileChange
 
-from portero_py.control.certificate_files import CertificateFiles, Entry, FileState, Scan
+from portero_py.control.certificate_files import CertificateFiles, Entry, FileState, Scan, Trial
 from portero_py.core.acme_schedule import ends_soon
 from portero_py.core.certificates import CertificateTable
 from portero_py.errors import BadCertificate, ConfigError
@@ -88,7 +89,8 @@ class Inventory:
 class CertificateStore:
     """The certificates of one directory.
 
-    `publish` is awaited with each new table; `count` is called for each pair of files that changed, with
+    `publish` is awaited with each new table; `trial` refuses a pair that cannot be served (see
+    `certificate_files`); `count` is called for each pair of files that changed, with
     LOADED, REMOVED or FAILED. Times are in seconds.
     """
 
@@ -97,6 +99,7 @@ class CertificateStore:
         directory: str | Path,
         publish: Publish | None = None,
         *,
+        trial: Trial | None = None,
         count: Callable[[str], None] | None = None,
         rescan_seconds: float = RESCAN_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
@@ -107,7 +110,8 @@ class CertificateStore:
         self.table = CertificateTable()
         self._count = count or _count_nothing
         self._directory = Path(directory)
-        self._files = CertificateFiles(self._directory, clock)
+        self._trial = trial
+        self._files = CertificateFiles(self._directory, clock, trial)
         self._clock = clock
         self._rescan_seconds = rescan_seconds
         self._retry_seconds = retry_seconds
@@ -120,7 +124,7 @@ class CertificateStore:
     def check(self) -> Inventory:
         """Look at the directory afresh, without touching what is served. Blocks; needs no event loop."""
         try:
-            scan = CertificateFiles(self._directory, self._clock).scan()
+            scan = CertificateFiles(self._directory, self._clock, self._trial).scan()
         except OSError as error:
             return Inventory(str(self._directory), (), self._unreadable(error))
         return Inventory(str(self._directory), scan.entries)
@@ -145,20 +149,16 @@ class CertificateStore:
         return self.table
 
     async def rescan(self) -> None:
-        """Read what has changed, publish it, and log what is wrong."""
+        """Read what has changed, publish it, and log what is wrong. Whatever happens, it raises nothing."""
         async with self._turn:
             try:
-                scan = await asyncio.to_thread(self._files.scan)
-                await self._take(scan)
-                if scan.unsettled:
-                    await asyncio.sleep(self._retry_seconds)
-                    scan = await asyncio.to_thread(self._files.scan)
-                    await self._take(scan)
+                await self._look()
             except OSError as error:
                 text = f"{self._unreadable(error)}; the certificates loaded before stay"
                 self._say({_Complaint(logging.ERROR, text)})
-            else:
-                self._report(scan)
+            except Exception:  # a bug: what is served stays, and the next look may fare better
+                self._count(FAILED)
+                _log.exception("looking at the certificates failed; the certificates loaded before stay")
             self._warn_of_ends()
 
     async def run(self) -> None:
@@ -175,6 +175,15 @@ class CertificateStore:
                 await self.rescan()
 
     # Private
+
+    async def _look(self) -> None:
+        scan = await asyncio.to_thread(self._files.scan)
+        await self._take(scan)
+        if scan.unsettled:
+            await asyncio.sleep(self._retry_seconds)
+            scan = await asyncio.to_thread(self._files.scan)
+            await self._take(scan)
+        self._report(scan)
 
     async def _watch(self) -> None:
         """Set `_changed` whenever something in the directory changed; begin anew when it was replaced."""
@@ -202,6 +211,10 @@ class CertificateStore:
                             error,
                         )
                     blind = True
+                except Exception:  # a bug: the looks without a watch go on
+                    if not blind:
+                        _log.exception("watching %s failed", self._directory)
+                    blind = True
             await asyncio.sleep(self._rescan_seconds)
 
     def _changes(self) -> AsyncGenerator[set[FileChange], None]:
@@ -228,6 +241,9 @@ class CertificateStore:
         table = CertificateTable(scan.certificates, self.table.version + 1)
         if former == {certificate.name: certificate for certificate in table.certificates}:
             return
+        if self.publish is not None:
+            await self.publish(table)  # if this fails, the next look must find it undone
+        self.table = table
         for certificate in table.certificates:
             if former.pop(certificate.name, None) != certificate:
                 self._count(LOADED)
@@ -235,9 +251,6 @@ class CertificateStore:
         for name, certificate in former.items():
             self._count(REMOVED)
             _log.info("certificate removed: %s (%s)", name, certificate.origin)
-        self.table = table
-        if self.publish is not None:
-            await self.publish(table)
 
     def _report(self, scan: Scan) -> None:
         problems: set[_Complaint] = set()

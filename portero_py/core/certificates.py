@@ -4,6 +4,8 @@ The rules of fitness
 - The first certificate of the chain is the leaf, and the private key is its key. So a pair that was read
   while it was being replaced (new chain, old key) is refused, and so is a chain in the wrong order.
 - A PEM block without its END line is a file that is still being written: refused.
+- Parsing a pair ends in a certificate or in BadCertificate, whatever a library makes of it: one odd pair
+  does no harm to the others.
 - What only makes some clients fail (expired, a missing intermediate, names that do not cover the
   folder's) is a warning: an operator who put it there is better served by a certificate that complains
   than by none.
@@ -37,8 +39,15 @@ from portero_py.errors import BadCertificate
 
 #: OpenSSL's default security level refuses shorter ones.
 MIN_RSA_BITS: Final = 2048
+#: Longer ones cost a handshake tens of milliseconds, and OpenSSL has a limit.
+MAX_ORDINARY_RSA_BITS: Final = 8192
 #: More than any real chain; a CA bundle put here by mistake has 140.
 MAX_CHAIN: Final = 16
+
+_GOOD_CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_GOOD_HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+#: pyo3's, which cannot be imported.
+_PANIC: Final = "PanicException"
 
 _UNDERSCORE_WILDCARD: Final = "_wildcard."
 _BLOCK: Final = re.compile(
@@ -184,8 +193,42 @@ def parse_pair(name: str, chain: bytes, key: bytes, origin: str) -> Certificate:
     """Parse a chain and its key, and check that they can be served together.
 
     `chain` and `key` are the bytes of the files; for a combined file both are the whole of it.
-    Raises BadCertificate, with the reason in words that fit behind "cannot be used: ".
+    Raises BadCertificate, and nothing else, with the reason in words that fit behind "cannot be used: ".
     """
+    try:
+        return _pair(name, chain, key, origin)
+    except BadCertificate:
+        raise
+    except BaseException as error:
+        # cryptography raises more than it documents (UnsupportedGeneralNameType, InvalidVersion, ValueError
+        # for a date, ...), often only when a part is asked for. A panic of its Rust is no Exception even.
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        raise BadCertificate(f"the certificate cannot be parsed ({type(error).__name__})") from error
+
+
+def is_ordinary(certificate: Certificate) -> bool:
+    """Say whether every OpenSSL serves such a pair, and every client takes it: it need not be tried.
+
+    That is ECDSA on P-256, P-384 or P-521, or RSA of a length that is not absurd, with SHA-2 in every
+    signature of the chain.
+    """
+    chain = x509.load_pem_x509_certificates(certificate.chain_pem)
+    key = chain[0].public_key()
+    try:
+        if not all(isinstance(each.signature_hash_algorithm, _GOOD_HASHES) for each in chain):
+            return False
+    except (UnsupportedAlgorithm, ValueError):
+        return False
+    if isinstance(key, rsa.RSAPublicKey):
+        return key.key_size <= MAX_ORDINARY_RSA_BITS
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _GOOD_CURVES)
+
+
+# Private
+
+
+def _pair(name: str, chain: bytes, key: bytes, origin: str) -> Certificate:
     chain_blocks = _blocks(chain, _CERTIFICATE_LABELS, "certificate")
     key_blocks = _blocks(key, _KEY_LABELS, "private key")
     if len(key_blocks) > 1:
@@ -201,22 +244,10 @@ def parse_pair(name: str, chain: bytes, key: bytes, origin: str) -> Certificate:
         raise BadCertificate(
             "the private key does not belong to the certificate (was half of the pair replaced?)"
         )
-    try:
-        return _certificate(name, chain_blocks, key_blocks[0], leaf, origin)
-    except (ValueError, x509.DuplicateExtension) as error:  # cryptography parses some parts only when asked
-        raise BadCertificate("the certificate cannot be parsed") from error
-
-
-# Private
-
-
-def _certificate(
-    name: str, chain_blocks: list[bytes], key_block: bytes, leaf: x509.Certificate, origin: str
-) -> Certificate:
     return Certificate(
         name=name,
         chain_pem=b"\n".join(chain_blocks) + b"\n",
-        key_pem=key_block + b"\n",
+        key_pem=key_blocks[0] + b"\n",
         names=_listed_names(leaf),
         not_before=leaf.not_valid_before_utc.timestamp(),
         not_after=leaf.not_valid_after_utc.timestamp(),
@@ -284,7 +315,9 @@ def _listed_names(leaf: x509.Certificate) -> tuple[str, ...]:
 
 
 def _issuer(leaf: x509.Certificate) -> str:
-    for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME):
-        for attribute in leaf.issuer.get_attributes_for_oid(oid):
-            return str(attribute.value)
-    return leaf.issuer.rfc4514_string()
+    """Its name for people, whom whoever made the certificate may want to deceive: no control characters."""
+    found = leaf.issuer.rfc4514_string()
+    for oid in (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME):
+        for attribute in leaf.issuer.get_attributes_for_oid(oid)[:1]:
+            found = str(attribute.value)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in found)

@@ -65,6 +65,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     __slots__ = (
         "_deadlines",
+        "_front",
         "_incoming",
         "_opened",
         "_outgoing",
@@ -83,6 +84,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         opened: Callable[[TlsTransport], asyncio.Protocol],
     ) -> None:
         self._deadlines = deadlines
+        self._front: FrontTls | None = front  # until the first bytes are there
         self._opened = opened
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -103,6 +105,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if state is _OPEN:
             self._read(data)
         elif state is _HANDSHAKE:
+            front, self._front = self._front, None
+            if front is not None:
+                context = front.context_for(data)
+                if context is not self._tls.context:
+                    self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
             self._incoming.write(data[:PIECE])
             self._shake_hands()
             if len(data) > PIECE:

@@ -2,7 +2,9 @@
 
 The theory
 - The *front* context is created once (before workers are forked) and never replaced: session ticket keys
-  live in it, so sessions go on being resumed over reloads and by every worker.
+  live in it, so sessions go on being resumed over reloads and by every worker. The keys change
+  (`ticket_keys`); a second front has those of the period before, and serves the clients whose tickets are so
+  old.
 - It holds no certificate. Each certificate has a context of its own; the SNI callback puts the right one
   in its place for one connection. From then on OpenSSL takes certificate, ciphers and ALPN from that one,
   but minimum version, options and ticket keys remain the front's. All of them are set on both anyway.
@@ -21,6 +23,7 @@ The theory
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import ssl
@@ -31,6 +34,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from portero_py.core.certificates import Certificate, CertificateTable, server_name
 from portero_py.core.challenges import ACME_TLS, Challenges
 from portero_py.core.counters import Counters
+from portero_py.errors import BadCertificate
+from portero_py.proxy.ticket_keys import TicketKeys, setter
 from portero_py.wire.client_hello import HelloReader
 
 if TYPE_CHECKING:
@@ -88,7 +93,7 @@ _ALERT: Final = "client_alert"  # any other alert that the client sent
 class FrontTls:
     """The context for the listeners, and the certificates behind it. One a process; not thread-safe.
 
-    `context` makes the connections (`wrap_bio`) and stays the same object for ever. `counters` is where
+    `context` makes the connections (`wrap_bio`), unless `context_for` says another one. `counters` is where
     handshakes are counted: `handshakes[version, alpn, result]`, version and alpn "" when it failed.
     Without any certificate handshakes are refused with the alert "unrecognized_name".
     """
@@ -96,12 +101,14 @@ class FrontTls:
     def __init__(self, tls: Tls, *, alpn: tuple[str, ...] = ALPN) -> None:
         # process
         self.counters = Counters()
-        self.context = FrontContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.front = self
         self._min_version = _VERSIONS[tls.min_version]
         self._alpn = alpn
-        self._set_up(self.context)
-        self.context.sni_callback = self._on_server_name  # type: ignore[assignment]  # typeshed wants SSLSocket
+        self.context = self._front()
+        self._older = self._front()
+        self._older.num_tickets = 0
+        self._keys = TicketKeys()
+        self._set_keys = setter()
+        self._use_keys()
         # one table
         self._table = CertificateTable()
         self._contexts: dict[str, ssl.SSLContext] = {}  # of those that were loaded
@@ -114,6 +121,26 @@ class FrontTls:
     def table(self) -> CertificateTable:
         """What is being served: the last table applied, less what OpenSSL would not take."""
         return self._table
+
+    def turn(self) -> None:
+        """Change the ticket keys if it is time; also for a process that only keeps them for others."""
+        if self._keys.turn():
+            if self._set_keys is None:
+                self.context = self._front()
+            self._use_keys()
+
+    def forget_keys(self) -> None:
+        """This process will never serve: it need not hold what opens tickets."""
+        self._keys.forget()
+        self._use_keys()
+
+    def context_for(self, hello: bytes) -> FrontContext:
+        """The context for a client whose first bytes these are: the older one if its ticket is that old.
+
+        If the ticket comes in a later packet, that client has a whole handshake.
+        """
+        self.turn()
+        return self._older if self._former_name in hello else self.context
 
     def apply(self, table: CertificateTable) -> None:
         """Serve these certificates to new connections; live ones keep theirs.
@@ -169,16 +196,21 @@ class FrontTls:
 
     # Private
 
+    def _front(self) -> FrontContext:
+        context = FrontContext(ssl.PROTOCOL_TLS_SERVER)
+        context.front = self
+        self._set_up(context)
+        context.sni_callback = self._on_server_name  # type: ignore[assignment]  # typeshed wants SSLSocket
+        return context
+
+    def _use_keys(self) -> None:
+        self._former_name = self._keys.former_name
+        if self._set_keys is not None:
+            self._set_keys(self.context, self._keys.current)
+            self._set_keys(self._older, self._keys.former)
+
     def _set_up(self, context: ssl.SSLContext, alpn: tuple[str, ...] = ()) -> None:
-        context.minimum_version = self._min_version
-        context.set_ciphers(CIPHERS)
-        context.set_alpn_protocols(list(alpn or self._alpn))
-        context.options |= (
-            ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_SINGLE_DH_USE | ssl.OP_SINGLE_ECDH_USE
-        )
-        # Every cipher here is good, and the client knows its hardware (so says Mozilla's "intermediate").
-        context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
-        context.num_tickets = 1  # 2 by default, for clients with parallel connections; 15 µs a handshake
+        _set_up(context, self._min_version, alpn or self._alpn)
 
     def _choose(self, name: str) -> tuple[Certificate, ssl.SSLContext] | None:
         while (certificate := self._table.select(name)) is not None:
@@ -345,7 +377,57 @@ def load_pair(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None
             context.load_cert_chain(file.name)
 
 
+class Trial:
+    """Tries a pair as the listener will use it, before it takes the place of one that works.
+
+    OpenSSL takes pairs that no client can use: a curve that it does not negotiate (secp256k1) is noticed by
+    nobody but the clients. So a pair is loaded under the listener's own settings, and a client of the same
+    OpenSSL shakes hands with it in memory.
+    """
+
+    def __init__(self, tls: Tls) -> None:
+        self._min_version = _VERSIONS[tls.min_version]
+        self._client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Names, dates and issuers are for others to judge.
+        self._client.check_hostname, self._client.verify_mode = False, ssl.CERT_NONE
+
+    def __call__(self, certificate: Certificate) -> None:
+        """Raises BadCertificate for a pair that cannot be served, and OSError when it cannot be tried."""
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _set_up(server, self._min_version, ALPN)
+        try:
+            load_pair(server, certificate.chain_pem, certificate.key_pem)
+            shake_hands(self._client, server)
+        except (ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise BadCertificate(f"OpenSSL cannot serve it: {reason}") from error
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, name: str | None = None) -> ssl.SSLObject:
+    """A handshake in memory; the client's end. Raises the ssl.SSLError of the end that is first to fail."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname=name)
+    ends = (ours, server.wrap_bio(to_server, to_client, server_side=True))
+    for _ in range(4):  # more flights than any version needs
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return ours
+
+
 # Private
+
+
+def _set_up(context: ssl.SSLContext, min_version: ssl.TLSVersion, alpn: tuple[str, ...]) -> None:
+    context.minimum_version = min_version
+    context.set_ciphers(CIPHERS)
+    context.set_alpn_protocols(list(alpn))
+    context.options |= (
+        ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_SINGLE_DH_USE | ssl.OP_SINGLE_ECDH_USE
+    )
+    # Every cipher here is good, and the client knows its hardware (so says Mozilla's "intermediate").
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.num_tickets = 1  # 2 by default, for clients with parallel connections; 15 µs a handshake
 
 
 def _result(error: ssl.SSLError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from watchfiles import awatch
 
+from portero_py.control import certificate_files
 from portero_py.control.certificates import CertificateStore
-from portero_py.core.certificates import CertificateTable
-from portero_py.errors import ConfigError
+from portero_py.core.certificates import Certificate, CertificateTable
+from portero_py.errors import BadCertificate, ConfigError
 from portero_py.self_signed import Authority, KeyPair
+from tests.odd_pairs import signed
 
 AUTHORITY = Authority()
 A1 = AUTHORITY.issue("a.example")
@@ -46,6 +50,8 @@ class Desk:
         self.directory = directory
         self.tables: list[CertificateTable] = []
         self.results: Counter[str] = Counter()
+        self.tried: list[str] = []  # fingerprints
+        self.refused: set[str] = set()
         self.clock = Clock()
         self._caplog = caplog
         self.store = self.new_store()
@@ -54,11 +60,17 @@ class Desk:
         return CertificateStore(
             self.directory,
             self.publish,
+            trial=self.trial,
             count=lambda result: self.results.update([result]),
             rescan_seconds=rescan_seconds,
             retry_seconds=0,
             clock=self.clock,
         )
+
+    def trial(self, certificate: Certificate) -> None:
+        self.tried.append(certificate.fingerprint)
+        if certificate.fingerprint in self.refused:
+            raise BadCertificate("nobody likes it")
 
     async def publish(self, table: CertificateTable) -> None:
         self.tables.append(table)
@@ -239,6 +251,98 @@ async def test_one_bad_pair_leaves_the_others_and_its_own_last_good_version(desk
     (line,) = desk.log()
     assert "a.example cannot be used: " in line
     assert line.endswith("; the one loaded before stays")
+
+
+async def test_a_pair_is_tried_when_it_is_odd_or_takes_another_s_place_and_else_is_not(desk: Desk) -> None:
+    desk.put("a.example", A1)
+    desk.put("odd.example", odd := signed("odd.example", ec.SECP256K1()))
+    await desk.store.load()
+    assert desk.tried == [odd.fingerprint]
+    desk.put("a.example", A2)
+    await desk.store.rescan()
+    assert desk.tried == [odd.fingerprint, A2.fingerprint]
+    (desk.directory / "a.example" / "cert.pem").touch()
+    await desk.store.rescan()  # the same bytes are not tried again
+    assert desk.tried == [odd.fingerprint, A2.fingerprint]
+
+
+async def test_a_pair_that_cannot_be_served_never_replaces_one_that_can(desk: Desk) -> None:
+    desk.put("a.example", A1)
+    desk.put("b.example", B1)
+    await desk.store.load()
+    desk.refused.add(A2.fingerprint)
+    desk.put("a.example", A2)
+    desk.put("b.example", B2 := AUTHORITY.issue("b.example"))  # noqa: N806
+    await desk.store.rescan()
+    assert desk.served() == {"a.example": A1.fingerprint, "b.example": B2.fingerprint}
+    (line,) = desk.log()
+    assert line.endswith("a.example cannot be used: nobody likes it; the one loaded before stays")
+
+
+async def test_what_could_not_be_read_for_a_want_of_descriptors_is_read_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.put("a.example", A1)
+    await desk.store.load()
+    desk.put("a.example", A2)
+
+    def exhausted(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(certificate_files, "_read", exhausted)
+        await desk.store.rescan()
+    assert desk.served() == {"a.example": A1.fingerprint}
+    await desk.store.rescan()
+    assert desk.served() == {"a.example": A2.fingerprint}
+
+
+@pytest.mark.parametrize("where", ["scan", "publish"])
+async def test_a_fault_in_one_look_is_logged_and_the_next_look_comes(
+    desk: Desk, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.put("a.example", A1)
+    await desk.store.load()
+    desk.put("a.example", A2)
+
+    async def fails(_: object) -> None:
+        raise TypeError("a bug")
+
+    def fails_at_once(_: object) -> None:
+        raise TypeError("a bug")
+
+    with monkeypatch.context() as patch:
+        if where == "scan":
+            patch.setattr(certificate_files, "_one_a_name", fails_at_once)
+        else:
+            patch.setattr(desk.store, "publish", fails)
+        await desk.store.rescan()
+    assert "the certificates loaded before stay" in caplog.text
+    assert desk.served() == {"a.example": A1.fingerprint}
+    assert desk.results["bad_certificate"] == 1
+    await desk.store.rescan()
+    assert desk.served() == {"a.example": A2.fingerprint}
+
+
+async def test_a_fault_in_the_watch_leaves_the_looks_from_time_to_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> Any:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("portero_py.control.certificates.awatch", fails)
+    desk.put("a.example", A1)
+    desk.store = desk.new_store(rescan_seconds=0.01)
+    await desk.store.load()
+    following = asyncio.create_task(desk.store.run())
+    desk.put("a.example", A2)
+    async with asyncio.timeout(10):
+        while desk.served() != {"a.example": A2.fingerprint}:
+            await asyncio.sleep(0.01)
+    following.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await following
+    assert caplog.text.count("watching") == 1
 
 
 async def test_a_bad_pair_at_the_start_leaves_the_others(desk: Desk) -> None:

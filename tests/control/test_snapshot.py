@@ -16,11 +16,10 @@ import orjson
 import pytest
 
 from portero_py.control.snapshot import FILE_NAME, MOST_BAD, SHORT_INTERVAL, Snapshot
-from portero_py.control.state_dir import make_state_dir, require_state_dir
 from portero_py.core.model import Backend, LeaseRequest
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import BadSnapshot, ConfigError
+from portero_py.errors import BadSnapshot
 
 EPOCH = 1_700_000_000.0
 
@@ -372,27 +371,3 @@ async def test_a_lock_file_that_is_none_holds_up_nobody(tmp_path: Path, make: Ca
     await snapshot.claim("127.0.0.1:1")
     snapshot.close(table(60))
     assert len(list(tmp_path.glob("leases*.json"))) == 1
-
-
-# The directory
-
-
-def test_a_missing_directory_is_made_for_its_owner_only(tmp_path: Path) -> None:
-    place = tmp_path / "var" / "portero"
-    require_state_dir(str(place))
-    assert list(tmp_path.iterdir()) == []
-    make_state_dir(str(place))
-    make_state_dir(str(place))
-    assert [stat.S_IMODE(each.stat().st_mode) for each in (place, place.parent)] == [0o700, 0o700]
-    require_state_dir(str(place))
-
-
-def test_a_directory_that_cannot_be_made_or_is_none_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "state"):
-        with pytest.raises(ConfigError, match=f"--state-dir: cannot read {tmp_path}/file: Not a directory"):
-            require_state_dir(str(place))
-        with pytest.raises(ConfigError, match=f"--state-dir: cannot make {place}: "):
-            make_state_dir(str(place))
-    with pytest.raises(ConfigError, match="--state-dir: cannot make /proc/state: "):
-        make_state_dir("/proc/state")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portero_py.core.certificates import (
@@ -24,6 +26,7 @@ from portero_py.core.certificates import (
     Certificate,
     CertificateTable,
     folder_name,
+    is_ordinary,
     parse_pair,
     server_name,
 )
@@ -33,6 +36,11 @@ from portero_py.self_signed import Authority, KeyPair, self_signed
 AUTHORITY = Authority()
 PAIR = AUTHORITY.issue("app.example", "*.app.example", "192.0.2.1", "2001:db8:0::1")
 OTHER = AUTHORITY.issue("other.example")
+
+#: Object identifiers of one length, in DER.
+SHA256_WITH_ECDSA = bytes.fromhex("06082a8648ce3d040302")
+SHA224_WITH_ECDSA = bytes.fromhex("06082a8648ce3d040301")
+UNKNOWN_SIGNATURE = bytes.fromhex("06082a8648ce3d04037f")
 
 
 def parsed(pair: KeyPair = PAIR, name: str = "app.example") -> Certificate:
@@ -44,7 +52,7 @@ def certificate(name: str, *names: str, not_after: float = 2e9) -> Certificate:
 
 
 def signed_by_hand(
-    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | dsa.DSAPrivateKey,
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | dsa.DSAPrivateKey | ed25519.Ed25519PrivateKey,
     subject: list[x509.NameAttribute[str]] | None = None,
     extension: x509.ExtensionType | None = None,
 ) -> KeyPair:
@@ -61,7 +69,7 @@ def signed_by_hand(
     )
     if extension is not None:
         builder = builder.add_extension(extension, critical=False)
-    made = builder.sign(key, hashes.SHA256())
+    made = builder.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
     form = PrivateFormat.TraditionalOpenSSL if isinstance(key, rsa.RSAPrivateKey) else PrivateFormat.PKCS8
     pem = key.private_bytes(Encoding.PEM, form, NoEncryption())
     return KeyPair(made.public_bytes(Encoding.PEM), pem)
@@ -189,6 +197,100 @@ def test_garbage_ends_in_bad_certificate_and_in_nothing_else(chain: bytes, key: 
     for pem in (chain, wrapped):
         with pytest.raises(BadCertificate):
             parse_pair("a.example", pem, key, "x")
+
+
+def damaged(before: bytes, after: bytes) -> bytes:
+    """The chain whose leaf has `after` where `before` was; nobody checks its signature here."""
+    der = x509.load_pem_x509_certificate(OTHER.chain_pem).public_bytes(Encoding.DER)
+    assert before in der
+    return as_pem(der.replace(before, after))
+
+
+def as_pem(der: bytes) -> bytes:
+    lines = [base64.b64encode(der)[at : at + 64] for at in range(0, len(der) * 2, 64)]
+    body = b"\n".join(line for line in lines if line)
+    return b"-----BEGIN CERTIFICATE-----\n" + body + b"\n-----END CERTIFICATE-----\n"
+
+
+def test_a_name_of_a_kind_that_the_library_does_not_know_is_that_certificate_s_own_trouble() -> None:
+    x400 = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), bytes.fromhex("3002a300"))
+    with pytest.raises(BadCertificate, match="UnsupportedGeneralNameType"):
+        parsed(signed_by_hand(ec.generate_private_key(ec.SECP256R1()), extension=x400))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        (bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), "InvalidVersion"),
+        (b"Z0", b"!0", "cannot be parsed"),  # the end of one date
+        (bytes.fromhex("0603551d11"), bytes.fromhex("0603551d13"), "DuplicateExtension"),
+    ],
+)
+def test_odd_certificates_are_refused_by_what_is_odd(before: bytes, after: bytes, why: str) -> None:
+    with pytest.raises(BadCertificate, match=why):
+        parse_pair("other.example", damaged(before, after), OTHER.key_pem, "x")
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_a_certificate_with_any_bytes_changed_is_taken_or_refused(changes: list[tuple[int, int]]) -> None:
+    der = bytearray(x509.load_pem_x509_certificate(OTHER.chain_pem).public_bytes(Encoding.DER))
+    for place, value in changes:
+        der[place % len(der)] = value
+    try:
+        found = parse_pair("other.example", as_pem(bytes(der)), OTHER.key_pem, "x")
+    except BadCertificate:
+        return
+    assert found.issuer.isprintable()
+    is_ordinary(found)
+
+
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), OverflowError("date"), type("PanicException", (BaseException,), {})()]
+)
+def test_whatever_the_library_raises_is_that_certificate_s_own_trouble(
+    fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portero_py.core.certificates._listed_names", raising(fault))
+    with pytest.raises(BadCertificate, match=type(fault).__name__):
+        parsed()
+
+
+def test_an_interrupt_is_not_taken_for_a_bad_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portero_py.core.certificates._listed_names", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        parsed()
+
+
+def raising(fault: BaseException) -> Callable[[object], None]:
+    def fails(_: object) -> None:
+        raise fault
+
+    return fails
+
+
+def test_an_issuer_cannot_write_to_the_terminal() -> None:
+    name = x509.NameAttribute(x509.NameOID.COMMON_NAME, "evil\x1b[2J\n")
+    found = parsed(signed_by_hand(ec.generate_private_key(ec.SECP256R1()), [name]))
+    assert found.issuer == "evil\ufffd[2J\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("pair", "ordinary"),
+    [
+        (lambda: PAIR, True),
+        (lambda: signed_by_hand(ec.generate_private_key(ec.SECP521R1())), True),
+        (lambda: signed_by_hand(rsa.generate_private_key(65537, 2048)), True),
+        (lambda: signed_by_hand(ec.generate_private_key(ec.SECP256K1())), False),
+        (lambda: signed_by_hand(ec.generate_private_key(ec.BrainpoolP256R1())), False),
+        (lambda: signed_by_hand(ed25519.Ed25519PrivateKey.generate()), False),
+        (lambda: KeyPair(damaged(SHA256_WITH_ECDSA, SHA224_WITH_ECDSA), OTHER.key_pem), False),
+        (lambda: KeyPair(damaged(SHA256_WITH_ECDSA, UNKNOWN_SIGNATURE), OTHER.key_pem), False),
+    ],
+    ids=["P-256", "P-521", "RSA", "secp256k1", "brainpool", "Ed25519", "SHA-224", "unknown"],
+)
+def test_what_every_client_takes_is_ordinary(pair: Callable[[], KeyPair], ordinary: bool) -> None:
+    assert is_ordinary(parsed(pair())) is ordinary
 
 
 # Complaints

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import StartBackend
@@ -16,6 +17,7 @@ from tests.e2e.http1_client import Http1Client, get
 from tests.e2e.messages import Closed, Truncated
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import eventually
+from tests.odd_pairs import odd_name, odd_version, signed
 
 
 def _serial(proxy: ProxyProcess, authority: Authority, name: str) -> int:
@@ -93,6 +95,46 @@ def test_a_bad_pair_never_replaces_a_good_one(
     own_proxy.signal(signal.SIGHUP)
     eventually(lambda: _errors_about(own_proxy, "a.own.test"), "the log says why")
     assert _serial(own_proxy, authority, "a.own.test") == before
+
+
+def test_a_pair_that_no_client_could_use_never_replaces_a_good_one(
+    own_proxy: ProxyProcess, own_certificates: Path, authority: Authority
+) -> None:
+    before = _serial(own_proxy, authority, "a.own.test")
+    signed("a.own.test", ec.SECP256K1()).write(own_certificates / "a.own.test")
+    own_proxy.signal(signal.SIGHUP)
+    eventually(lambda: _errors_about(own_proxy, "OpenSSL cannot serve it"), "the log says why")
+    assert _serial(own_proxy, authority, "a.own.test") == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_odd_certificate_leaves_the_others_alone(
+    tmp_path: Path, own_certificates: Path, authority: Authority, workers: int
+) -> None:
+    proxy = ProxyProcess(
+        tmp_path / "own-proxy",
+        certificates=own_certificates,
+        toml="[timeouts]\ndrain = 1\n",
+        flags=("--workers", str(workers)),
+    )
+    # A name of a kind (x400Address) that the library which parses certificates does not know, and a version.
+    odd = {
+        "x400.own.test": odd_name("x400.own.test"),
+        "version.own.test": odd_version("version.own.test"),
+        "curve.own.test": signed("curve.own.test", ec.SECP256K1()),
+    }
+    odd["x400.own.test"].write(own_certificates / "x400.own.test")  # at the start
+    proxy.start()
+    try:
+        for name, pair in odd.items():
+            pair.write(own_certificates / name)
+            fresh = f"with-{name}"
+            authority.issue(fresh).write(own_certificates / fresh)
+            eventually(lambda fresh=fresh: _covers(proxy, authority, fresh), "the others are loaded")  # type: ignore[misc]
+            eventually(lambda name=name: _errors_about(proxy, name), "the log says why")  # type: ignore[misc]
+        proxy.stop()
+    finally:
+        proxy.kill()
 
 
 @pytest.mark.slow

@@ -256,6 +256,40 @@ def test_backends_may_register_and_renew_until_the_end(
     assert proxy.wait(10) == 0
 
 
+# SIGHUP
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reload_of_what_cannot_be_used_changes_nothing(
+    start_proxy: StartProxy, start_backend: StartBackend, service: str, workers: int
+) -> None:
+    backend = start_backend()
+    proxy = start_proxy(toml="[timeouts]\ndrain = 1\n", flags=("--workers", str(workers)))
+    proxy.serve(service, backend)
+    file = proxy.folder / "portero.toml"
+    for number, content in enumerate(
+        (
+            b'[acme]\ndirectory = "https://[x"\n',
+            b"x = " + b"[" * 5000,
+            b"[limits]\nbody_bytes = 0x" + b"f" * 9000,
+            b"[limits]\nbody_bytes = " + b"9" * 5000,
+            b"\xff",
+        ),
+        start=1,
+    ):
+        file.write_bytes(content)
+        proxy.signal(signal.SIGHUP)
+        eventually(
+            lambda number=number: proxy.log().count("the configuration stays as it was") == number,  # type: ignore[misc]
+            "the log says why",
+        )
+        with proxy.connect() as client:
+            assert client.ask(get(service, "/")).status == 200
+    file.write_text("[timeouts]\ndrain = 2\n")
+    proxy.signal(signal.SIGHUP)
+    eventually(lambda: "configuration read again" in proxy.log(), "the good one is taken")
+
+
 # systemd
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.proxy_process import KEY, SECRET, clean_environment, free_port
+from tests.e2e.proxy_process import KEY, SECRET, ProxyProcess, clean_environment, free_port
 
 
 @pytest.fixture
@@ -116,6 +117,71 @@ def test_a_bad_flag_ends_with_status_2() -> None:
 def test_a_secret_file_that_is_missing_is_one_line(tmp_path: Path) -> None:
     file = str(tmp_path / "secret")
     _says(_start_up(*_plain(), PORTERO_REGISTER_SECRET="", PORTERO_REGISTER_SECRET_FILE=file), file)
+
+
+def test_check_and_start_refuse_the_same_with_the_same_words(
+    certificate_folder: Path, tmp_path: Path, taken_port: int
+) -> None:
+    (tmp_path / "empty").touch()
+    public = "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----\n"
+    port = str(free_port())
+    good: tuple[tuple[str, ...], dict[str, str]] = (("--tls-cert-dir", str(certificate_folder)), {})
+    for flags, environment in (
+        ((*good[0],), {"PORTERO_JWT_HMAC_KEY": public}),
+        ((*good[0], "--upstream-tls-verify", "--upstream-ca-file", str(tmp_path / "empty")), {}),
+        ((*good[0], "--state-dir", str(tmp_path / "empty")), {}),
+        ((*good[0], "--state-dir", "/proc/1/nothing"), {}),
+        ((*good[0], "--http-addr", f"127.0.0.1:{port}"), {}),
+        (("--tls-cert-dir", str(tmp_path / "empty")), {}),
+        ((*good[0], "--acme-domain", "a.example", "--acme-agree-tos"), {}),
+        ((*good[0], "--jwt-named-key", "no-key"), {}),
+        ((*good[0], "--acme-directory", "https://[x"), {}),
+    ):
+        common = ("--listen-addr", f"127.0.0.1:{port}", "--register-addr", f"127.0.0.1:{free_port()}", *flags)
+        start = _start_up(*common, **environment)
+        check = _start_up("--check", *common, **environment)
+        _says(start)
+        _says(check)
+        assert check.stdout == ""
+        complaint = check.stderr.splitlines()[-1].replace("--check", "")
+        assert start.stderr.splitlines()[-1] == complaint
+
+
+def test_check_leaves_a_missing_state_directory_to_the_start(
+    certificate_folder: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "var" / "state"
+    flags = ("--tls-cert-dir", str(certificate_folder), "--state-dir", str(state))
+    done = _start_up("--check", *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"state: {state}, which is missing: the start makes it\n" in done.stdout
+    assert not state.parent.exists()
+    proxy = ProxyProcess(
+        tmp_path / "proxy", certificates=certificate_folder, flags=("--state-dir", str(state))
+    )
+    proxy.start()
+    try:
+        assert state.stat().st_mode & 0o777 == 0o700
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+@pytest.mark.parametrize("command", ["certs", "--help"])
+def test_a_reader_that_has_heard_enough_causes_no_traceback(command: str, certificate_folder: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "portero_py", command],
+        env=clean_environment({"PORTERO_TLS_CERT_DIR": str(certificate_folder)}),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_check_says_what_it_found_and_starts_nothing(certificate_folder: Path, tmp_path: Path) -> None:

@@ -14,11 +14,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from portero_py.config import Tls
-from portero_py.core.certificates import Certificate, CertificateTable
+from portero_py.core.certificates import Certificate, CertificateTable, parse_pair
+from portero_py.errors import BadCertificate
 from portero_py.proxy.downstream_tls import TlsTransport
-from portero_py.proxy.tls import EAGER, FrontSSLObject, FrontTls, load_pair
+from portero_py.proxy.tls import EAGER, FrontSSLObject, FrontTls, Trial, load_pair
+from tests.odd_pairs import Key, signed
 from tests.proxy.tls_listener import Play, accepting, client, issued, table
 
 if TYPE_CHECKING:
@@ -252,6 +255,78 @@ def test_all_tls_1_2_ciphers_have_forward_secrecy_and_authenticated_encryption()
     for option in (ssl.OP_NO_COMPRESSION, ssl.OP_NO_RENEGOTIATION):
         assert front.context.options & option
     assert not front.context.options & ssl.OP_NO_TICKET
+
+
+# Trials
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.SECP256R1(),
+        ec.SECP384R1(),
+        ec.SECP521R1(),
+        rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.generate(),
+        ed448.Ed448PrivateKey.generate(),
+    ],
+    ids=["P-256", "P-384", "P-521", "RSA", "Ed25519", "Ed448"],
+)
+def test_pairs_that_clients_can_use_pass_their_trial(key: Key | ec.EllipticCurve, version: str) -> None:
+    pair = signed("odd.example", key)
+    Trial(Tls(min_version=version))(parse_pair("odd.example", pair.chain_pem, pair.key_pem, "x"))
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256K1(), ec.SECP224R1(), ec.SECP192R1()])
+def test_a_curve_that_no_client_negotiates_fails_its_trial(curve: ec.EllipticCurve) -> None:
+    pair = signed("odd.example", curve)
+    with pytest.raises(BadCertificate, match="OpenSSL cannot serve it: "):
+        Trial(Tls())(parse_pair("odd.example", pair.chain_pem, pair.key_pem, "x"))
+
+
+def test_what_the_trial_says_is_what_clients_meet(play: Play) -> None:
+    """On every curve that this machine can make: no pair passes that fails, none fails that passes."""
+    seen = []
+
+    async def scene() -> None:
+        for curve in (ec.SECP256K1(), ec.BrainpoolP256R1(), ec.BrainpoolP384R1(), ec.SECP521R1()):
+            pair = signed("odd.example", curve)
+            certificate = parse_pair("odd.example", pair.chain_pem, pair.key_pem, "x")
+            try:
+                Trial(Tls())(certificate)
+                passed = True
+            except BadCertificate:
+                passed = False
+            context = client()
+            context.verify_mode = ssl.CERT_NONE
+            async with listening(certificate) as front:
+                try:
+                    await front.ask("odd.example", context)
+                    served = True
+                except OSError:
+                    served = False
+            assert served is passed, curve.name
+            seen.append(served)
+
+    play(scene)
+    assert seen[-1]
+    assert not seen[0]
+
+
+def test_a_pair_that_openssl_does_not_load_fails_its_trial() -> None:
+    torn = replace(A, key_pem=B.key_pem)
+    with pytest.raises(BadCertificate, match="KEY_VALUES_MISMATCH"):
+        Trial(Tls())(torn)
+
+
+def test_a_want_of_descriptors_is_no_fault_of_the_pair_on_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", exhausted)
+    with pytest.raises(OSError, match="Too many open files"):
+        Trial(Tls())(A)
 
 
 # Reloading
