@@ -74,6 +74,7 @@ class ControlPlane:
                     publish=feed.publish_challenges,
                     table=lambda: store.table,
                     count=self._metrics.acme_attempt,
+                    has_service=self._has_backend,
                     has_plain_http=bool(listening.plain_http),
                 )
         self._api = RegistrationApi(
@@ -172,6 +173,10 @@ class ControlPlane:
                 _log.error("leases will not survive a restart: %s", error)
 
     # Private
+
+    def _has_backend(self, name: str) -> bool:
+        service = self._registry.table.services.get(name)
+        return service is not None and bool(service.leases)
 
     async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket]) -> None:
         await runner.setup()

@@ -193,6 +193,10 @@ class CaUnreachable(AcmeError):
     reason = "ca_unreachable"
 
 
+class CaOutOfReach(CaUnreachable):
+    """No connection to the CA could be made: it never heard of the attempt, and no limit of its counts it."""
+
+
 class BadCaReply(AcmeError):
     """The CA answered something that is no ACME, or too long."""
 
