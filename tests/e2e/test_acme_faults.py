@@ -228,7 +228,10 @@ def test_the_ca_says_when_to_renew_and_is_told_what_is_replaced(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_exit_does_not_wait_for_a_ca_that_never_ends_its_reply(site: AcmeSite, workers: int) -> None:
-    Authority().issue("127.0.0.1").write(site.folder / "ca")
+    authority = Authority()
+    authority.issue("127.0.0.1").write(site.folder / "ca")
+    site.ca_file = site.folder / "ca.pem"
+    site.ca_file.write_bytes(authority.pem)
     over = threading.Event()
     asked = threading.Semaphore(0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -247,8 +250,7 @@ def test_the_exit_does_not_wait_for_a_ca_that_never_ends_its_reply(site: AcmeSit
             connection.close()
 
         site.directory = f"https://127.0.0.1:{listener.getsockname()[1]}/dir"
-        site.ca_file = site.folder / "ca" / "ca.pem"
-        thread = threading.Thread(target=trickle)
+        thread = threading.Thread(target=trickle, daemon=True)
         thread.start()
         try:
             proxy = site.start(NAME, more=("--workers", str(workers)) if workers else ())
@@ -257,7 +259,6 @@ def test_the_exit_does_not_wait_for_a_ca_that_never_ends_its_reply(site: AcmeSit
             assert proxy.wait(15) == 0  # the reply would go on for twice as long
         finally:
             over.set()
-            thread.join()
 
 
 # Several instances
