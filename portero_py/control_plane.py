@@ -23,6 +23,7 @@ from portero_py.control.acme import Acme
 from portero_py.control.certificates import CertificateStore
 from portero_py.control.feed import Feed
 from portero_py.control.metrics import Metrics
+from portero_py.control.open_server import Door, OpenSite
 from portero_py.control.plain_http import PlainHttp, no_challenges
 from portero_py.control.registration_api import RegistrationApi, State
 from portero_py.control.snapshot import Snapshot
@@ -30,6 +31,7 @@ from portero_py.core.certificates import CertificateTable
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot, ConfigError
+from portero_py.process import Shares
 from portero_py.sockets import Listening
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ _log = logging.getLogger(__name__)
 class ControlPlane:
     """Everything but the traffic. The caller closes the sockets of `listening`.
 
-    `https_port` is where plain HTTP redirects to. `refresh` and `restarts` are for the metrics.
+    `https_port` is where plain HTTP redirects to, `shares` how many connections it may have. `refresh` and
+    `restarts` are for the metrics.
     Raises ConfigError for what it cannot work with.
     """
 
@@ -48,6 +51,7 @@ class ControlPlane:
         listening: Listening,
         https_port: int,
         feed: Feed,
+        shares: Shares,
         *,
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
@@ -56,6 +60,7 @@ class ControlPlane:
         self._listening = listening
         self._https_port = https_port
         self._feed = feed
+        self._shares = shares
         self._runners: list[web.BaseRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._registry = Registry(config.proxy.default_service)
@@ -85,6 +90,7 @@ class ControlPlane:
             clock=time.monotonic,
             wall_clock=time.time,
             registered=self._acme.registered if self._acme else None,
+            max_connections=shares.registration,
         )
         self._snapshot: Snapshot | None = None
         if config.state_dir:
@@ -135,11 +141,16 @@ class ControlPlane:
             self.own(self._store.run(), "certificates")
         if self._snapshot is not None:
             self.own(self._snapshot.run(lambda: self._registry.table), "snapshot")
-        await self._open(self._api.runner(), self._listening.registration)
+        await self._open(self._api.runner(), self._listening.registration, self._api.door)
         if self._listening.plain_http:
             challenges = self._acme.http_challenge if self._acme else no_challenges
-            plain_http = PlainHttp(self._https_port, self._config.plain_http.acme_upstream, challenges)
-            await self._open(plain_http.runner(), self._listening.plain_http)
+            plain_http = PlainHttp(
+                self._https_port,
+                self._config.plain_http.acme_upstream,
+                challenges,
+                max_connections=self._shares.plain_http,
+            )
+            await self._open(plain_http.runner(), self._listening.plain_http, plain_http.door)
         if self._acme is not None:
             self.own(self._acme.run(), "acme")
 
@@ -178,11 +189,11 @@ class ControlPlane:
         service = self._registry.table.services.get(name)
         return service is not None and bool(service.leases)
 
-    async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket]) -> None:
+    async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket], door: Door) -> None:
         await runner.setup()
         self._runners.append(runner)
         for sock in sockets:
-            await web.SockSite(runner, sock).start()
+            await OpenSite(runner, sock, door).start()
 
     async def _publish_certificates(self, certificates: CertificateTable) -> None:
         await self._feed.publish_certificates(certificates)

@@ -339,6 +339,13 @@ class ConnectFailed(ExchangeError):
     reason = "connect_failed"
 
 
+class OutOfDescriptors(ExchangeError):
+    """This process, or the machine, has no descriptor for a connection: no fault of the backend."""
+
+    status = 503
+    reason = "out_of_descriptors"
+
+
 class UpstreamTlsFailed(ExchangeError):
     reason = "upstream_tls_failed"
 

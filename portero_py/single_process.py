@@ -17,7 +17,7 @@ import logging
 import signal
 from collections.abc import Callable
 
-from portero_py import __version__
+from portero_py import __version__, process
 from portero_py.config import Config
 from portero_py.control.feed import Feed
 from portero_py.control.registration_api import State
@@ -57,9 +57,10 @@ class SingleProcess:
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         config, listening, notifier = self._config, self._listening, self._notifier
         feed = Feed()
-        self._worker = Worker(config, loop)
+        shares = process.shares(process.open_files(), control=True, traffic=True)
+        self._worker = Worker(config, loop, most=shares.clients)
         feed.subscribe(self._worker)
-        self._control = ControlPlane(config, listening, address_of(listening.proxy[0]).port, feed)
+        self._control = ControlPlane(config, listening, address_of(listening.proxy[0]).port, feed, shares)
         await self._control.load()
         await self._worker.start(listening.proxy, tls=config.tls.enabled)
         await self._control.serve()

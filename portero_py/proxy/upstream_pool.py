@@ -13,12 +13,13 @@ The rules
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.names import normalise_host
-from portero_py.errors import ConnectFailed, PorteroError, UpstreamTlsFailed
+from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, UpstreamTlsFailed
 from portero_py.proxy.upstream_http1 import UpstreamHttp1
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ MAX_IDLE: Final = 1024
 IDLE_SECONDS: Final = 60.0
 #: Longest idleness of a connection that takes a request which cannot be sent again.
 FRESH_SECONDS: Final = 1.0
+
+
+#: What a system call says when the process or the machine has no descriptor left.
+NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class Connecting:
@@ -106,6 +111,10 @@ class BackendPool:
     def close_idle(self) -> None:
         """Close every idle connection; those in use are closed when their exchange ends."""
         self._closed = True
+        self.empty()
+
+    def empty(self) -> None:
+        """Close every idle connection, and go on."""
         idle, self._idle = self._idle, []
         for upstream in idle:
             upstream.close()
@@ -135,7 +144,7 @@ class BackendPool:
         except OSError as failure:
             reason = failure.strerror or str(failure)
             error = ConnectFailed(f"backend {self.backend.address} cannot be reached: {reason}")
-        except UpstreamTlsFailed as failure:
+        except (UpstreamTlsFailed, OutOfDescriptors) as failure:
             error = failure
         else:
             if upstream.is_usable():
@@ -150,6 +159,22 @@ class BackendPool:
             connecting.exchange.connect_failed(error)
 
     async def _open(self) -> UpstreamHttp1:
+        try:
+            return await self._open_once()
+        except OSError as failure:
+            if failure.errno not in NO_DESCRIPTORS:
+                raise
+            # The backend has no part in it. Idle connections, of whomever, are worth less than this one.
+            self._worker.pools.close_idle()
+            await asyncio.sleep(0)  # uvloop closes them then
+        try:
+            return await self._open_once()
+        except OSError as failure:
+            if failure.errno not in NO_DESCRIPTORS:
+                raise
+            raise OutOfDescriptors("there is no descriptor left for a connection to a backend") from failure
+
+    async def _open_once(self) -> UpstreamHttp1:
         worker = self._worker
         backend = self.backend
         loop = worker.loop
@@ -194,6 +219,11 @@ class Pools:
         if pool is None:
             pool = self._pools[key] = BackendPool(self._worker, backend, server_name)
         return pool
+
+    def close_idle(self) -> None:
+        """Close every idle connection: descriptors are short."""
+        for pool in self._pools.values():
+            pool.empty()
 
     def keep_only(self, table: RoutingTable) -> None:
         """Close the idle connections of every backend that is in no service any more.
