@@ -208,7 +208,7 @@ class Acme:
                 _log.exception("a look at the certificates failed; the next one follows")
                 until = self._clock() + LOOK_SECONDS
             # When many come to an end one after the other, a fifth of the time goes into looking at most.
-            await asyncio.sleep(4 * (loop.time() - began))
+            await asyncio.sleep(min(4 * (loop.time() - began), BUSY_SECONDS))
             wait = min(max(until - self._clock(), 0.0), LOOK_SECONDS)
             try:
                 async with asyncio.timeout(wait):
@@ -288,6 +288,9 @@ class Acme:
                 looks.append(self._look_at(names, entries))
             except AcmeError as error:
                 complaints.append(error)
+            except Exception as error:
+                _log.debug("a look at %s failed", names[0], exc_info=error)
+                complaints.append(AcmeError(f"{names[0]} is passed over, a fault in portero: {error!r}"))
         return looks, complaints
 
     def _look_at(self, names: Group, entries: Entries | None = None) -> Look:

@@ -133,10 +133,10 @@ class CertificateFolder:
 
 
 def _found(path: Path) -> Held:
-    """The first certificate of a file. One without any is a certificate all the same, with no name."""
+    """The first certificate of a file. One that is none is somebody's all the same, with no name."""
     try:
         return _leaf(acme_files.read(path) or b"")
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         return Held(frozenset(), 0.0, 0.0, "")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -49,7 +50,7 @@ class Doors:
         self.are_shut = False
         self._loop = loop
         self._most = most
-        self._live = live  # and when each was opened; the oldest first
+        self._live = live  # and when each was opened; the oldest first, who was asked last
         self._count = count
         self._has_said = False
         # while shut
@@ -98,6 +99,9 @@ class Doors:
             born_before = monotonic() - TURN
             for connection, opened in list(islice(self._live.items(), asked)):
                 if opened < born_before:
+                    # To the end: a tunnel that goes on for hours is asked once, and then the next are.
+                    del self._live[connection]
+                    self._live[connection] = math.inf
                     connection.start_drain()
 
     def _open(self) -> None:

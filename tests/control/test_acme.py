@@ -470,6 +470,23 @@ async def test_what_cannot_be_read_of_one_name_holds_up_no_other(
     assert "progress.json: Is a directory" in caplog.text
 
 
+async def test_a_name_whose_look_breaks_off_is_passed_over(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme(("odd.example",), (NAME,))
+    look_at = acme._look_at
+
+    def odd(names: tuple[str, ...], *more: Any) -> Any:
+        if names == ("odd.example",):
+            raise ZeroDivisionError
+        return look_at(names, *more)
+
+    monkeypatch.setattr(acme, "_look_at", odd)
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+    assert caplog.text.count("odd.example is passed over") == 1
+
+
 async def test_a_fault_where_nobody_expects_it_ends_one_task_only(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,10 @@ def test_those_that_come_later_never_take_all_places() -> None:
     assert admitted([*many, Turn.FIRST], [Turn.RETRY] * LATER_AT_ONCE) == [len(many)]
 
 
+def test_there_is_an_end_to_first_certificates_too() -> None:
+    assert admitted([Turn.FIRST] * 2 * AT_ONCE, [Turn.FIRST]) == list(range(AT_ONCE - 1))
+
+
 @given(st.lists(st.sampled_from(Turn)), st.lists(st.sampled_from(Turn), max_size=AT_ONCE))
 def test_there_are_never_more_than_there_is_room_for(due: list[Turn], going_on: list[Turn]) -> None:
     found = admitted(due, going_on)

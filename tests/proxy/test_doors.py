@@ -122,6 +122,14 @@ async def test_the_oldest_make_room_and_who_came_just_now_does_not(hall: Hall) -
     assert not any(client.asked for client in new)
 
 
+async def test_who_does_not_go_is_asked_once_and_then_the_next(hall: Hall) -> None:
+    tunnels = hall.enter(12, age=TURN + 2, busy=True)
+    clients = hall.enter(4, age=TURN + 1)
+    await until(lambda: not hall.doors.are_shut)
+    assert [client.asked for client in tunnels] == [1] * 12
+    assert sum(client.asked for client in clients) == 2
+
+
 async def test_nobody_is_asked_before_its_turn_is_over(hall: Hall) -> None:
     clients = hall.enter(16, age=TURN - 60)
     looks = hall.doors._looking
