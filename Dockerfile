@@ -7,6 +7,10 @@
 #
 # Docker kills after 10 s by default, and what is in flight may take 30 s to end, the rest 30 s more.
 #
+# Two volumes: /certs, and /var/lib/portero for leases, the ACME account and its keys. Name them where ACME is
+# used (-v portero-certs:/certs -v portero-state:/var/lib/portero): a container that starts without both orders
+# every certificate again, and a CA issues the same one a few times a week only.
+#
 # Ports above 1024, because not every runtime lets an ordinary user bind 443. The registration API listens on
 # all of the container's addresses: on its loopback no backend could reach it. Publish 18080 only where the
 # backends are.
@@ -42,7 +46,7 @@ LABEL org.opencontainers.image.title="portero-py" \
       org.opencontainers.image.source="${SOURCE}"
 RUN groupadd --system --gid 10001 portero \
     && useradd --system --uid 10001 --gid portero --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin portero \
-    && install -d -o root -g portero -m 0750 /certs \
+    && install -d -o portero -g portero -m 0750 /certs \
     && install -d -o portero -g portero -m 0700 /var/lib/portero
 COPY --from=build /opt/portero-py /opt/portero-py
 ENV PATH=/opt/portero-py/bin:$PATH \
@@ -51,6 +55,8 @@ ENV PATH=/opt/portero-py/bin:$PATH \
     PORTERO_REGISTER_ADDR=[::]:18080 \
     PORTERO_TLS_CERT_DIR=/certs \
     PORTERO_STATE_DIR=/var/lib/portero
+# After the folders are made: a fresh volume takes owner and mode from them.
+VOLUME ["/certs", "/var/lib/portero"]
 USER 10001:10001
 EXPOSE 8443 18080
 STOPSIGNAL SIGTERM

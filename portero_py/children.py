@@ -156,6 +156,7 @@ class _Worker(_Process):
             front_tls=inherited.front_tls,
             log_lock=inherited.log_lock,
             start=self._number,
+            most=process.shares(process.open_files(), control=False, traffic=True).clients,
         )
         feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)
         fed = asyncio.create_task(feed.run(), name="feed")
@@ -221,6 +222,7 @@ class _Control(_Process):
             inherited.listening,
             inherited.https_port,
             feed,
+            process.shares(process.open_files(), control=True, traffic=False),
             refresh=self._server.refresh,
             restarts=inherited.restarts,
         )

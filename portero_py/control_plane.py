@@ -23,6 +23,7 @@ from portero_py.control.acme import Acme
 from portero_py.control.certificates import CertificateStore
 from portero_py.control.feed import Feed
 from portero_py.control.metrics import Metrics
+from portero_py.control.open_server import Door, OpenSite
 from portero_py.control.plain_http import PlainHttp, no_challenges
 from portero_py.control.registration_api import RegistrationApi, State
 from portero_py.control.snapshot import Snapshot
@@ -31,6 +32,7 @@ from portero_py.core.certificates import CertificateTable
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot, ConfigError
+from portero_py.process import Shares
 from portero_py.proxy.tls import Trial
 from portero_py.sockets import Listening
 
@@ -40,7 +42,8 @@ _log = logging.getLogger(__name__)
 class ControlPlane:
     """Everything but the traffic. The caller closes the sockets of `listening`.
 
-    `https_port` is where plain HTTP redirects to. `refresh` and `restarts` are for the metrics.
+    `https_port` is where plain HTTP redirects to, `shares` how many connections it may have. `refresh` and
+    `restarts` are for the metrics.
     Raises ConfigError for what it cannot work with.
     """
 
@@ -50,6 +53,7 @@ class ControlPlane:
         listening: Listening,
         https_port: int,
         feed: Feed,
+        shares: Shares,
         *,
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
@@ -58,6 +62,7 @@ class ControlPlane:
         self._listening = listening
         self._https_port = https_port
         self._feed = feed
+        self._shares = shares
         self._runners: list[web.BaseRunner] = []
         self._registry = Registry(config.proxy.default_service)
         self._metrics = Metrics(self._registry, feed.counters, refresh=refresh, restarts=restarts)
@@ -80,6 +85,7 @@ class ControlPlane:
                     publish=feed.publish_challenges,
                     table=lambda: store.table,
                     count=self._metrics.acme_attempt,
+                    has_service=self._has_backend,
                     has_plain_http=bool(listening.plain_http),
                 )
         self._api = RegistrationApi(
@@ -91,6 +97,7 @@ class ControlPlane:
             wall_clock=time.time,
             registered=self._acme.registered if self._acme else None,
             faults=lambda: self._tasks.faults,
+            max_connections=shares.registration,
         )
         self._has_leases = False  # those of the last run, if there are any
         self._snapshot: Snapshot | None = None
@@ -146,11 +153,16 @@ class ControlPlane:
         if self._snapshot is not None:
             snapshot = self._snapshot
             self.own(lambda: snapshot.run(lambda: self._registry.table), "snapshot")
-        await self._open(self._api.runner(), self._listening.registration)
+        await self._open(self._api.runner(), self._listening.registration, self._api.door)
         if self._listening.plain_http:
             challenges = self._acme.http_challenge if self._acme else no_challenges
-            plain_http = PlainHttp(self._https_port, self._config.plain_http.acme_upstream, challenges)
-            await self._open(plain_http.runner(), self._listening.plain_http)
+            plain_http = PlainHttp(
+                self._https_port,
+                self._config.plain_http.acme_upstream,
+                challenges,
+                max_connections=self._shares.plain_http,
+            )
+            await self._open(plain_http.runner(), self._listening.plain_http, plain_http.door)
         if self._acme is not None:
             self.own(self._acme.run, "acme")
 
@@ -206,11 +218,15 @@ class ControlPlane:
         except BadSnapshot as error:
             _log.error("leases will not survive a restart: %s", error)
 
-    async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket]) -> None:
+    def _has_backend(self, name: str) -> bool:
+        service = self._registry.table.services.get(name)
+        return service is not None and bool(service.leases)
+
+    async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket], door: Door) -> None:
         await runner.setup()
         self._runners.append(runner)
         for sock in sockets:
-            await web.SockSite(runner, sock).start()
+            await OpenSite(runner, sock, door).start()
 
     async def _publish_certificates(self, certificates: CertificateTable) -> None:
         await self._feed.publish_certificates(certificates)

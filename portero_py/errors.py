@@ -193,6 +193,10 @@ class CaUnreachable(AcmeError):
     reason = "ca_unreachable"
 
 
+class CaOutOfReach(CaUnreachable):
+    """No connection to the CA could be made: it never heard of the attempt, and no limit of its counts it."""
+
+
 class BadCaReply(AcmeError):
     """The CA answered something that is no ACME, or too long."""
 
@@ -340,6 +344,13 @@ class MethodRefused(ExchangeError):
 
 class ConnectFailed(ExchangeError):
     reason = "connect_failed"
+
+
+class OutOfDescriptors(ExchangeError):
+    """This process, or the machine, has no descriptor for a connection: no fault of the backend."""
+
+    status = 503
+    reason = "out_of_descriptors"
 
 
 class UpstreamTlsFailed(ExchangeError):

@@ -1,5 +1,9 @@
 """What is done once a process: memory, open files, its name before its event loop starts, and its end.
 
+Descriptors: one process has one table of them, whatever it is used for. So everybody who lets strangers in
+has a share (`shares`), and what is left is the process's own: listening sockets, files, probes, ACME's locks.
+A client of the data plane counts double, because its exchange needs a connection to a backend.
+
 `mallopt`: every TLS read under uvloop allocates 256 KiB and shrinks it. With glibc's default threshold each
 is an mmap, a mremap and a munmap: 39 us instead of 19 for a small TLS request, 13.7 ms instead of 5.0 for
 10 MiB (measured on Debian 12, glibc 2.36). Other C libraries do not have the call, and do not need it.
@@ -15,6 +19,7 @@ import resource
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -24,7 +29,22 @@ _M_MMAP_THRESHOLD: Final = -3
 #: Two descriptors a connection: half a million clients.
 _ENOUGH_FILES: Final = 1 << 20
 
+#: Descriptors that nobody gets: for what the process itself opens.
+_OWN_FILES: Final = 64
+#: Most connections that the registration API and plain HTTP need, whatever the limit.
+_REGISTRATION: Final = 256
+_PLAIN_HTTP: Final = 4096
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How many connections each may have at a time."""
+
+    registration: int
+    plain_http: int
+    clients: int
 
 
 def tune_malloc() -> bool:
@@ -51,6 +71,21 @@ def raise_open_files() -> int:
         _log.warning("the limit of open files stays at %d: %s", soft, error)
         return soft
     return wanted
+
+
+def open_files() -> int:
+    """The soft limit of open files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _ENOUGH_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def shares(files: int, *, control: bool, traffic: bool) -> Shares:
+    """Share `files` descriptors out in a process that has the control plane, the data plane, or both."""
+    own = min(_OWN_FILES, files // 4)
+    registration = min(_REGISTRATION, files // 8) if control else 0
+    plain_http = min(_PLAIN_HTTP, files // 8) if control else 0
+    left = files - own - registration - plain_http
+    return Shares(registration, plain_http, max(left // 2, 1) if traffic else 0)
 
 
 def set_name(name: str) -> None:

@@ -51,9 +51,10 @@ class SingleProcess:
         self._signals.listen_to(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         config, listening = self._config, self._listening
         feed = Feed()
-        self._worker = Worker(config, loop)
+        shares = process.shares(process.open_files(), control=True, traffic=True)
+        self._worker = Worker(config, loop, most=shares.clients)
         feed.subscribe(self._worker)
-        self._control = ControlPlane(config, listening, address_of(listening.proxy[0]).port, feed)
+        self._control = ControlPlane(config, listening, address_of(listening.proxy[0]).port, feed, shares)
         held_signals.let_go()
         try:
             if await self._signals.unless_stopped(self._start()):

@@ -93,3 +93,16 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_goes() -> None:
 
 def test_malloc_is_tuned_where_glibc_is() -> None:
     assert process.tune_malloc() is (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.parametrize("files", [64, 256, 1024, 4096, 65536, 1 << 20])
+def test_descriptors_are_shared_out_with_some_in_reserve(files: int) -> None:
+    both = process.shares(files, control=True, traffic=True)
+    assert both.registration + both.plain_http + 2 * both.clients + min(64, files // 4) <= files
+    assert min(both.registration, both.plain_http, both.clients) > 0
+    assert both.registration <= 256
+    assert both.clients >= files // 8
+    alone = process.shares(files, control=False, traffic=True)
+    assert alone.clients > both.clients
+    assert (alone.registration, alone.plain_http) == (0, 0)
+    assert process.shares(files, control=True, traffic=False).clients == 0

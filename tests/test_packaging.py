@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -309,6 +310,19 @@ def test_the_image_is_compiled_unless_told_otherwise_and_its_last_stage_has_no_c
     assert 'HATCH_BUILD_HOOK_ENABLE_CUSTOM="$COMPILED"' in build
     assert "gcc libc6-dev" in build
     assert not re.search(r"\bgcc\b|apt-get|COMPILED", last_stage)
+
+
+def test_what_must_outlive_a_container_is_a_volume_that_its_user_can_write_to() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    folders = re.findall(r"PORTERO_(?:TLS_CERT_DIR|STATE_DIR)=(\S+)", text)
+    declared = re.search(r"^VOLUME (.*)$", text, re.MULTILINE)
+    assert declared
+    assert sorted(json.loads(declared[1])) == sorted(folders)
+    for folder in folders:
+        made = re.search(rf"install -d -o portero -g portero -m 07\d0 {re.escape(folder)}\b", text)
+        assert made, folder
+        assert made.start() < declared.start()
+        assert re.search(rf"-v [a-z-]+:{re.escape(folder)}\b", README), folder
 
 
 def test_docker_is_told_to_wait_longer_than_a_drain_takes() -> None:

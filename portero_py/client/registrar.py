@@ -8,9 +8,11 @@ The rules
   there. An API that cannot be reached, is busy or fails is not the backend's fault: it starts, and the
   registrar goes on trying. The same refusal later only shows in the log: keys are rotated while backends run.
 - Renewal comes when the answer said (`renew_after`), a little early by chance, so that a fleet that started
-  together does not renew together. After a failure it comes sooner, and backs off.
+  together does not renew together. After a failure it comes sooner, and backs off, but never past half of
+  what is left of the lease, whatever the API asks for; nor does a request take longer than a quarter of it.
 - Every request signs a fresh, short-lived token.
-- Leaving deregisters. That may fail, and is then only logged: the lease ends by itself.
+- Leaving deregisters whenever there may be a lease: a failed renewal ends none, and an answer that got lost
+  may have granted one. That may fail, and is then only logged: the lease ends by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -35,9 +38,13 @@ TOKEN_TTL: Final = 60.0
 #: Seconds that one request may take.
 REQUEST_TIMEOUT: Final = 10.0
 
-#: Seconds before the first retry, and the most between two.
+#: Seconds before the first retry, and the most between two; the least, however short the lease.
 FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 15.0
+LEAST_RETRY: Final = 0.25
+
+#: Seconds that a request has at the least, however short the lease.
+LEAST_TIMEOUT: Final = 1.0
 
 #: The most of an answer that is read, bytes.
 MAX_ANSWER: Final = 65536
@@ -101,16 +108,24 @@ class RenewalSchedule:
         self._ttl = ttl_seconds
         self._failures = 0
 
-    def granted(self, renew_after: float, draw: float) -> float:
-        """After a lease: at four fifths of `renew_after` at the earliest, never past half of the lease."""
-        self._failures = 0
-        return min(renew_after, self._ttl / 2) * (0.8 + 0.2 * draw)
+    def granted(self, renew_after: float, draw: float, lasts: float = math.inf) -> float:
+        """After a lease: at four fifths of `renew_after` at the earliest, never past half of the lease.
 
-    def failed(self, draw: float, retry_after: float = 0.0) -> float:
-        """After a failure: twice as long each time, never sooner than the API asked for."""
-        wait = min(FIRST_RETRY * float(1 << min(self._failures, 16)), LAST_RETRY)
+        `lasts` is the lease's length as the API said it.
+        """
+        self._failures = 0
+        return min(renew_after, self._ttl / 2, lasts / 2) * (0.8 + 0.2 * draw)
+
+    def failed(self, draw: float, retry_after: float = 0.0, left: float = 0.0) -> float:
+        """After a failure: twice as long each time, never sooner than the API asked for.
+
+        `left` is what is left of the lease, 0.0 when there is none: half of it counts more than both.
+        """
+        longest = max(min(LAST_RETRY, self._ttl / 4), FIRST_RETRY)
+        wait = min(FIRST_RETRY * float(1 << min(self._failures, 16)), longest)
         self._failures += 1
-        return max(wait * (0.5 + 0.5 * draw), retry_after)
+        wait = max(wait * (0.5 + 0.5 * draw), retry_after)
+        return min(wait, max(left / 2, LEAST_RETRY)) if left > 0 else wait
 
 
 class Registrar:
@@ -129,6 +144,8 @@ class Registrar:
         self._schedule = RenewalSchedule(registration.ttl_seconds)
         self._renewing: asyncio.Task[None] | None = None
         self._registered = asyncio.Event()
+        self._may_have_lease = False
+        self._lease_ends = 0.0  # time.monotonic, as far as the API has said
 
     async def __aenter__(self) -> Self:
         """Register, and begin to renew. Raises `RegistrationRefused` when trying again would not help."""
@@ -141,16 +158,18 @@ class Registrar:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop to renew, and deregister if there is a lease."""
+        """Stop to renew, and deregister if there may be a lease."""
         renewing, self._renewing = self._renewing, None
         if renewing is not None:
             renewing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await renewing
         try:
-            if self._registered.is_set():
+            if self._may_have_lease:
                 await self.deregister()
         except ClientError as error:
+            if isinstance(error, RegistrationRefused) and error.answered == _NO_SUCH_LEASE:
+                return  # it has ended: all that was wanted
             _log.warning("%s was not deregistered: %s", self._registration.service_name, error)
         finally:
             await self._close_session()
@@ -166,26 +185,44 @@ class Registrar:
 
     async def register(self) -> dict[str, Any]:
         """One request for the lease or its renewal; the API's answer. Raises a `ClientError`."""
-        answer = await self._ask("POST", self._registration.body())
+        ttl, began = self._registration.ttl_seconds, time.monotonic()
+        timeout = min(REQUEST_TIMEOUT, max(ttl / 4, LEAST_TIMEOUT))
+        may_have_lease, self._may_have_lease = self._may_have_lease, True  # even if this is cancelled
+        try:
+            answer = await self._ask("POST", self._registration.body(), timeout)
+        except ClientError as error:
+            if not _may_be_granted(error):
+                self._may_have_lease = may_have_lease
+            raise
+        self._lease_ends = began + _seconds(answer.get("expires_in"), ttl)
         self._registered.set()
         return answer
 
     async def deregister(self) -> dict[str, Any]:
         """Give the lease back; the API's answer. Raises a `ClientError`."""
         self._registered.clear()
-        return await self._ask("DELETE", self._registration.name())
+        answer = await self._ask("DELETE", self._registration.name(), REQUEST_TIMEOUT)
+        self._may_have_lease = False
+        return answer
 
     # Private
 
     async def _renew(self, wait: float) -> None:
         while True:
             await asyncio.sleep(wait)
-            wait = await self._attempt(give_up=False)
+            try:
+                wait = await self._attempt(give_up=False)
+            except Exception:
+                # Whatever it is: a backend that serves must not lose its lease because nobody renews it.
+                self._registered.clear()
+                wait = self._failed()
+                _log.exception(
+                    "%s: a renewal broke off; next attempt in %.1f s", self._registration.service_name, wait
+                )
 
     async def _attempt(self, *, give_up: bool) -> float:
         """Register once; returns when to do so again, in seconds."""
         name = self._registration.service_name
-        draw = random.random()  # noqa: S311 - spreads load, keeps no secret
         was_registered = self._registered.is_set()
         try:
             answer = await self.register()
@@ -194,9 +231,7 @@ class Registrar:
             refused = isinstance(error, RegistrationRefused)
             if give_up and isinstance(error, RegistrationRefused) and not _worth_waiting(error.answered):
                 raise
-            wait = self._schedule.failed(
-                draw, error.retry_after if isinstance(error, RegistrationRefused) else 0
-            )
+            wait = self._failed(error.retry_after if isinstance(error, RegistrationRefused) else 0.0)
             _log.log(
                 logging.ERROR if refused else logging.WARNING,
                 "%s is not registered: %s; next attempt in %.1f s",
@@ -207,11 +242,13 @@ class Registrar:
             return wait
         if not was_registered:
             _log.info("%s is registered as %s", name, answer.get("instance_id", "?"))
-        return self._schedule.granted(
-            _seconds(answer.get("renew_after"), self._registration.ttl_seconds / 3), draw
-        )
+        lasts = self._lease_ends - time.monotonic()
+        return self._schedule.granted(_seconds(answer.get("renew_after"), lasts / 3), _draw(), lasts)
 
-    async def _ask(self, method: str, body: dict[str, object]) -> dict[str, Any]:
+    def _failed(self, retry_after: float = 0.0) -> float:
+        return self._schedule.failed(_draw(), retry_after, max(self._lease_ends - time.monotonic(), 0.0))
+
+    async def _ask(self, method: str, body: dict[str, object], timeout: float) -> dict[str, Any]:
         api = self._api
         token = sign_token(
             self._registration.service_name,
@@ -236,7 +273,7 @@ class Registrar:
                 },
                 # A redirect would carry the secret somewhere else.
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
+                timeout=aiohttp.ClientTimeout(total=timeout),
             ) as response:
                 answer = _object(await _read(response.content))
                 status = response.status
@@ -256,6 +293,20 @@ class Registrar:
 
 
 # Private
+
+
+_NO_SUCH_LEASE: Final = 404
+
+
+def _draw() -> float:
+    return random.random()  # noqa: S311 - spreads load, keeps no secret
+
+
+def _may_be_granted(error: ClientError) -> bool:
+    """Whether the API may have granted the lease all the same: it was asked, and did not say no."""
+    if isinstance(error, RegistrationRefused):
+        return error.answered >= 500
+    return not isinstance(error.__cause__, aiohttp.ClientConnectorError)
 
 
 def _worth_waiting(status: int) -> bool:

@@ -1,13 +1,15 @@
 """The CA's protocol (RFC 8555) around the `acme` library: plain values in and out, typed errors.
 
-Everything here blocks: it runs in the one thread that `control.acme` has for it, and it is imported there,
-not before, because the library costs 22 MiB. The library makes and signs messages (JWS, external accounts);
-`acme_network` sends them, `acme_replies` reads what comes back.
+Everything here blocks: it runs in the threads that `control.acme` has for it, several at a time, and it is
+imported there, not before, because the library costs 22 MiB. Orders may share a client; whoever changes its
+account or its key (`register`, `has_account`, `change_key`) has it alone. The library makes and signs
+messages (JWS, external accounts); `acme_network` sends them, `acme_replies` reads what comes back.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 from acme import jws, messages
@@ -39,6 +41,7 @@ class AcmeClient:
         self._network = Network(self._key, ca_file)
         self._directory_url = directory_url
         self._directory: dict[str, Any] = {}
+        self._asking = threading.Lock()  # for the directory: once is enough
         self.account = account
 
     @property
@@ -54,7 +57,7 @@ class AcmeClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._network.session.close()
+        self._network.close()
 
     # The account
 
@@ -184,8 +187,9 @@ class AcmeClient:
     # Private
 
     def _resource(self, name: str, default: object) -> Any:
-        if not self._directory:
-            self._directory = replies.document_of(self._network.fetch(self._directory_url))
+        with self._asking:
+            if not self._directory:
+                self._directory = replies.document_of(self._network.fetch(self._directory_url))
         return self._directory.get(name, default)
 
     def _url(self, name: str) -> str:

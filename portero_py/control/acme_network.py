@@ -3,22 +3,25 @@
 - https only, certificates checked, no redirects; a reply has at most `MAX_REPLY` bytes and `TIMEOUT` seconds.
 - A nonce that the CA refuses is replaced `MAX_NONCES` times (the library: once), by the one in the error
   first (RFC 8555, 6.5). At 60% of refusals a request fails once in four million times.
+- Several threads may ask at a time: each has a session of its own; nonces and the account are common.
 - Retry-After is kept with the error, and a 409 is the problem that it says it is (the library drops both).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Final
 
 import requests
+import urllib3.exceptions
 from acme import client, jws
 from josepy import errors as jose_errors
 from josepy import interfaces, jwa, jwk
 
 import portero_py
 from portero_py.control.acme_replies import MAX_URL, checked
-from portero_py.errors import BadCaReply, CaRefused, CaUnreachable
+from portero_py.errors import BadCaReply, CaOutOfReach, CaRefused, CaUnreachable
 
 MAX_REPLY: Final = 256 * 1024
 #: Seconds for connecting, for each silence, and for a whole reply.
@@ -34,6 +37,13 @@ class Network(client.ClientNetwork):
     def __init__(self, key: jwk.JWK, ca_file: str) -> None:
         super().__init__(key, alg=jwa.ES256, user_agent=f"portero-py/{portero_py.__version__}")
         self._ca: str | bool = ca_file or True
+        self._own = threading.local()  # `session`: the thread's
+        self._sessions: list[requests.Session] = [self.session]
+
+    def close(self) -> None:
+        """Close the connections."""
+        for session in self._sessions:
+            session.close()
 
     def fetch(self, url: str) -> requests.Response:
         """GET; a reply with an error raises."""
@@ -42,7 +52,7 @@ class Network(client.ClientNetwork):
     def send(self, url: str, content: interfaces.JSONDeSerializable | None, nonces: str) -> requests.Response:
         """POST what is signed (None: POST-as-GET); `nonces` is where fresh ones come from."""
         for _ in range(MAX_NONCES):
-            nonce = self._nonces.pop() if self._nonces else self._fresh_nonce(nonces)
+            nonce = self._take_nonce() or self._fresh_nonce(nonces)
             try:
                 signed = self._wrap_in_jws(content, nonce, url)
             except (ValueError, TypeError, jose_errors.Error) as error:
@@ -58,19 +68,39 @@ class Network(client.ClientNetwork):
 
     # Private
 
+    def _session(self) -> requests.Session:
+        found: requests.Session | None = getattr(self._own, "session", None)
+        if found is None:
+            found = self._own.session = requests.Session()
+            self._sessions.append(found)
+        return found
+
+    def _take_nonce(self) -> Any:
+        try:
+            return self._nonces.pop()
+        except KeyError:  # asked first, another thread could take the last one between
+            return None
+
     def _fresh_nonce(self, url: str) -> Any:
-        self._keep_nonce(checked(self._exchange("HEAD", url)))
-        if not self._nonces:
+        # Not by way of `_nonces`: another thread would take it.
+        nonce = self._nonce_of(checked(self._exchange("HEAD", url)))
+        if nonce is None:
             raise BadCaReply("the CA gives no nonce")
-        return self._nonces.pop()
+        return nonce
 
     def _keep_nonce(self, reply: requests.Response) -> None:
+        nonce = self._nonce_of(reply)
+        if nonce is not None:
+            self._nonces.add(nonce)
+
+    def _nonce_of(self, reply: requests.Response) -> Any:
         nonce = reply.headers.get(self.REPLAY_NONCE_HEADER, "")
-        if 0 < len(nonce) <= 1024:
-            try:
-                self._nonces.add(jws.Header._fields["nonce"].decode(nonce))
-            except jose_errors.DeserializationError:
-                return  # one that is garbled is none
+        if not 0 < len(nonce) <= 1024:
+            return None
+        try:
+            return jws.Header._fields["nonce"].decode(nonce)
+        except jose_errors.DeserializationError:
+            return None  # one that is garbled is none
 
     def _exchange(self, method: str, url: str, data: str | None = None) -> requests.Response:
         if not url.startswith("https://") or len(url) > MAX_URL or not url.isascii() or not url.isprintable():
@@ -80,7 +110,7 @@ class Network(client.ClientNetwork):
             headers["Content-Type"] = self.JOSE_CONTENT_TYPE
         ends = time.monotonic() + TIMEOUT
         try:
-            with self.session.request(
+            with self._session().request(
                 method,
                 url,
                 data=data,
@@ -105,10 +135,19 @@ class Network(client.ClientNetwork):
                 f"the CA's own certificate cannot be verified (--acme-ca-file?): {_why(error)}"
             ) from error
         except (requests.RequestException, OSError, ValueError) as error:
-            raise CaUnreachable(f"{url.split('/')[2][:100]} cannot be reached: {_why(error)}") from error
+            kind = CaOutOfReach if _never_connected(error) else CaUnreachable
+            raise kind(f"{url.split('/')[2][:100]} cannot be reached: {_why(error)}") from error
 
 
 # Private
+
+
+def _never_connected(error: Exception) -> bool:
+    """Whether no connection was made: refused, no such host, no network, no answer to the first packet."""
+    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.ProxyError):
+        return True
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(cause, urllib3.exceptions.NewConnectionError)
 
 
 def _why(error: Exception) -> str:

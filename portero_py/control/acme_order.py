@@ -12,7 +12,8 @@ What a failure means for the order:
   at once in a new one, then there is a pause;
 - anything else: it is dropped, and the next attempt makes a new one.
 
-The steps run on the event loop; whatever blocks goes through `call`, into ACME's thread.
+The steps run on the event loop; whatever blocks goes through `ask` or `on_disk`, into ACME's threads. Between
+two questions an order waits on the event loop: it keeps nobody from asking.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Surroundings:
     files: AcmeFiles
     folder: CertificateFolder
     challenges: PendingChallenges
-    call: Call
+    ask: Call  # the CA
+    on_disk: Call
     clock: Callable[[], float]
     wanted: str
     answerable: tuple[str, ...]
@@ -123,30 +125,30 @@ class OrderRun:
         if self.progress.step is Step.IDLE:
             order = await self._begin(replaces)
         else:
-            order = await self._call(self._client.order, self.progress.order_url)
+            order = await self._ask(self._client.order, self.progress.order_url)
         return await self._carry_on(order)
 
     async def _begin(self, replaces: str) -> Order:
-        await self._call(self._around.files.save_order_key, self._name, new_key())
+        await self._on_disk(self._around.files.save_order_key, self._name, new_key())
         replaces = "" if self.progress.no_replaces else replaces
         try:
-            order: Order = await self._call(self._client.new_order, self._names, replaces)
+            order: Order = await self._ask(self._client.new_order, self._names, replaces)
         except AlreadyReplaced:
             await self._keep(replace(self.progress, no_replaces=True))
             replaces = ""
-            order = await self._call(self._client.new_order, self._names, replaces)
+            order = await self._ask(self._client.new_order, self._names, replaces)
         await self._keep(self.progress.ordered(self._names, order.url, replaces))
         return order
 
     async def _carry_on(self, order: Order) -> Certificate:
-        key_pem = await self._call(self._around.files.order_key, self._name)
+        key_pem = await self._on_disk(self._around.files.order_key, self._name)
         if key_pem is None:
             raise OrderLost("the order's key is gone from the state directory: a new order is made")
         if order.status == "pending":
             await self._authorize(order)
             order = await self._settled(order, frozenset({"pending"}), VALIDATION_SECONDS)
         if order.status == "ready":
-            await self._call(self._client.finalize, order, key_pem, self._names)
+            await self._ask(self._client.finalize, order, key_pem, self._names)
             if self.progress.step is Step.ORDERED:
                 await self._keep(self.progress.finalized())
             order = await self._settled(order, frozenset({"ready", "processing"}), ISSUANCE_SECONDS)
@@ -154,11 +156,13 @@ class OrderRun:
             order = await self._settled(order, frozenset({"processing"}), ISSUANCE_SECONDS)
         if order.status != "valid" or not order.certificate:
             raise await self._reason(order)
-        chain_pem = await self._call(self._client.certificate, order)
+        chain_pem = await self._ask(self._client.certificate, order)
         certificate = self._checked(chain_pem, key_pem)
-        await self._call(self._around.files.save_pair, self._name, certificate.chain_pem, certificate.key_pem)
+        await self._on_disk(
+            self._around.files.save_pair, self._name, certificate.chain_pem, certificate.key_pem
+        )
         await self._keep(self.progress.issued())
-        await self._call(self._around.folder.install, certificate)
+        await self._on_disk(self._around.folder.install, certificate)
         await self._keep(self.progress.installed(certificate.fingerprint, self._around.clock()))
         return certificate
 
@@ -180,7 +184,7 @@ class OrderRun:
         """Show what the CA wants to see, say so, and wait until it has made up its mind."""
         waiting: list[Authorization] = []
         for url in order.authorizations:
-            authorization: Authorization = await self._call(self._client.authorization, url)
+            authorization: Authorization = await self._ask(self._client.authorization, url)
             if authorization.status == "valid":
                 continue
             if authorization.status not in _UNDECIDED:
@@ -200,7 +204,7 @@ class OrderRun:
         self._has_shown = bool(shown)
         try:
             for challenge in answers:
-                await self._call(self._client.answer, challenge)
+                await self._ask(self._client.answer, challenge)
             for authorization in waiting:
                 await self._validated(authorization)
         finally:
@@ -219,7 +223,7 @@ class OrderRun:
 
     async def _validated(self, authorization: Authorization) -> None:
         found: Authorization = await self._polled(
-            lambda: self._call(self._client.authorization, authorization.url),
+            lambda: self._ask(self._client.authorization, authorization.url),
             _UNDECIDED,
             VALIDATION_SECONDS,
         )
@@ -241,7 +245,7 @@ class OrderRun:
     # Private: polling
 
     async def _settled(self, order: Order, passing: frozenset[str], seconds: float) -> Order:
-        found: Order = await self._polled(lambda: self._call(self._client.order, order.url), passing, seconds)
+        found: Order = await self._polled(lambda: self._ask(self._client.order, order.url), passing, seconds)
         return found
 
     async def _polled(
@@ -258,14 +262,14 @@ class OrderRun:
                 raise CaUnreachable(f"the CA did not decide within {seconds:.0f} s")
             await asyncio.sleep(min(max(pause, found.retry_after), LONGEST_POLL))
             pause = min(pause * 1.5, LONGEST_POLL)
-            await self._call(self._lock.renew, clock())
+            await self._on_disk(self._lock.renew, clock())
 
     async def _reason(self, order: Order) -> AcmeError:
         """Why an order did not become valid."""
         if not self._has_shown and self.progress.step is Step.ORDERED:
             return OrderLost("the order failed while nobody was there to answer: a new one is made")
         for url in order.authorizations:
-            authorization = await self._call(self._client.authorization, url)
+            authorization = await self._ask(self._client.authorization, url)
             for challenge in authorization.challenges:
                 if challenge.error is not None:
                     self._kind = self._kind or challenge.kind
@@ -274,14 +278,18 @@ class OrderRun:
             return order.error
         return OrderLost(f"the CA says that the order is {order.status[:40]}: a new one is made")
 
-    # Private: the thread
+    # Private: the threads
 
     async def _keep(self, progress: Progress) -> None:
-        await self._call(self._around.files.save_progress, self._name, progress)
+        await self._on_disk(self._around.files.save_progress, self._name, progress)
         self.progress = progress
 
-    async def _call(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
-        answer: _Answer = await self._around.call(function, *arguments)
+    async def _ask(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
+        answer: _Answer = await self._around.ask(function, *arguments)
+        return answer
+
+    async def _on_disk(self, function: Callable[..., _Answer], *arguments: object) -> _Answer:
+        answer: _Answer = await self._around.on_disk(function, *arguments)
         return answer
 
 

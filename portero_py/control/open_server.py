@@ -1,26 +1,46 @@
-"""An aiohttp server that strangers may talk to: bounded in connections and in time, and quiet.
+"""What stands before an aiohttp server that strangers may talk to: it bounds connections and time.
 
-aiohttp waits for a request's head as long as the client likes, and logs a traceback for every malformed one.
-On a public port the first costs file descriptors that the data plane needs, the second fills the disk.
+aiohttp waits for a request's head for an hour, takes every connection, and logs a traceback for every
+malformed request. On a public port the first two cost file descriptors that the data plane needs, the last
+one fills the disk.
+
+The rules
+- A connection is *waiting* (for a request's head, or for its client to take the answer) or *busy* (a request
+  is at work). Either has its time; when that is up it is aborted.
+- When there are too many, in all or of one address, the one that has waited longest makes way. So strangers
+  who say nothing push each other out, and who has something to say is heard. Only when all are busy is the
+  new one turned away.
+- An IPv6 host has 2^64 addresses: a /64 counts as one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from ipaddress import IPv6Address
+from typing import Any, Final, TypeVar, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-#: Seconds that a connection may live, whatever it does: a redirect takes one round trip.
-LIFETIME: Final = 30.0
+#: Seconds until a request's head is complete, from the connection's begin or the end of the answer before.
+#: More than aiohttp's own client keeps a connection (15 s), which would otherwise lose a race now and then.
+WAIT_SECONDS: Final = 20.0
 
-#: Seconds that a connection may wait for its next request.
-KEEP_ALIVE: Final = 5.0
+#: Seconds from a request's head until its answer is made.
+BUSY_SECONDS: Final = 60.0
 
-MAX_CONNECTIONS: Final = 4096
+MAX_CONNECTIONS: Final = 256
+
+#: Seconds between two lines of the log about connections that had to go.
+SAY_SECONDS: Final = 60.0
+
+_log = logging.getLogger(__name__)
+
+_Asked = TypeVar("_Asked", bound=web.BaseRequest)
 
 
 class _NotForMalformed(logging.Filter):
@@ -35,38 +55,211 @@ quiet_logger: Final = logging.getLogger("portero_py.control.aiohttp")
 quiet_logger.addFilter(_NotForMalformed())
 
 
-class OpenServer(web.Server):
-    """Answers every request with `answer`, whatever its target."""
+class Door:
+    """Lets connections in, `most` at a time, half as many of one address. `name` is for the log."""
 
     def __init__(
         self,
-        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        name: str,
+        most: int = MAX_CONNECTIONS,
         *,
-        lifetime: float = LIFETIME,
-        max_connections: int = MAX_CONNECTIONS,
+        wait_seconds: float = WAIT_SECONDS,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
-        super().__init__(
-            answer,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=KEEP_ALIVE,
-            logger=quiet_logger,
-        )
-        self._lifetime = lifetime
-        self._max_connections = max_connections
-        self._ends: dict[object, asyncio.TimerHandle] = {}  # connection -> when it is aborted
+        self.wait_seconds = wait_seconds
+        self.busy_seconds = busy_seconds
+        self._name = name
+        self._most = most
+        self._most_of_one = max(most // 2, 1)
+        self._inside: dict[asyncio.BaseTransport, _Guest] = {}
+        self._waiting: dict[_Guest, None] = {}  # who has waited longest is the first
+        self._groups: dict[str, _Group] = {}
+        self._gone = 0  # since the last line in the log
+        self._said_at = -SAY_SECONDS
 
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Take a connection, or abort it when there are too many."""
-        super().connection_made(handler, transport)
-        if len(self._ends) >= self._max_connections:
-            transport.abort()
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    async def busy(self, request: _Asked, answer: Callable[[_Asked], Awaitable[web.StreamResponse]]) -> Any:
+        """Answer a request; its connection is busy meanwhile."""
+        transport = request.transport
+        guest = None if transport is None else self._inside.get(transport)
+        if guest is None:  # gone meanwhile, or let in by another site
+            return await answer(request)
+        guest.begin()
+        try:
+            return await answer(request)
+        finally:
+            guest.end()
+
+    # What guests call
+
+    def enter(self, guest: _Guest) -> bool:
+        """Let a new one in, if there is a place or somebody can make way."""
+        group = self._groups.get(guest.address)
+        if group is not None and group.size >= self._most_of_one:
+            former = next(iter(group.waiting), None)
+        elif len(self._inside) >= self._most:
+            former = next(iter(self._waiting), None)
+        else:
+            former = guest  # nobody
+        if former is not guest:
+            self._say()
+            if former is None:
+                return False
+            self.leave(former)
+            former.abort()
+        group = self._groups.get(guest.address)
+        if group is None:
+            group = self._groups[guest.address] = _Group()
+        group.size += 1
+        self._inside[guest.transport] = guest
+        self.wait(guest)
+        return True
+
+    def leave(self, guest: _Guest) -> None:
+        """One is gone, or has to go; harmless when it is gone already."""
+        if self._inside.pop(guest.transport, None) is None:
             return
-        self._ends[handler] = asyncio.get_running_loop().call_later(self._lifetime, transport.abort)
+        self._waiting.pop(guest, None)
+        group = self._groups[guest.address]
+        group.waiting.pop(guest, None)
+        group.size -= 1
+        if not group.size:
+            del self._groups[guest.address]
 
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """Forget a connection."""
-        end = self._ends.pop(handler, None)
-        if end is not None:
-            end.cancel()
-        super().connection_lost(handler, exc)
+    def wait(self, guest: _Guest) -> None:
+        """One waits from now on, if it is still there."""
+        if guest.transport not in self._inside:
+            return
+        self._waiting[guest] = self._groups[guest.address].waiting[guest] = None
+
+    def work(self, guest: _Guest) -> None:
+        """One waits no longer."""
+        if guest.transport in self._inside:
+            self._waiting.pop(guest, None)
+            self._groups[guest.address].waiting.pop(guest, None)
+
+    # Private
+
+    def _say(self) -> None:
+        self._gone += 1
+        now = time.monotonic()
+        if now - self._said_at >= SAY_SECONDS:
+            _log.warning("%s: too many connections, %d had to go", self._name, self._gone)
+            self._said_at, self._gone = now, 0
+
+
+class OpenSite(web.BaseSite):
+    """A listening socket behind a door; otherwise what aiohttp's SockSite is."""
+
+    def __init__(self, runner: web.BaseRunner, sock: socket.socket, door: Door) -> None:
+        super().__init__(runner)
+        self._socket = sock
+        self._door = door
+
+    @property
+    def name(self) -> str:
+        """What it is bound to."""
+        return str(self._socket.getsockname())
+
+    async def start(self) -> None:
+        """Begin to accept."""
+        await super().start()
+        server, door = self._runner.server, self._door
+        assert server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Guest(door, server), sock=self._socket, backlog=self._backlog
+        )
+
+
+# Private
+
+
+class _Group:
+    """The connections of one address."""
+
+    __slots__ = ("size", "waiting")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.waiting: dict[_Guest, None] = {}
+
+
+class _Guest(asyncio.Protocol):
+    """One connection: passes everything on to aiohttp's protocol, which is made once it is let in."""
+
+    def __init__(self, door: Door, server: Callable[[], asyncio.BaseProtocol]) -> None:
+        self._door = door
+        self._server = server
+        # connection
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
+        self.address = ""
+        self._inner: asyncio.Protocol | None = None
+        self._end: asyncio.TimerHandle | None = None
+
+    def abort(self) -> None:
+        """End it at once."""
+        self.transport.abort()
+
+    def begin(self) -> None:
+        """A request is there."""
+        self._door.work(self)
+        self._within(self._door.busy_seconds)
+
+    def end(self) -> None:
+        """Its answer is made."""
+        if self._end is not None:
+            self._door.wait(self)
+            self._within(self._door.wait_seconds)
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self.address = _address(transport)
+        if not self._door.enter(self):
+            self.abort()
+            return
+        self._within(self._door.wait_seconds)
+        self._inner = cast("asyncio.Protocol", self._server())
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return None if self._inner is None else self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.leave(self)
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
+
+    # Private
+
+    def _within(self, seconds: float) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._end = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    host = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+    if ":" not in host:
+        return host
+    found = IPv6Address(host.partition("%")[0])
+    return str(found.ipv4_mapped or found.packed[:8].hex())

@@ -21,7 +21,7 @@ import aiohttp
 from aiohttp import web
 
 from portero_py.config import Address
-from portero_py.control.open_server import OpenServer
+from portero_py.control.open_server import Door, quiet_logger
 from portero_py.core.names import normalise_host
 
 #: The most of a challenge's answer that is passed on, bytes. Key authorizations have about 90.
@@ -29,6 +29,11 @@ MAX_CHALLENGE: Final = 16 * 1024
 
 #: Seconds that the ACME upstream has for its whole answer.
 UPSTREAM_TIMEOUT: Final = 10.0
+
+#: Connections at a time, and seconds: a redirect takes one round trip.
+MAX_CONNECTIONS: Final = 4096
+WAIT_SECONDS: Final = 10.0
+BUSY_SECONDS: Final = 20.0
 
 _CHALLENGES: Final = "/.well-known/acme-challenge/"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,256}")  # base64url (RFC 8555, 8.3)
@@ -46,7 +51,10 @@ def no_challenges(token: str) -> str | None:
 
 
 class PlainHttp:
-    """The redirect server. `challenges` gives the key authorization of a token of our own, or None."""
+    """The redirect server. `challenges` gives the key authorization of a token of our own, or None.
+
+    Sites that let strangers in stand behind `door`.
+    """
 
     def __init__(
         self,
@@ -55,7 +63,9 @@ class PlainHttp:
         challenges: Callable[[str], str | None] = no_challenges,
         *,
         upstream_timeout: float = UPSTREAM_TIMEOUT,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
+        self.door = Door("plain HTTP", max_connections, wait_seconds=WAIT_SECONDS, busy_seconds=BUSY_SECONDS)
         self._port = "" if https_port == _HTTPS_PORT else f":{https_port}"
         self._acme_upstream = acme_upstream
         self._challenges = challenges
@@ -63,9 +73,16 @@ class PlainHttp:
 
     def runner(self) -> web.ServerRunner:
         """The server for sites to run: `await runner.setup()` first, `await runner.cleanup()` at the end."""
-        return web.ServerRunner(OpenServer(self._on_request), handle_signals=False)
+        server = web.Server(
+            self._on_connected_request, access_log=None, auto_decompress=False, logger=quiet_logger
+        )
+        return web.ServerRunner(server, handle_signals=False)
 
     # Private
+
+    async def _on_connected_request(self, request: web.BaseRequest) -> web.StreamResponse:
+        response: web.StreamResponse = await self.door.busy(request, self._on_request)
+        return response
 
     async def _on_request(self, request: web.BaseRequest) -> web.Response:
         host, target = _asked(request)

@@ -9,6 +9,8 @@ A DELETE takes the lease out of every table: no new exchange goes there, those t
 Expired leases are swept by one task that sleeps until the next expiry. It may be a little late, so that
 leases that end together are one new table: the workers look at the expiry themselves.
 
+Connections are bounded in number and time by `open_server`: the API is often where strangers are too.
+
 Nothing here logs a header or a body. What is logged of a body has passed its checks.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from typing import Any, Final
 
@@ -28,7 +30,7 @@ from portero_py.config import Registration
 from portero_py.control import registration_body
 from portero_py.control.feed import Feed
 from portero_py.control.metrics import CONTENT_TYPE, Metrics
-from portero_py.control.open_server import quiet_logger
+from portero_py.control.open_server import MAX_CONNECTIONS, Door, quiet_logger
 from portero_py.control.problems import answer_errors
 from portero_py.control.tasks import Tasks
 from portero_py.core.admission import Admission
@@ -63,7 +65,8 @@ class RegistrationApi:
 
     `clock` is a steady clock in seconds, the one that the workers compare expiries with; `wall_clock` gives
     seconds since the epoch, for tokens. `registered` is told of every service that registers; `faults` names
-    the tasks that failed lately, for /readyz. Raises ConfigError without a secret or a usable key.
+    the tasks that failed lately, for /readyz. Sites that let strangers in stand behind `door`. Raises
+    ConfigError without a secret or a usable key.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class RegistrationApi:
         wall_clock: Callable[[], float],
         registered: Callable[[str], None] | None = None,
         faults: Callable[[], Iterable[str]] = tuple,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         if not config.secret:
             raise ConfigError("no register secret is configured")
         self.state = State.STARTING
+        self.door = Door("the registration API", max_connections)
         self._config = config
         self._registry = registry
         self._feed = feed
@@ -127,7 +132,14 @@ class RegistrationApi:
     # Private: requests
 
     def _application(self) -> web.Application:
-        application = web.Application(middlewares=[answer_errors])
+        @web.middleware
+        async def behind_the_door(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            response: web.StreamResponse = await self.door.busy(request, handler)
+            return response
+
+        application = web.Application(middlewares=[behind_the_door, answer_errors])
         application.add_routes(
             [
                 web.post("/register", self._on_register),

@@ -51,7 +51,8 @@ class Progress:
     order_url    of the order that is going on, "" in IDLE
     replaces     the ARI identifier of the certificate that the order replaces, or ""
     tried        the challenge types that failed since the last pause
-    failures     attempts that failed since the last success
+    failures     attempts that failed since the last success, without those that the CA never heard of
+    unheard      attempts in a row that the CA never heard of: no connection could be made
     retry_at     nothing is asked of the CA before
     reason, error   of the last failure, for metrics and for people; "" after a success
     failed_at    when that was
@@ -71,6 +72,7 @@ class Progress:
     replaces: str = ""
     tried: tuple[str, ...] = ()
     failures: int = 0
+    unheard: int = 0
     retry_at: float = 0.0
     reason: str = ""
     error: str = ""
@@ -102,15 +104,27 @@ class Progress:
             Progress(self.names), step=self._to(Step.IDLE).step, fingerprint=fingerprint, installed_at=now
         )
 
+    def adopted(self, names: tuple[str, ...], fingerprint: str, since: float, ask_at: float) -> Progress:
+        """The pair in the certificate directory was found to be portero's own: go on with that one.
+
+        `since` is when it was issued, `ask_at` when the CA is asked about its renewal.
+        """
+        if self.step is not Step.IDLE:
+            raise ValueError(f"an order that is {self.step.value} is carried on first")
+        return Progress(names, fingerprint=fingerprint, installed_at=since, ask_at=ask_at)
+
     def dropped(self) -> Progress:
         """The order cannot be carried on; the next one is a new one."""
         return replace(self._to(Step.IDLE), order_url="", replaces="")
 
-    def failed(self, reason: str, error: str, now: float, retry_at: float) -> Progress:
-        """An attempt ended; the next may begin at `retry_at`."""
+    def failed(
+        self, reason: str, error: str, now: float, retry_at: float, *, was_heard: bool = True
+    ) -> Progress:
+        """An attempt ended; the next may begin at `retry_at`. `was_heard`: the CA may know of it."""
         return replace(
             self,
-            failures=self.failures + 1,
+            failures=self.failures + was_heard,
+            unheard=0 if was_heard else self.unheard + 1,
             retry_at=retry_at,
             tried=(),
             reason=reason,

@@ -3,15 +3,20 @@
 aiohttp's low-level server and runner own the life cycle (accept, stop accepting, drain, close); the protocols
 are ours. Under TLS a connection begins to live when its handshake is complete. A plain one is HTTP/1 at once;
 when the first thing it says is HTTP/2's preface, its protocol gives the transport back (`found_http2`).
+
+A site accepts on a copy of its socket: closing the copy is how accepting pauses, while the socket itself
+stays open and clients wait in its queue (`doors`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
+from portero_py.proxy.doors import Doors
 from portero_py.proxy.downstream_http1 import Http1Downstream
 from portero_py.proxy.downstream_http2 import Http2Downstream
 from portero_py.proxy.downstream_tls import TlsTransport
@@ -24,12 +29,14 @@ if TYPE_CHECKING:
 
 
 class FrontServer(web.Server):
-    """The protocol factory of all listeners, and the set of live connections."""
+    """The protocol factory of all listeners, and the set of live connections; `most` of them."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, most: int) -> None:
         super().__init__(_never_called)
         self._worker = worker
-        self._live: set[Connection] = set()
+        self._most = most
+        self._live: dict[Connection, float] = {}  # and when each was opened; the oldest first
+        self.doors = Doors(worker.loop, most, self._live, self._count)
         self._emptied = asyncio.Event()
 
     def __call__(self) -> Http1Downstream:  # type: ignore[override]  # our protocol in place of aiohttp's
@@ -38,8 +45,10 @@ class FrontServer(web.Server):
     def secure(self) -> TlsTransport:
         """Make the protocol for a connection of a TLS listener."""
         worker = self._worker
+        if self._count() + 1 >= self._most:
+            self.doors.filled()
         return TlsTransport(
-            worker.front_tls, worker.deadlines, worker.timeouts.handshake, self._handshake_done
+            worker.front_tls, worker.handshakes, worker.timeouts.handshake, self._handshake_done
         )
 
     def found_http2(
@@ -56,11 +65,15 @@ class FrontServer(web.Server):
 
     def opened(self, connection: Connection) -> None:
         """A connection begins to live."""
-        self._live.add(connection)
+        self._live[connection] = monotonic()
+        if len(self._live) >= self._most:
+            self.doors.filled()
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone, or somebody else stands for it now."""
-        self._live.discard(connection)
+        self._live.pop(connection, None)
+        if self.doors.are_shut:
+            self.doors.left()
         if not self._live:
             self._emptied.set()
 
@@ -77,6 +90,10 @@ class FrontServer(web.Server):
         await self._wait_until_empty(1.0)
 
     # Private
+
+    def _count(self) -> int:
+        """Return how many clients there are, those included that are in the middle of a handshake."""
+        return len(self._live) + len(self._worker.handshakes)
 
     def _handshake_done(self, transport: TlsTransport) -> asyncio.Protocol:
         worker = self._worker
@@ -115,6 +132,7 @@ class ListenerSite(web.BaseSite):
         super().__init__(runner, backlog=4096)
         self._socket = sock
         self._tls = tls
+        self._is_stopped = False
 
     @property
     def name(self) -> str:
@@ -124,11 +142,34 @@ class ListenerSite(web.BaseSite):
     async def start(self) -> None:
         """Begin to accept."""
         await super().start()
-        server = self._runner.server
-        assert isinstance(server, FrontServer)
-        self._server = await asyncio.get_running_loop().create_server(
-            server.secure if self._tls else server, sock=self._socket, backlog=self._backlog
-        )
+        await self.resume()
+
+    def pause(self) -> None:
+        """Accept nobody for now: they wait."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    async def resume(self) -> None:
+        """Accept again. Raises OSError."""
+        if self._server is not None or self._is_stopped:
+            return
+        front = self._runner.server
+        assert isinstance(front, FrontServer)
+        copy = self._socket.dup()
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                front.secure if self._tls else front, sock=copy, backlog=self._backlog
+            )
+        except BaseException:
+            copy.close()
+            raise
+
+    async def stop(self) -> None:
+        """Accept nobody any more: the socket is closed too."""
+        self._is_stopped = True
+        await super().stop()
+        self._socket.close()
 
 
 async def _never_called(request: web.BaseRequest) -> web.StreamResponse:

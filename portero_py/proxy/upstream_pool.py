@@ -21,13 +21,14 @@ The rules
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import ssl
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.names import normalise_host
-from portero_py.errors import ConnectFailed, PorteroError, UpstreamTlsFailed
+from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, UpstreamTlsFailed
 from portero_py.proxy.upstream_http1 import UpstreamHttp1
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ FRESH_SECONDS: Final = 1.0
 STEP: Final = 500
 
 _log = logging.getLogger(__name__)
+
+
+#: What a system call says when the process or the machine has no descriptor left.
+NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class Connecting:
@@ -125,6 +130,10 @@ class BackendPool:
     def close_idle(self) -> None:
         """Close every idle connection; those in use are closed when their exchange ends."""
         self._closed = True
+        self.empty()
+
+    def empty(self) -> None:
+        """Close every idle connection, and go on."""
         idle, self._idle = self._idle, []
         for upstream in idle:
             upstream.close()
@@ -154,7 +163,7 @@ class BackendPool:
         except OSError as failure:
             reason = failure.strerror or str(failure)
             error = ConnectFailed(f"backend {self.backend.address} cannot be reached: {reason}")
-        except UpstreamTlsFailed as failure:
+        except (UpstreamTlsFailed, OutOfDescriptors) as failure:
             error = failure
         except asyncio.CancelledError:
             exchange = connecting.exchange
@@ -192,6 +201,22 @@ class BackendPool:
             upstream.abort()
 
     async def _open(self) -> UpstreamHttp1:
+        try:
+            return await self._open_once()
+        except OSError as failure:
+            if failure.errno not in NO_DESCRIPTORS:
+                raise
+            # The backend has no part in it. Idle connections, of whomever, are worth less than this one.
+            self._worker.pools.close_idle()
+            await asyncio.sleep(0)  # uvloop closes them then
+        try:
+            return await self._open_once()
+        except OSError as failure:
+            if failure.errno not in NO_DESCRIPTORS:
+                raise
+            raise OutOfDescriptors("there is no descriptor left for a connection to a backend") from failure
+
+    async def _open_once(self) -> UpstreamHttp1:
         worker = self._worker
         backend = self.backend
         loop = worker.loop
@@ -241,6 +266,11 @@ class Pools:
         server_name = normalise_host(authority) or ""
         key = (backend, server_name)
         return self._pools.get(key) or self._make(key, backend, server_name)
+
+    def close_idle(self) -> None:
+        """Close every idle connection: descriptors are short."""
+        for pool in self._pools.values():
+            pool.empty()
 
     def follow(self, table: RoutingTable) -> None:
         """Remember that `table` is in force now."""

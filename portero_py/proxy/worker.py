@@ -8,6 +8,7 @@ plane: if that stalls, the worker goes on serving the last table.
 from __future__ import annotations
 
 import secrets
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """The data plane on one event loop. `log_descriptor` takes the access log.
+    """The data plane on one event loop, for `most` clients at a time. `log_descriptor` takes the access log.
 
     When there are several workers, `front_tls` was made before they were forked, `start` is another number
     in each, and `log_lock` is a file that all of them have (see `access_log`).
@@ -59,6 +60,7 @@ class Worker:
         log_descriptor: int = 1,
         log_lock: int = -1,
         start: int = 0,
+        most: int = sys.maxsize,
     ) -> None:
         # process
         self.loop = loop
@@ -68,6 +70,7 @@ class Worker:
         self.balancers = Balancers(start)
         self.table = RoutingTable()
         self.deadlines = Deadlines(loop)
+        self.handshakes = Deadlines(loop)  # of clients; apart, so that they can be counted
         self.front_tls = front_tls or FrontTls(config.tls)
         self.front_tls.counters = self.counters
         self.upstream_tls = UpstreamTls(config.proxy)
@@ -77,9 +80,8 @@ class Worker:
         self._log_lock = log_lock
         self._request_prefix = secrets.token_hex(8).encode()
         self._request_number = 0
-        self._server = FrontServer(self)
+        self._server = FrontServer(self, most)
         self._runner = web.ServerRunner(self._server, handle_signals=False)
-        self._sites: list[ListenerSite] = []
         self._pruning: asyncio.Handle | None = None
         self.access_log = self._open_log(config)
         self.reconfigure(config)
@@ -124,13 +126,11 @@ class Worker:
         for sock in sockets:
             site = ListenerSite(self._runner, sock, tls=tls)
             await site.start()
-            self._sites.append(site)
+            self._server.doors.sites.append(site)
 
     async def stop_accepting(self) -> None:
         """Close the listening sockets; connections go on."""
-        sites, self._sites = self._sites, []
-        for site in sites:
-            await site.stop()
+        await self._server.doors.close()
 
     async def drain(self, timeout: float) -> None:
         """Let exchanges finish, `timeout` seconds at most, then end everything."""
@@ -143,6 +143,7 @@ class Worker:
             self._pruning.cancel()
         await self.pools.close()
         self.deadlines.close()
+        self.handshakes.close()
         self.access_log.close()
 
     # What connections and exchanges ask

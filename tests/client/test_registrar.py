@@ -82,6 +82,20 @@ class TestRenewalSchedule:
     def test_the_api_s_own_wish_is_a_minimum(self) -> None:
         assert RenewalSchedule(60).failed(0.0, retry_after=7) == 7
 
+    def test_a_retry_comes_well_before_the_lease_ends(self) -> None:
+        schedule = RenewalSchedule(60)
+        assert schedule.failed(1.0, retry_after=3600, left=40.0) == 20.0
+        assert schedule.failed(1.0, left=1.0) == 0.5
+        assert schedule.failed(1.0, retry_after=3600, left=0.1) == 0.25
+
+    def test_backing_off_stays_within_a_short_lease(self) -> None:
+        schedule = RenewalSchedule(8)
+        assert [schedule.failed(1.0) for _ in range(4)] == [0.5, 1, 2, 2]
+        assert RenewalSchedule(1).failed(1.0) == 0.5
+
+    def test_a_lease_that_is_shorter_than_was_asked_for_is_renewed_sooner(self) -> None:
+        assert RenewalSchedule(3600).granted(1200, 1.0, lasts=60.0) == 30.0
+
     def test_a_lease_resets_the_backing_off(self) -> None:
         schedule = RenewalSchedule(60)
         schedule.failed(1.0)
@@ -188,6 +202,72 @@ class TestRegistrar:
             async with asyncio.timeout(5):
                 await entered.wait_registered()
         assert "403: wrong" in caplog.text
+
+    @pytest.mark.parametrize("status", [403, 429, 500])
+    async def test_it_deregisters_after_a_renewal_that_failed(
+        self, scripted: ScriptedApi, status: int
+    ) -> None:
+        soon = {**GRANTED, "renew_after": 0.01}
+        scripted.answers = [(200, soon, {}), (status, {}, {"Retry-After": "3600"})]
+        async with registrar(scripted) as entered:
+            async with asyncio.timeout(5):
+                while entered.is_registered:
+                    await asyncio.sleep(0.001)
+            assert scripted.methods() == ["POST", "POST"]
+            scripted.answers = [(200, {}, {})]
+        assert scripted.methods() == ["POST", "POST", "DELETE"]
+
+    async def test_it_deregisters_when_the_answer_got_lost(self, scripted: ScriptedApi) -> None:
+        scripted.answers = [(500, {}, {})]
+        async with registrar(scripted):
+            pass
+        assert scripted.methods() == ["POST", "DELETE"]
+
+    async def test_a_lease_that_has_ended_meanwhile_is_no_warning(
+        self, scripted: ScriptedApi, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scripted.answers = [(200, GRANTED, {}), (404, {"detail": "no such lease"}, {})]
+        async with registrar(scripted):
+            pass
+        assert scripted.methods() == ["POST", "DELETE"]
+        assert "not deregistered" not in caplog.text
+
+    async def test_an_api_that_hangs_does_not_outlast_a_short_lease(self, scripted: ScriptedApi) -> None:
+        hung = asyncio.Event()
+
+        async def hang(request: web.Request) -> web.Response:
+            if scripted.requests and request.method == "POST":
+                scripted.requests.append((request.method, None, {}))
+                scripted.arrived.set()
+                await hung.wait()
+            return await scripted.answer(request)
+
+        app = web.Application()
+        app.router.add_route("*", "/register", hang)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        api = Api(f"http://127.0.0.1:{runner.addresses[0][1]}", "hush", KEY)
+        scripted.answers = [(200, {**GRANTED, "expires_in": 5, "renew_after": 0.01}, {})]
+        async with Registrar(api, Registration("app.example", "::1", 8000, 5)) as entered:
+            await scripted.saw(3)
+            assert entered._lease_ends > time.monotonic(), "the second renewal came after the lease's end"
+            hung.set()
+        await runner.cleanup()
+
+    async def test_a_renewal_that_breaks_off_is_not_the_last(
+        self, scripted: ScriptedApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scripted.answers = [(200, {**GRANTED, "renew_after": 0.01}, {})]
+        async with registrar(scripted) as entered:
+            with monkeypatch.context() as patch:
+                patch.setattr(entered, "_ask", None)
+                async with asyncio.timeout(5):
+                    while "a renewal broke off" not in caplog.text:
+                        await asyncio.sleep(0.001)
+            seen = len(scripted.requests)
+            await scripted.saw(seen + 1)
+        assert scripted.methods()[-1] == "DELETE"
 
     async def test_a_redirect_is_not_followed_with_the_secret(self, scripted: ScriptedApi) -> None:
         scripted.answers = [(307, {}, {"Location": f"{scripted.url}/register"})]

@@ -7,8 +7,10 @@ import datetime as dt
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -22,13 +24,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from portero_py.config import Acme as AcmeConfig
-from portero_py.control.acme import MAX_BROUGHT, Acme
+from portero_py.control.acme import FORGET_SECONDS, MAX_BROUGHT, MAX_SAID, Acme
 from portero_py.control.acme_files import AcmeFiles
 from portero_py.control.acme_replies import Authorization, Challenge, Order
 from portero_py.core.acme_progress import Step
+from portero_py.core.acme_schedule import AT_ONCE, LATER_AT_ONCE
 from portero_py.core.certificates import CertificateTable, parse_pair
 from portero_py.core.challenges import Challenges
-from portero_py.errors import CaUnreachable, ValidationFailed
+from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, ValidationFailed
 from portero_py.self_signed import Authority
 
 NAME = "a.example"
@@ -44,6 +47,9 @@ class Ca:
         self.seen: list[str] = []  # the types that were answered
         self.refuses: set[str] = set()  # the types that it does not find answered
         self.is_down = False
+        self.out_of_reach = False
+        self.undecided: set[str] = set()  # names that it never comes to look at
+        self._lock = threading.Lock()  # several orders ask at a time
         self._names: dict[str, tuple[str, ...]] = {}  # by the order's address
         self._orders: dict[str, str] = {}  # status
         self._status: dict[str, str] = {}  # of names
@@ -89,7 +95,8 @@ class Ca:
         self.seen.append(self._kind)
         is_shown = name in self.published.tls_alpn or challenge.token in self.published.http
         assert is_shown, "the CA is called before every listener answers"
-        self._status[name] = "invalid" if self._kind in self.refuses else "valid"
+        if name not in self.undecided:
+            self._status[name] = "invalid" if self._kind in self.refuses else "valid"
 
     def finalize(self, order: Order, key_pem: bytes, names: tuple[str, ...]) -> None:
         self._ask("finalize")
@@ -120,7 +127,10 @@ class Ca:
     def _ask(self, what: str) -> None:
         if self.is_down:
             raise CaUnreachable("the CA is down")
-        self.asked[what] += 1
+        if self.out_of_reach:
+            raise CaOutOfReach("connection refused")
+        with self._lock:
+            self.asked[what] += 1
 
 
 class Desk:
@@ -133,29 +143,37 @@ class Desk:
         self.ca = Ca()
         self.results: Counter[str] = Counter()
         self.table = CertificateTable()
+        self.services: set[str] = set()
         self.now = time.time()
 
     @property
     def files(self) -> AcmeFiles:
         return AcmeFiles(self.state, DIRECTORY)
 
-    def acme(self, *groups: tuple[str, ...], on_register: tuple[str, ...] = (), http: bool = True) -> Acme:
+    def acme(
+        self,
+        *groups: tuple[str, ...],
+        on_register: tuple[str, ...] = (),
+        http: bool = True,
+        directory: str = DIRECTORY,
+    ) -> Acme:
         async def publish(challenges: Challenges) -> None:
             assert challenges.version > self.ca.published.version
             self.ca.published = challenges
 
         made = Acme(
-            AcmeConfig(domains=groups, on_register=on_register, directory=DIRECTORY, agree_tos=True),
+            AcmeConfig(domains=groups, on_register=on_register, directory=directory, agree_tos=True),
             str(self.state),
             str(self.certs),
             publish=publish,
             table=lambda: self.table,
             count=lambda result: self.results.update([result]),
+            has_service=lambda name: name in self.services,
             has_plain_http=http,
             clock=lambda: self.now,
             chance=lambda: 0.5,
         )
-        made._client = lambda: self.ca  # type: ignore[method-assign,assignment,return-value]
+        made._open_client = lambda: self.ca  # type: ignore[method-assign,assignment,return-value]
         return made
 
     @asynccontextmanager
@@ -306,6 +324,214 @@ async def test_one_that_fails_does_not_keep_the_others_waiting(desk: Desk) -> No
         await until(lambda: desk.results["issued"])
         await until(lambda: desk.results["state_unwritable"])
     assert (desk.certs / NAME / "fullchain.pem").exists()
+
+
+async def test_names_that_nobody_validates_do_not_keep_one_waiting_that_is_new(desk: Desk) -> None:
+    dead = [f"dead{number}.example" for number in range(24)]
+    desk.ca.undecided = set(dead)
+    async with desk.running(desk.acme(*((name,) for name in dead), (NAME,))):
+        await until(lambda: desk.results["issued"])
+        assert desk.results == {"issued": 1}
+    assert (desk.certs / NAME / "fullchain.pem").exists()
+
+
+async def test_names_that_have_failed_leave_room_for_one_that_registers(desk: Desk) -> None:
+    dead = [f"dead{number}.example" for number in range(AT_ONCE + 8)]
+    desk.ca.refuses = {"tls-alpn-01", "http-01"}
+    acme = desk.acme(*((name,) for name in dead), on_register=("*.apps.example",))
+    async with desk.running(acme):
+        await until(lambda: desk.results["validation_failed"] == len(dead))
+        desk.ca.refuses, desk.ca.undecided = set(), set(dead)
+        desk.now += 400
+        asked = desk.ca.asked["new_order"]
+        acme.look()
+        await until(lambda: desk.ca.asked["new_order"] == asked + LATER_AT_ONCE)
+        acme.registered("new.apps.example")
+        await until(lambda: desk.results["issued"])
+        assert desk.ca.asked["new_order"] == asked + LATER_AT_ONCE + 1
+
+
+async def test_a_ca_that_hangs_holds_up_neither_the_disk_nor_the_end(desk: Desk) -> None:
+    acme = desk.acme((NAME,))
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+    hung, release = threading.Event(), threading.Event()
+
+    def hang(names: tuple[str, ...], replaces: str = "") -> Order:
+        hung.set()
+        release.wait()
+        raise CaUnreachable("at last")
+
+    desk.ca.new_order = hang  # type: ignore[method-assign]
+    acme = desk.acme((NAME,), *((f"{number}.example",) for number in range(8)))
+    try:
+        async with desk.running(acme):
+            await until(hung.is_set)
+            (desk.certs / NAME / "fullchain.pem").unlink()
+            acme.look()
+            await until((desk.certs / NAME / "fullchain.pem").exists)
+        assert not release.is_set()
+    finally:
+        release.set()
+
+
+async def test_a_ca_out_of_reach_is_tried_again_after_seconds(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.ca.out_of_reach = True
+    acme = desk.acme((NAME,))
+    async with desk.running(acme):
+        for attempt, pause in ((1, 2), (2, 4), (3, 8)):
+            await until(lambda: desk.results["ca_unreachable"] == attempt)  # noqa: B023
+            await until(lambda: desk.files.progress(NAME).unheard == attempt)  # noqa: B023
+            progress = desk.files.progress(NAME)
+            assert progress.retry_at == pytest.approx(desk.now + pause)
+            desk.now = progress.retry_at
+            acme.look()
+        desk.ca.out_of_reach, desk.ca.is_down = False, True
+        desk.now += 400
+        acme.look()
+        await until(lambda: desk.files.progress(NAME).failures == 1)
+        # What the CA heard of counts from the beginning.
+        assert desk.files.progress(NAME).retry_at == pytest.approx(desk.now + 300)
+    assert caplog.text.count("connection refused") == 1
+
+
+async def test_the_client_is_opened_once_for_all_that_ask_at_a_time(desk: Desk) -> None:
+    acme = desk.acme(*((f"{number}.example",) for number in range(10)))
+    opened: list[int] = []
+    acme._open_client = lambda: opened.append(1) or desk.ca  # type: ignore[method-assign,assignment,func-returns-value,return-value]
+    desk.ca.undecided = {f"{number}.example" for number in range(10)}
+    async with desk.running(acme):
+        await until(lambda: desk.ca.asked["answer"] == 10)
+    assert len(opened) == desk.ca.asked["close"] == 1
+
+
+async def test_an_account_that_is_gone_is_opened_anew_while_others_still_use_it(desk: Desk) -> None:
+    desk.ca.undecided = {"slow.example"}
+    acme = desk.acme(("slow.example",), (NAME,))
+    opened: list[int] = []
+    acme._open_client = lambda: opened.append(1) or desk.ca  # type: ignore[method-assign,assignment,func-returns-value,return-value]
+    ordered_with: dict[str, int] = {}  # the first or the second client
+    new_order = desk.ca.new_order
+
+    def unknown(names: tuple[str, ...], replaces: str = "") -> Order:
+        if names == (NAME,) and len(opened) == 1:
+            raise CaRefused("who is that?", 0.0, "accountDoesNotExist")
+        ordered_with[names[0]] = len(opened)
+        return new_order(names, replaces)
+
+    desk.ca.new_order = unknown  # type: ignore[method-assign]
+    async with desk.running(acme):
+        await until(lambda: desk.results["ca_refused"])
+        await until(lambda: desk.files.progress(NAME).failures)
+        desk.now += 2
+        acme.look()
+        await until(lambda: desk.results["issued"])
+    assert ordered_with == {"slow.example": 1, NAME: 2}
+    assert desk.ca.asked["close"] == len(opened)
+
+
+async def test_a_state_directory_that_was_lost_costs_no_certificate(desk: Desk) -> None:
+    for _ in range(3):
+        async with desk.running(desk.acme((NAME, "www.a.example"))):
+            await until(lambda: desk.files.pair(NAME) is not None)
+            await until(lambda: desk.files.progress(NAME).installed_at)
+        assert desk.files.progress(NAME).names == (NAME, "www.a.example")
+        shutil.rmtree(desk.state)
+        desk.state.mkdir()
+        desk.now += 10
+    assert desk.results == {"issued": 1}
+    # But it is renewed when that is due, and when it is not whole.
+    desk.now += 61 * 86400
+    async with desk.running(desk.acme((NAME, "www.a.example"))):
+        await until(lambda: desk.results["issued"] == 2)
+    shutil.rmtree(desk.state)
+    desk.now += 10
+    (desk.certs / NAME / "privkey.pem").write_bytes(Authority().issue(NAME).key_pem)
+    async with desk.running(desk.acme((NAME, "www.a.example"))):
+        await until(lambda: desk.results["issued"] == 3)
+
+
+async def test_a_certificate_of_the_test_ca_is_not_taken_for_one_of_the_real_ca(desk: Desk) -> None:
+    async with desk.running(desk.acme((NAME,))):
+        await until(lambda: desk.results["issued"])
+    desk.now += 10
+    async with desk.running(desk.acme((NAME,), directory="https://real.example/dir")):
+        await until(lambda: desk.results["issued"] == 2)
+
+
+async def test_what_cannot_be_read_of_one_name_holds_up_no_other(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    (desk.files.root / "bad.example" / "progress.json").mkdir(parents=True)
+    async with desk.running(desk.acme(("bad.example",), (NAME,))):
+        await until(lambda: desk.results["issued"])
+    assert "progress.json: Is a directory" in caplog.text
+
+
+async def test_a_name_whose_look_breaks_off_is_passed_over(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme(("odd.example",), (NAME,))
+    look_at = acme._look_at
+
+    def odd(names: tuple[str, ...], *more: Any) -> Any:
+        if names == ("odd.example",):
+            raise ZeroDivisionError
+        return look_at(names, *more)
+
+    monkeypatch.setattr(acme, "_look_at", odd)
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+    assert caplog.text.count("odd.example is passed over") == 1
+
+
+async def test_a_fault_where_nobody_expects_it_ends_one_task_only(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme((NAME,))
+    settle = acme._settle
+
+    async def fall_over(*arguments: Any) -> None:
+        monkeypatch.setattr(acme, "_settle", settle)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(acme, "_settle", fall_over)
+    acme._open_client = fall_over  # type: ignore[method-assign,assignment]
+    with caplog.at_level(logging.ERROR):
+        async with desk.running(acme):
+            await until(lambda: "ZeroDivisionError" in caplog.text)
+            acme._open_client = lambda: desk.ca  # type: ignore[method-assign,assignment,return-value]
+            desk.now += 400
+            acme.look()
+            await until(lambda: desk.results["issued"])
+
+
+async def test_a_name_is_forgotten_some_time_after_its_service_is_gone(desk: Desk) -> None:
+    acme = desk.acme(on_register=("*.apps.example",))
+    acme.registered("one.apps.example")
+    acme.registered("two.apps.example")
+    desk.services = {"two.apps.example"}
+    desk.now += FORGET_SECONDS - 1
+    assert acme._groups() == [("one.apps.example",), ("two.apps.example",)]
+    desk.now += 1
+    assert acme._groups() == [("two.apps.example",)]
+    desk.services = set()
+    desk.now += FORGET_SECONDS - 1
+    assert acme._groups() == [("two.apps.example",)]
+    acme.registered("one.apps.example")
+    desk.now += 1
+    assert acme._groups() == [("one.apps.example",)]
+    acme.close()
+
+
+def test_what_was_said_is_not_remembered_for_ever(desk: Desk) -> None:
+    acme = desk.acme()
+    for number in range(3 * MAX_SAID):
+        acme._say_once(str(number))
+    assert len(acme._said) <= MAX_SAID
+    acme.close()
 
 
 async def test_a_certificate_that_vanished_is_installed_without_the_ca(desk: Desk) -> None:

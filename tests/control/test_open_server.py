@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
 
-from portero_py.control.open_server import OpenServer
+from portero_py.control.open_server import Door, OpenSite, _Guest, quiet_logger
 
 
 async def hello(request: web.BaseRequest) -> web.Response:
@@ -19,12 +20,24 @@ async def hello(request: web.BaseRequest) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def serving(server: OpenServer) -> AsyncIterator[int]:
-    runner = web.ServerRunner(server)
+async def serving(
+    door: Door, answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = hello
+) -> AsyncIterator[int]:
+    async def behind(request: web.BaseRequest) -> web.StreamResponse:
+        response: web.StreamResponse = await door.busy(request, answer)
+        return response
+
+    runner = web.ServerRunner(web.Server(behind, access_log=None, logger=quiet_logger), shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield runner.addresses[0][1]
-    await runner.cleanup()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        await OpenSite(runner, sock, door).start()
+        yield sock.getsockname()[1]
+        await runner.cleanup()
+    while len(door):
+        await asyncio.sleep(0.001)
+    assert not door._waiting
+    assert not door._groups
 
 
 async def sent(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -45,26 +58,122 @@ async def rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> by
     return data
 
 
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+class Slow:
+    """An answer that waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        self.begun += 1
+        await self.go_on.wait()
+        return web.Response(text="slow")
+
+    async def has(self, begun: int) -> None:
+        async with asyncio.timeout(10):
+            while self.begun < begun:
+                await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\nHost:"])
 async def test_a_head_that_does_not_come_ends_the_connection(data: bytes) -> None:
-    async with serving(OpenServer(hello, lifetime=0.05)) as port:
+    async with serving(Door("test", wait_seconds=0.05)) as port:
         assert await rest(*await sent(port, data)) == b""
 
 
-async def test_a_connection_too_many_is_refused_and_the_next_is_served_once_there_is_room() -> None:
-    server = OpenServer(hello, max_connections=1)
-    async with serving(server) as port:
-        request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        first = await sent(port, b"GET ")
-        assert await rest(*await sent(port, request)) == b""
-        first[1].write(request[4:])
-        assert (await rest(*first)).endswith(b"hello")
-        assert (await rest(*await sent(port, request))).endswith(b"hello")
-        assert not server._ends
+async def test_so_does_the_next_head_and_an_answer_that_is_not_made() -> None:
+    async with serving(Door("test", wait_seconds=0.05)) as port:
+        assert (await rest(*await sent(port, REQUEST))).endswith(b"hello")
+    async with serving(Door("test", busy_seconds=0.05), Slow()) as port:
+        assert await rest(*await sent(port, REQUEST)) == b""
+
+
+async def test_who_waits_longest_makes_way_for_who_has_something_to_say(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    door = Door("test", 4)
+    async with serving(door) as port:
+        strangers = [await sent(port, b"GET ") for _ in range(20)]
+        assert (await rest(*await sent(port, LAST))).endswith(b"hello")
+        assert len(door) <= 2  # of one address
+        strangers[-1][1].write(LAST[4:])
+        assert (await rest(*strangers[-1])).endswith(b"hello")
+        for stranger in strangers[:-1]:
+            assert await rest(*stranger) == b""
+    assert caplog.text.count("too many connections") == 1
+
+
+async def test_nobody_who_is_busy_makes_way(caplog: pytest.LogCaptureFixture) -> None:
+    slow = Slow()
+    async with serving(Door("test", 4), slow) as port:
+        busy = [await sent(port, LAST) for _ in range(2)]
+        await slow.has(2)
+        assert await rest(*await sent(port, LAST)) == b""
+        slow.go_on.set()
+        for each in busy:
+            assert (await rest(*each)).endswith(b"slow")
+        assert (await rest(*await sent(port, LAST))).endswith(b"slow")
+
+
+def guest(door: Door, host: str) -> tuple[_Guest, Transport]:
+    made, transport = _Guest(door, asyncio.Protocol), Transport(host)
+    made.connection_made(transport)
+    return made, transport
+
+
+class Transport(asyncio.Transport):
+    """As much of one as a door needs."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__({"peername": (host, 1)})
+        self.is_gone = False
+
+    def abort(self) -> None:
+        self.is_gone = True
+
+
+@pytest.mark.parametrize(
+    ("hosts", "one"),
+    [
+        (["192.0.2.1", "::ffff:192.0.2.1"], "192.0.2.1"),
+        (["2001:db8::1", "2001:db8::2:0:0:1"], "2001:db8::3"),
+        (["fe80::1%eth0", "fe80::2%eth1"], "fe80::3"),
+    ],
+)
+async def test_half_of_the_places_are_for_one_address(hosts: list[str], one: str) -> None:
+    door = Door("test", 4)
+    inside = [guest(door, host) for host in hosts]
+    other, other_transport = guest(door, "198.51.100.1")
+    new, _ = guest(door, one)
+    assert [transport.is_gone for _, transport in inside] == [True, False]
+    assert not other_transport.is_gone
+    assert len(door) == 3
+    for each in (*(each for each, _ in inside), other, new):
+        each.end()
+        each.connection_lost(None)
+        each.end()
+    assert len(door) == 0
+
+
+async def test_all_places_may_be_taken_by_many_addresses() -> None:
+    door = Door("test", 4)
+    guests = [guest(door, f"192.0.2.{number}") for number in range(5)]
+    guests[1][0].begin()
+    guests += [guest(door, "192.0.2.9")]
+    # The second one was at work.
+    assert [transport.is_gone for _, transport in guests] == [True, False, True, False, False, False]
+    for each, _ in guests:
+        each.connection_lost(None)
+    assert len(door) == 0
 
 
 async def test_a_bug_is_logged_and_a_malformed_request_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(OpenServer(hello)) as port:
+    async with serving(Door("test")) as port:
         assert b" 400 " in await rest(*await sent(port, b"no http\r\n\r\n"))
         assert not caplog.records
         request = b"GET /bug HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -105,3 +105,18 @@ def test_other_versions_are_read() -> None:
 def test_garbage_is_refused(document: object) -> None:
     with pytest.raises(ValueError, match=r"no JSON object|impossible value|is not a valid Step"):
         from_json(document)
+
+
+def test_what_the_ca_never_heard_of_is_counted_apart() -> None:
+    once = IDLE.failed("x", "y", 7.0, 9.0, was_heard=False)
+    assert (once.failures, once.unheard) == (2, 1)
+    assert once.failed("x", "y", 7.0, 9.0, was_heard=False).unheard == 2
+    heard = once.failed("x", "y", 8.0, 308.0)
+    assert (heard.failures, heard.unheard) == (3, 0)
+
+
+def test_a_pair_is_adopted_where_no_order_goes_on() -> None:
+    adopted = IDLE.adopted(NAMES, "ab", 4.0, 99.0)
+    assert adopted == Progress(NAMES, fingerprint="ab", installed_at=4.0, ask_at=99.0)
+    with pytest.raises(ValueError, match="carried on first"):
+        ORDERED.adopted(NAMES, "ab", 4.0, 99.0)

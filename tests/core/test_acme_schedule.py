@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 
 from portero_py.core.acme_progress import Progress, Step
 from portero_py.core.acme_schedule import (
+    AT_ONCE,
+    LATER_AT_ONCE,
     Act,
     Decision,
     Held,
+    Turn,
+    admitted,
     choose_challenge,
     decide,
     drawn,
     ends_soon,
     next_question,
+    reach_time,
     renewal_time,
     retry_time,
+    turn,
 )
 
 DAY = 86400.0
@@ -36,8 +42,9 @@ def decided(
     served: Held | None = KEPT,
     *,
     is_ours: bool = True,
+    adoptable: Held | None = None,
 ) -> Decision:
-    return decide(NAMES, progress, kept, served, now, is_ours=is_ours)
+    return decide(NAMES, progress, kept, served, now, is_ours=is_ours, adoptable=adoptable)
 
 
 # What to do
@@ -82,6 +89,26 @@ def test_a_certificate_that_vanished_from_its_folder_is_installed_again() -> Non
 def test_names_that_were_added_want_a_new_certificate_and_names_taken_away_do_not() -> None:
     assert decided(5, kept=replace(KEPT, names=frozenset({"a.example"}))) == Decision(Act.ORDER)
     assert decided(5, kept=replace(KEPT, names=KEPT.names | {"more.example"})).act is Act.WAIT
+
+
+def test_a_pair_of_its_own_is_adopted_when_the_state_is_lost() -> None:
+    assert decided(5, Progress(), None, adoptable=KEPT) == Decision(Act.ADOPT)
+    assert decided(5, replace(Progress(), failures=3), None, adoptable=KEPT) == Decision(Act.ADOPT)
+
+
+def test_no_pair_is_adopted_that_would_have_to_be_replaced_at_once() -> None:
+    other = replace(KEPT, names=frozenset({"a.example"}))
+    revoked = replace(Progress(), revoked=True)
+    assert decided(60 * DAY, Progress(), None, adoptable=KEPT) == Decision(Act.ORDER)
+    assert decided(5, Progress(), None, adoptable=other) == Decision(Act.ORDER)
+    assert decided(5, revoked, None, adoptable=KEPT) == Decision(Act.ORDER)
+
+
+def test_what_another_instance_renewed_is_adopted_and_what_is_older_is_replaced() -> None:
+    newer = Held(frozenset(NAMES), 60 * DAY, 150 * DAY, "cd")
+    older = Held(frozenset(NAMES), -30 * DAY, 60 * DAY, "ef")
+    assert decided(61 * DAY, served=newer, adoptable=newer) == Decision(Act.ADOPT)
+    assert decided(1 * DAY, served=older, adoptable=older) == Decision(Act.INSTALL)
 
 
 def test_a_revoked_certificate_is_replaced_at_once() -> None:
@@ -141,6 +168,47 @@ def test_the_next_question_comes_between_a_minute_and_a_day() -> None:
 
 def test_pauses_double_up_to_twelve_hours() -> None:
     assert [retry_time(0, n, 0, 0.5) for n in (0, 1, 2, 7, 8, 1000)] == [300, 600, 1200, 38400, 43200, 43200]
+
+
+def test_where_the_ca_never_heard_of_the_attempt_pauses_are_seconds() -> None:
+    assert [reach_time(1, n, 0.5) for n in (0, 1, 2, 7, 8, 1000)] == [3, 5, 9, 257, 301, 301]
+    assert reach_time(0, 0, 0.0) == pytest.approx(1.8)
+
+
+# Whose turn it is
+
+
+def test_the_turn_is_by_what_there_is_and_what_has_failed() -> None:
+    failed = Progress(failures=1)
+    assert turn(Act.INSTALL, failed, None) is turn(Act.ADOPT, Progress(), None) is Turn.LOCAL
+    assert turn(Act.ORDER, Progress(unheard=5), None) is Turn.FIRST
+    assert turn(Act.ORDER, Progress(), KEPT) is turn(Act.ASK, Progress(), KEPT) is Turn.RENEWAL
+    assert turn(Act.RESUME, failed, None) is turn(Act.ORDER, failed, KEPT) is Turn.RETRY
+
+
+def test_first_certificates_come_first() -> None:
+    due = [Turn.RETRY, Turn.RENEWAL, Turn.FIRST, Turn.LOCAL, Turn.FIRST]
+    assert admitted(due, []) == [3, 2, 4, 1, 0]
+
+
+def test_those_that_come_later_never_take_all_places() -> None:
+    many = [Turn.RETRY] * 2 * AT_ONCE
+    assert admitted(many, []) == list(range(LATER_AT_ONCE))
+    assert admitted(many, [Turn.RENEWAL] * LATER_AT_ONCE) == []
+    assert admitted([*many, Turn.FIRST], [Turn.RETRY] * LATER_AT_ONCE) == [len(many)]
+
+
+def test_there_is_an_end_to_first_certificates_too() -> None:
+    assert admitted([Turn.FIRST] * 2 * AT_ONCE, [Turn.FIRST]) == list(range(AT_ONCE - 1))
+
+
+@given(st.lists(st.sampled_from(Turn)), st.lists(st.sampled_from(Turn), max_size=AT_ONCE))
+def test_there_are_never_more_than_there_is_room_for(due: list[Turn], going_on: list[Turn]) -> None:
+    found = admitted(due, going_on)
+    assert len(found) == len(set(found)) <= AT_ONCE - len(going_on)
+    left = [due[place] for place in range(len(due)) if place not in found]
+    if len(found) + len(going_on) < AT_ONCE:
+        assert all(each > Turn.FIRST for each in left)
 
 
 def test_a_pause_has_a_fifth_of_jitter() -> None:

@@ -131,6 +131,15 @@ class Pebble:
         """Its root certificate, PEM: new with every start."""
         return self._get("/roots/0").body
 
+    def lead(self, name: str, address: str) -> None:
+        """Let a name lead to another address than 127.0.0.1."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._dns_management, timeout=20)
+        try:
+            connection.request("POST", "/add-a", json.dumps({"host": name, "addresses": [address]}))
+            assert connection.getresponse().status == 200
+        finally:
+            connection.close()
+
     def status_of(self, serial: int) -> str:
         """`Valid` or `Revoked`."""
         answer = self._get(f"/cert-status-by-serial/{serial:x}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -259,6 +260,59 @@ def test_a_name_that_leads_elsewhere_is_explained_and_tried_again_later(
     status, said = portero("certs", "check", "a.example", *site.flags()[:6])
     assert status == 1
     assert "the CA could not connect: is the name's address this machine" in said
+    proxy.stop()
+
+
+def test_names_that_lead_nowhere_do_not_delay_one_that_is_good(
+    site: AcmeSite, start_pebble: StartPebble
+) -> None:
+    pebble = start_pebble()
+    dead = [f"dead{number}.example" for number in range(24)]
+    for name in dead:
+        pebble.lead(name, "127.0.0.2")
+    # There the CA's connections are taken, and nothing is ever said.
+    with (
+        socket.create_server(("127.0.0.2", site.tls_port), backlog=1000),
+        socket.create_server(("127.0.0.2", site.http_port), backlog=1000),
+    ):
+        proxy = site.start(*dead, "good.example")
+        site.issued("good.example")
+        failed = [name for name in dead if site.progress(name).get("failures")]
+        assert len(failed) < len(dead) / 2
+    proxy.stop()
+
+
+def test_the_state_directory_may_be_lost_at_every_start(site: AcmeSite, start_pebble: StartPebble) -> None:
+    pebble = start_pebble()
+    proxy = site.start("a.example,www.a.example")
+    first = site.issued("a.example")
+    proxy.stop()
+    for _ in range(2):
+        shutil.rmtree(site.state / "acme")
+        proxy = site.start("a.example,www.a.example")
+        eventually(lambda: "nothing is ordered: a.example" in proxy.log(), "it is taken over")  # noqa: B023
+        assert site.issued("a.example") == first
+        eventually(lambda: site.progress("a.example").get("fingerprint"), "it is written down")
+        proxy.stop()
+    assert pebble.log().count("Issued certificate serial") == 1
+    status, said = portero("certs", *site.flags()[:6])
+    assert (status, "by ACME; next renewal: 20" in said) == (0, True), said
+
+
+def test_a_ca_that_comes_up_late_is_found_within_seconds(
+    site: AcmeSite, start_pebble: StartPebble, tmp_path: Path
+) -> None:
+    pebble = Pebble(tmp_path / "late", site.http_port, site.tls_port)
+    site.use(pebble)
+    proxy = site.start("a.example")
+    eventually(lambda: site.progress("a.example").get("unheard"), "nobody was there")
+    assert site.progress("a.example")["retry_at"] - time.time() < 10
+    pebble.start()
+    try:
+        site.issued("a.example")
+        assert site.progress("a.example")["failures"] == 0
+    finally:
+        pebble.stop()
     proxy.stop()
 
 

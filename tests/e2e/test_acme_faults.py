@@ -6,6 +6,7 @@ An HTTPS double of the CA stands before Pebble (`acme_front`).
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from portero_py.core.acme_ari import certificate_id
 from tests.e2e.acme_front import AcmeFront, Asked, problem
 from tests.e2e.acme_site import AcmeSite
+from tests.e2e.certificates import Authority, server_context
 from tests.e2e.pebble import Answer, Pebble
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import eventually
@@ -219,6 +221,44 @@ def test_the_ca_says_when_to_renew_and_is_told_what_is_replaced(
     proxy.signal(signal.SIGHUP)
     time.sleep(0.5)
     assert len([each for each in front.asked if each.what == "order-plz"]) == len(orders)
+
+
+# A CA that hangs
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_exit_does_not_wait_for_a_ca_that_never_ends_its_reply(site: AcmeSite, workers: int) -> None:
+    authority = Authority()
+    authority.issue("127.0.0.1").write(site.folder / "ca")
+    site.ca_file = site.folder / "ca.pem"
+    site.ca_file.write_bytes(authority.pem)
+    over = threading.Event()
+    asked = threading.Semaphore(0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        tls = server_context(site.folder / "ca")
+
+        def trickle() -> None:
+            connection = tls.wrap_socket(listener.accept()[0], server_side=True)
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            asked.release()
+            try:
+                while not over.wait(0.5):  # never silent for long
+                    connection.sendall(b" ")
+            except OSError:
+                pass  # the proxy is gone
+            connection.close()
+
+        site.directory = f"https://127.0.0.1:{listener.getsockname()[1]}/dir"
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        try:
+            proxy = site.start(NAME, more=("--workers", str(workers)) if workers else ())
+            assert asked.acquire(timeout=60)
+            proxy.signal(signal.SIGTERM)
+            assert proxy.wait(15) == 0  # the reply would go on for twice as long
+        finally:
+            over.set()
 
 
 # Several instances

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -399,6 +400,36 @@ class TestTls:
         await settle()
         assert statuses(client.received) == [502]
         assert [done.error and done.error.reason for done in tls_world.done] == ["upstream_tls_failed"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_idle_connections_make_room_when_there_is_no_descriptor_left(world: World, number: int) -> None:
+    idle = await world.idle_backend()
+    world.clock.now += FRESH_SECONDS + 0.1
+    world.loop.outcomes = [OSError(number, "no descriptor")]
+    client = world.client()
+    client.send(post(b"abc"))
+    (await world.backend()).send(OK)
+    assert idle.closed
+    assert statuses(client.received) == [200]
+
+
+async def test_no_descriptor_left_is_no_fault_of_the_backend(world: World) -> None:
+    world.loop.outcomes = [OSError(errno.EMFILE, "no descriptor") for _ in range(10)]
+    client = world.client()
+    client.send(GET)
+    await settle()
+    assert statuses(client.received) == [503]
+    assert [done.error and done.error.reason for done in world.done] == ["out_of_descriptors"]
+
+
+async def test_any_other_error_after_that_is_the_backend_s_own(world: World) -> None:
+    world.loop.outcomes = [OSError(errno.EMFILE, "no descriptor"), OSError(errno.ECONNREFUSED, "refused")]
+    client = world.client()
+    client.send(GET)
+    await settle()
+    assert statuses(client.received) == [502]
+    assert [done.error and done.error.reason for done in world.done] == ["connect_failed"]
 
 
 def test_a_connection_that_is_given_up_has_no_exchange() -> None:
