@@ -59,7 +59,13 @@ class ControlPlane:
         self._runners: list[web.BaseRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._registry = Registry(config.proxy.default_service)
-        self._metrics = Metrics(self._registry, feed.counters, refresh=refresh, restarts=restarts)
+        self._metrics = Metrics(
+            self._registry,
+            feed.counters,
+            refresh=refresh,
+            restarts=restarts,
+            subscribers=lambda: feed.subscribers,
+        )
         self._store: CertificateStore | None = None
         self._acme: Acme | None = None
         if config.tls.enabled:

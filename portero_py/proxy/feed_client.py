@@ -117,11 +117,16 @@ class FeedClient:
         """Send the last counters. To be called when `run` was cancelled."""
         connection = self._connection
         if connection is not None:
-            connection.send(Counted(self._worker.counters))
+            connection.send(self._counted())
             connection.close()
             await asyncio.wait([connection.lost], timeout=GOODBYE_SECONDS)
 
     # Private
+
+    def _counted(self) -> Counted:
+        counters = self._worker.counters
+        counters.tasks = len(asyncio.all_tasks())
+        return Counted(counters)
 
     def _hello(self) -> Hello:
         table = TableUpdate.between(None, self._table)
@@ -135,7 +140,7 @@ class FeedClient:
                 return
             begun = self._clock()
             if connection.unsent <= MAX_UNSENT:
-                connection.send(Counted(self._worker.counters))
+                connection.send(self._counted())
             pause = max(REPORT_SECONDS, (self._clock() - begun) / REPORT_SHARE)
 
     def _send(self, message: Message, number: int = 0) -> None:
@@ -157,7 +162,7 @@ class FeedClient:
         elif isinstance(message, Departed):
             self._departed = message
         elif isinstance(message, Ask):
-            connection.send(Counted(worker.counters))
+            connection.send(self._counted())
         else:
             raise FeedError(f"control does not say {type(message).__name__}")
         if number:

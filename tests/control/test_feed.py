@@ -91,10 +91,12 @@ def test_counters_are_the_sum_and_never_fall_when_a_worker_leaves() -> None:
         worker.counters.exchange_done("app.example", b"GET", 200, 0.1)
         worker.counters.connections_open = 3
         worker.counters.exchanges_in_flight = 2
+        worker.counters.tasks = 7
     assert feed.counters().services["app.example"].by_status()["GET", 200] == 2
-    assert feed.counters().connections_open == 6
+    assert (feed.counters().connections_open, feed.counters().tasks, feed.subscribers) == (6, 14, 2)
     feed.unsubscribe(two)
     total = feed.counters()
+    assert (total.tasks, feed.subscribers) == (7, 1)
     assert total.services["app.example"].by_status()["GET", 200] == 2
     assert (total.connections_open, total.exchanges_in_flight) == (3, 2)
     assert feed.counters().services == total.services  # asking does not count
@@ -238,6 +240,7 @@ async def test_counters_of_processes_are_the_sum_and_stay_when_one_dies(desk: De
     assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 2
     assert control.feed.counters().connections_open == 6
     two.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    assert one.counters.tasks + two.counters.tasks == control.feed.counters().tasks > 0
     await desk.end(client)  # in good order: its last word is its counters
     await until(lambda: control.server.connected == 1)
     assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 3
