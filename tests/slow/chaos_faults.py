@@ -14,6 +14,7 @@ import asyncio
 import datetime as dt
 import os
 import random
+import shutil
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -37,7 +38,7 @@ from tests.slow.chaos_processes import Processes
 STEADY: Final = 10.5
 #: Seconds in which who was killed must have been replaced.
 REPLACED: Final = 30.0
-#: Seconds in which the supervisor must have seen that a process hangs (processes.HANG_SECONDS), and replaced it.
+#: Seconds in which the supervisor must have seen that a process hangs (HANG_SECONDS).
 HANG_SEEN: Final = 30.0
 #: Seconds by which things are still in disorder when a trouble is over.
 AFTERMATH: Final = 1.0
@@ -404,8 +405,8 @@ class CertificateChurn:
                     self._spoilings[what](name)
             else:
                 self._journal.fault("certificate taken away", name)
-                for file in ("fullchain.pem", "privkey.pem"):
-                    (self._place(name) / file).unlink(missing_ok=True)
+                # The folder: without its files it would be a pair that is just being replaced.
+                shutil.rmtree(self._place(name), ignore_errors=True)
                 self._promises.promise(name, DEFAULT)
 
     def end(self) -> None:

@@ -2,9 +2,9 @@
 
 - *keep-alive*: HTTP/1.1, many GETs and POSTs on one connection. *new*: a connection for each request.
   *http2*: several streams at once. *slow*: answers that take seconds.
-- *steady* services have backends that never die, *shaky* ones also such as do (only GETs go there: a POST that
-  was with a backend when that died may be a 502). A *fleeting* service has leases of a few seconds: 404 and
-  503 are right answers whenever no lease is sure.
+- *steady* services have backends that never die, *shaky* ones also such as do (only GETs go there: a POST
+  that was with a backend when that died may be a 502). A *fleeting* service has leases of a few seconds: 404
+  and 503 are right answers whenever no lease is sure.
 """
 
 from __future__ import annotations
@@ -323,6 +323,7 @@ class Http2(_Client):
         self._statuses: dict[int, int] = {}
         self._bodies: dict[int, bytearray] = {}
         self._ended: set[int] = set()
+        self._aborted = ""  # what the proxy said when it gave a stream or the connection up
 
     @classmethod
     async def open(cls, port: int, tls: ssl.SSLContext, name: str, place: Place) -> Http2:
@@ -339,6 +340,8 @@ class Http2(_Client):
                 raise EOFError(f"{len(streams) - len(self._ended)} streams had not ended")
             for event in self._h2.receive_data(data):
                 self._take(event)
+            if self._aborted:
+                raise EOFError(self._aborted)
             self._send()
         return [(self._statuses[stream], bytes(self._bodies[stream])) for stream in streams]
 
@@ -382,6 +385,6 @@ class Http2(_Client):
         elif isinstance(event, h2.events.StreamEnded):
             self._ended.add(event.stream_id)
         elif isinstance(event, h2.events.StreamReset):
-            raise EOFError(f"RST_STREAM with {event.error_code}")
+            self._aborted = f"RST_STREAM with {event.error_code}"
         elif isinstance(event, h2.events.ConnectionTerminated):
-            raise EOFError(f"GOAWAY with {event.error_code}, last stream {event.last_stream_id}")
+            self._aborted = f"GOAWAY with {event.error_code}, last stream {event.last_stream_id}"

@@ -139,11 +139,11 @@ class Rest:
         for name in sorted(self.descriptors.keys() | later.descriptors.keys()):
             before = self.descriptors.get(name, Counter())
             after = later.descriptors.get(name, Counter())
-            for kind in sorted(before.keys() | after.keys()):
-                if before[kind] != after[kind]:
-                    found.append(
-                        ("descriptors", f"{name}: {kind}: {before[kind]} before, {after[kind]} after")
-                    )
+            found += [
+                ("descriptors", f"{name}: {kind}: {before[kind]} before, {after[kind]} after")
+                for kind in sorted(before.keys() | after.keys())
+                if before[kind] != after[kind]
+            ]
         for name, count in self.tasks.items():
             if later.tasks.get(name) != count:
                 found.append(("tasks", f"{name}: {count:g} before, {later.tasks.get(name, 0):g} after"))
@@ -159,9 +159,10 @@ async def measure(processes: Processes, api: RegistrationClient) -> Rest | None:
         return None
     text = answer.body.decode()
     tasks = {
-        name: float(value) for name, value in re.findall(r'^portero_tasks{process="(\w+)"} (\S+)', text, re.M)
+        name: float(value)
+        for name, value in re.findall(r'^portero_tasks{process="(\w+)"} (\S+)', text, re.MULTILINE)
     }
-    subscribers = re.findall(r"^portero_feed_subscribers (\S+)", text, re.M)
+    subscribers = re.findall(r"^portero_feed_subscribers (\S+)", text, re.MULTILINE)
     descriptors = {name: processes.descriptors(pid) for name, pid in processes.all().items()}
     return Rest(descriptors, tasks, float(subscribers[0]))
 
