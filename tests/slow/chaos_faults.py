@@ -399,7 +399,7 @@ class CertificateChurn:
                 self._journal.fault("certificate replaced", name)
                 self._install(name)
             elif draw < 0.85 or name == self.DEFAULT_NAME:
-                if (self._place(name) / "fullchain.pem").exists():
+                if self._spoilings and (self._place(name) / "fullchain.pem").exists():
                     what = self._source.choice(list(self._spoilings))
                     self._journal.fault(f"certificate spoilt: {what}", name)
                     self._spoilings[what](name)

@@ -22,7 +22,7 @@ from collections import Counter, defaultdict
 from tests.slow.chaos_journal import Breakage, Journal
 
 #: Unexplained breakages that are told in full, of each kind.
-TOLD = 4
+TOLD = 2
 
 
 def explanation(journal: Journal, breakage: Breakage) -> str:

@@ -67,7 +67,9 @@ class Processes:
 
     def descriptors(self, pid: int) -> Counter[str]:
         """What it holds open, by kind: `socket`, `pipe`, a path, ..."""
-        return Counter(re.sub(r":?\[\d+\]$|\d{4,}", "", link) for link in _links(pid))
+        # libuv keeps one in reserve for connections that it cannot accept: /dev/null at first, later /.
+        links = ("/dev/null" if link == "/" else link for link in _links(pid))
+        return Counter(re.sub(r":?\[\d+\]$|\d{4,}", "", link) for link in links)
 
 
 # Private
