@@ -50,7 +50,11 @@ _BAD_TOML: Final = {
     "unknown key": f"{GOOD_TOML}[limits]\nnonsense = 1\n",
     "wrong type": f'{GOOD_TOML}[limits]\nrequest_line = "long"\n',
 }
-_ODD_TOML: Final = {"malformed URL": f'{GOOD_TOML}[plain_http]\nacme_upstream = "http://[x"\n'}
+_ODD_TOML: Final = {"malformed URL": f'{GOOD_TOML}[acme]\ndirectory = "https://[x"\n'}
+
+
+class ProxyEnded(Exception):
+    """The supervisor is gone, which nobody has killed."""
 
 
 class ProcessFaults:
@@ -92,9 +96,9 @@ class ProcessFaults:
         self._faults = {name: fault for name, fault in faults.items() if name not in without}
 
     async def run(self, until: float) -> None:
-        """Do one after the other."""
+        """Do one after the other. Raises ProxyEnded when there is nobody left to do anything to."""
         deck: list[str] = []
-        while now() < until:
+        while self._faults and now() < until:
             if not deck:
                 deck = list(self._faults)
                 self._source.shuffle(deck)
@@ -111,6 +115,8 @@ class ProcessFaults:
                         f"{name}: who it was for has ended by itself: {error!r}",
                     )
                 )
+            if not self._proxy.is_running:
+                raise ProxyEnded(f"the proxy has ended after {name}")
             await asyncio.sleep(self._source.uniform(0.1, 1.5))
 
     # Private: processes
