@@ -20,7 +20,7 @@ from aiohttp import web
 
 from portero_py.config import Config
 from portero_py.control.acme import Acme
-from portero_py.control.certificates import CertificateStore
+from portero_py.control.certificates import CertificateStore, Former
 from portero_py.control.feed import Feed
 from portero_py.control.metrics import Metrics
 from portero_py.control.plain_http import PlainHttp, no_challenges
@@ -104,12 +104,15 @@ class ControlPlane:
     def state(self, state: State) -> None:
         self._api.state = state
 
-    async def load(self) -> None:
-        """Publish the certificates, and the leases that outlived the last run. Raises ConfigError."""
+    async def load(self, certificates: Former | None = None) -> None:
+        """Publish the certificates, and the leases that outlived the last run. Raises ConfigError.
+
+        `certificates` gives what the workers present already, when another process was here before.
+        """
         if self._acme is not None:
             await self._acme.recover()
         if self._store is not None:
-            await self._store.load()
+            await self._store.load(certificates)
         if self._snapshot is not None:
             try:
                 services = await asyncio.to_thread(self._snapshot.load)
@@ -121,13 +124,16 @@ class ControlPlane:
                     _log.info("restored %d leases of the last run", restored)
         await self._api.start()
 
-    async def take_over(self, table: RoutingTable) -> None:
-        """In place of `load`: go on where a control process stopped whose last table was `table`."""
+    async def take_over(self, table: RoutingTable, certificates: Former) -> None:
+        """In place of `load`: go on where a control process stopped whose last table was `table`.
+
+        `certificates` gives what the workers present.
+        """
         if self._acme is not None:
             await self._acme.recover()
         if self._store is not None:
             try:
-                await self._store.load()
+                await self._store.load(certificates)
             except ConfigError as error:  # the workers present those that they have
                 _log.error("%s", error)
         restored = self._registry.restore(table.services.values(), table.version, time.monotonic())

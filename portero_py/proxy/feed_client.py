@@ -22,6 +22,7 @@ from portero_py.core.challenges import Challenges
 from portero_py.core.feed_messages import (
     Ack,
     Ask,
+    AskCertificates,
     CertificateUpdate,
     Counted,
     Departed,
@@ -163,6 +164,10 @@ class FeedClient:
             self._departed = message
         elif isinstance(message, Ask):
             connection.send(self._counted())
+        elif isinstance(message, AskCertificates):
+            names = frozenset(message.names)
+            held = [each for each in self._certificates.certificates if each.name in names]
+            connection.send(CertificateUpdate.between(None, CertificateTable(held)))
         else:
             raise FeedError(f"control does not say {type(message).__name__}")
         if number:
