@@ -168,33 +168,39 @@ class RegistrationClient:
 
 
 class Agents:
-    """Registers, renews and releases leases, and keeps the ledger."""
+    """Registers, renews and releases leases, and keeps the ledger.
+
+    Of two requests for one lease at a time nobody knows which comes first: each waits for the one before it.
+    """
 
     def __init__(self, journal: Journal, leases: Leases, api: RegistrationClient) -> None:
         self._journal = journal
         self._leases = leases
         self._api = api
+        self._turns: dict[Name, asyncio.Lock] = {}
 
     async def register(self, service: str, instance: str, port: int, ttl: int) -> bool:
         """Ask for a lease, or for its renewal; whether it was granted."""
         name: Name = (service, instance)
-        asked = self._leases.asked(name, port)
-        fields = registration(service, "127.0.0.1", port, ttl_seconds=ttl, instance_id=instance)
-        answer = await self._api.ask("POST", "/register", fields)
-        self._leases.answered(name, asked, ttl, granted=answer.status == 200)
+        async with self._turn(name):
+            asked = self._leases.asked(name, port)
+            fields = registration(service, "127.0.0.1", port, ttl_seconds=ttl, instance_id=instance)
+            answer = await self._api.ask("POST", "/register", fields)
+            self._leases.answered(name, asked, ttl, granted=answer.status == 200)
         self._judge("register", name, asked, answer)
         return answer.status == 200
 
     async def release(self, service: str, instance: str) -> bool:
         """Give a lease back; whether that was answered. That there was none any more is an answer, too."""
         name: Name = (service, instance)
-        asked = now()
-        self._leases.releasing(name)
-        fields: dict[str, object] = {"service_name": service, "instance_id": instance}
-        answer = await self._api.ask("DELETE", "/register", fields)
-        if answer.status in (200, 404):
-            self._leases.released(name)
-        else:
+        async with self._turn(name):
+            asked = now()
+            self._leases.releasing(name)
+            fields: dict[str, object] = {"service_name": service, "instance_id": instance}
+            answer = await self._api.ask("DELETE", "/register", fields)
+            if answer.status in (200, 404):
+                self._leases.released(name)
+        if answer.status not in (200, 404):
             self._judge("release", name, asked, answer)
         return answer.status in (200, 404)
 
@@ -207,6 +213,9 @@ class Agents:
             await asyncio.sleep(pause)
 
     # Private
+
+    def _turn(self, name: Name) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
 
     def _judge(self, what: str, name: Name, asked: float, answer: ApiAnswer) -> None:
         if answer.status == 200:

@@ -408,6 +408,7 @@ class CertificateChurn:
                 if self._spoilings and (self._place(name) / "fullchain.pem").exists():
                     what = self._source.choice(list(self._spoilings))
                     self._journal.fault(f"certificate spoilt: {what}", name)
+                    self._promises.spoilt(name)
                     self._spoilings[what](name)
             else:
                 self._journal.fault("certificate taken away", name)

@@ -73,12 +73,12 @@ class Verdict:
         return "\n".join(lines)
 
     def story(self) -> str:
-        """What is unexplained: what, when, and what was done before it."""
+        """What is unexplained, the first kind first: what, when, and what was done before it."""
         found: dict[tuple[str, str], list[Breakage]] = defaultdict(list)
         for breakage in self.unexplained:
             found[breakage.kind, breakage.who].append(breakage)
         lines = []
-        for (kind, who), breakages in sorted(found.items()):
+        for (kind, who), breakages in sorted(found.items(), key=lambda each: each[1][0].begun):
             lines += ["", f"{kind} ({who}), {len(breakages)} times"]
             for breakage in breakages[:TOLD]:
                 lines += self._told(breakage)

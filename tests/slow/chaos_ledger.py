@@ -10,15 +10,17 @@ The theory of leases
 - All of this is asked when a thing is seen, not later: the ledger knows the present only.
 
 The theory of certificates
-- A name presents the last good pair that was written, whatever came behind it; a name whose files were taken
+- A name presents the last good pair that was seen, whatever came behind it; a name whose files were taken
   away presents the default certificate.
-- The change takes a while (`LAG`), and no time counts in which control could not look.
+- A pair that lay there for `LAG` seconds in which control could look has been seen. One that was spoilt
+  sooner may have been, or not: then the one before it is right, too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from tests.slow.chaos_journal import Journal, now
@@ -122,7 +124,9 @@ class Leases:
 
 @dataclass
 class _Promise:
-    serials: list[tuple[float, int]] = field(default_factory=list)  # since when it should be in use
+    serial: int
+    since: float
+    until: float = math.inf  # when the files were changed again, for better or worse
 
 
 class Certificates:
@@ -130,32 +134,51 @@ class Certificates:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._names: dict[str, _Promise] = {}
+        self._names: dict[str, list[_Promise]] = {}
 
     def promise(self, name: str, serial: int) -> None:
         """From now on it should be that one; `DEFAULT` when the name has none of its own."""
-        self._names.setdefault(name, _Promise()).serials.append((now(), serial))
+        self.spoilt(name)
+        self._names.setdefault(name, []).append(_Promise(serial, now()))
+
+    def spoilt(self, name: str) -> None:
+        """Its files are about to be changed: what nobody has seen by now, nobody will."""
+        if name in self._names:
+            last = self._names[name][-1]
+            last.until = min(last.until, now())
 
     def allowed(self, name: str, begun: float, ended: float) -> set[int]:
         """What a handshake in that time may show."""
-        since = begun - LAG
-        while (trouble := self._journal.troubled(since, ended, "control")) is not None:
-            if trouble.begun - LAG >= since:
-                break
-            since = trouble.begun - LAG
         found: set[int] = set()
-        for at, serial in self._names[name].serials:
-            if at > ended:
+        for promise in self._names[name]:
+            if promise.since > ended:
                 break
-            if at <= since:
-                found.clear()  # it was in force before, and nothing older is
-            found.add(serial)
+            if self._was_seen(promise.since, min(promise.until, begun)):
+                found.clear()  # and nothing older is in use
+            found.add(promise.serial)
         return found
 
-    def current(self, name: str) -> int:
-        """What it should be when all has settled."""
-        return self._names[name].serials[-1][1]
+    def told(self, name: str) -> str:
+        """The last promises for a name, for people."""
+        clock = self._journal.clock
+        return ", ".join(
+            f"{each.serial % 10**6:06d} at {clock(each.since).strip()}"
+            + (f" until {clock(each.until).strip()}" if each.until < math.inf else "")
+            for each in self._names[name][-4:]
+        )
 
     @property
     def names(self) -> list[str]:
         return list(self._names)
+
+    # Private
+
+    def _was_seen(self, begun: float, ended: float) -> bool:
+        """Whether control had `LAG` seconds in one piece to look."""
+        at = begun
+        for trouble in sorted(self._journal.troubles, key=lambda each: each.begun):
+            if trouble.what in {"control", "registration port"} and trouble.touches(at, ended):
+                if trouble.begun - at >= LAG:
+                    return True
+                at = max(at, trouble.ended if trouble.ended is not None else math.inf)
+        return ended - at >= LAG

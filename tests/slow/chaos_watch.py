@@ -113,8 +113,9 @@ class CertificateWatch:
         if (name, serial) not in self._said:
             self._said.add((name, serial))
             found = "the default's" if serial in defaults else f"{serial % 10**6:06d}"
-            wanted = ", ".join(f"{each % 10**6:06d}" for each in allowed)
-            self._broke("certificate", begun, place, f"{name} presents {found} instead of {wanted}")
+            promised = self._promises.told(name)
+            detail = f"{name} presents {found}; promised were {promised} ({DEFAULT:06d}: the default's)"
+            self._broke("certificate", begun, place, detail)
         return False
 
     # Private
