@@ -195,12 +195,15 @@ class Agents:
         name: Name = (service, instance)
         async with self._turn(name):
             asked = now()
-            self._leases.releasing(name)
+            sure_until = self._leases.releasing(name)
             fields: dict[str, object] = {"service_name": service, "instance_id": instance}
             answer = await self._api.ask("DELETE", "/register", fields)
             if answer.status in (200, 404):
                 self._leases.released(name)
-        if answer.status not in (200, 404):
+        if answer.status == 404 and now() < sure_until:
+            detail = f"{instance} of {service}: 404 to its release, {sure_until - now():.1f} s before its end"
+            self._journal.broke(Breakage("lease lost", "agent", asked, now(), detail, service))
+        elif answer.status != 404:
             self._judge("release", name, asked, answer)
         return answer.status in (200, 404)
 

@@ -80,9 +80,11 @@ class Leases:
                 lease.sure_from = at
             lease.sure_until = asked + ttl
 
-    def releasing(self, name: Name) -> None:
-        """Its release is about to be sent."""
-        self._leases[name].sure_until = 0.0
+    def releasing(self, name: Name) -> float:
+        """Its release is about to be sent; returns until when it was sure."""
+        lease = self._leases[name]
+        sure_until, lease.sure_until = lease.sure_until, 0.0
+        return sure_until
 
     def released(self, name: Name) -> None:
         """Its release was answered: it is gone."""

@@ -125,26 +125,25 @@ class Load:
                 raise done
 
     def answered(
-        self, kind: str, request: Request, begun: float, connection: Place, status: int, body: bytes
+        self, kind: str, request: Request, begun: float, place: Place, status: int, body: bytes
     ) -> None:
         """Check an answer."""
-        connection.answered += 1
+        place.answered += 1
         if status == 200:
             if request.fits(body):
                 self.journal.served[kind] += 1
             else:
-                self._broke("corrupt", kind, request, begun, connection, status, repr(body[:100]))
+                self._broke("corrupt", kind, request, begun, place, status, repr(body[:100]))
         elif status in (404, 503) and not self._leases.covers(request.service, begun, now()):
             self.journal.served[f"{kind}, refused: no lease was sure"] += 1
         else:
-            self._broke("status", kind, request, begun, connection, status, repr(body[:300]))
+            known = self._leases.last_of(request.service)
+            self._broke("status", kind, request, begun, place, status, f"{body[:150]!r} ({known})")
 
-    def failed(
-        self, kind: str, request: Request, begun: float, connection: Place, error: BaseException
-    ) -> None:
+    def failed(self, kind: str, request: Request, begun: float, place: Place, error: BaseException) -> None:
         """An exchange that has no answer."""
         what = "hung" if isinstance(error, TimeoutError) else "broken"
-        self._broke(what, kind, request, begun, connection, 0, repr(error))
+        self._broke(what, kind, request, begun, place, 0, repr(error))
 
     # Private
 
