@@ -438,7 +438,7 @@ class CertificateChurn:
 
     def _cut_off(self, name: str) -> None:
         chain = (self._place(name) / "fullchain.pem").read_bytes()
-        self._write(name, "fullchain.pem", chain[: self._source.randrange(len(chain) // 3)])
+        self._write(name, "fullchain.pem", chain[: self._source.randrange(len(chain) // 3 + 1)])
 
     def _mismatched(self, name: str) -> None:
         self._write(name, "privkey.pem", self._authority.issue(name).key)
