@@ -183,7 +183,7 @@ class Agents:
         """Ask for a lease, or for its renewal; whether it was granted."""
         name: Name = (service, instance)
         async with self._turn(name):
-            asked = self._leases.asked(name, port)
+            asked = self._leases.asked(name, port, ttl)
             fields = registration(service, "127.0.0.1", port, ttl_seconds=ttl, instance_id=instance)
             answer = await self._api.ask("POST", "/register", fields)
             self._leases.answered(name, asked, ttl, granted=answer.status == 200)

@@ -2,7 +2,7 @@
 
 The theory of leases
 - A lease is *sure* from the answer 200 until its time-to-live after the request was **sent**, or until its
-  release is **sent**. In that time it must be in the table, whatever died.
+  release (or a renewal that shortens it) is **sent**. In that time it must be in the table, whatever died.
 - It is *possible* from the first request on, until its time-to-live after the last request that may have
   reached the registry was **answered or given up**, or until a release was answered with 200.
 - In between (a request without an answer, a release without one) nobody can say, and nothing is asserted.
@@ -60,12 +60,14 @@ class Leases:
         self.granted = 0
         self._leases: dict[Name, Lease] = {}
 
-    def asked(self, name: Name, port: int) -> float:
+    def asked(self, name: Name, port: int, ttl: float) -> float:
         """A registration is about to be sent: returns the time, for `answered`."""
         at = now()
         lease = self._leases.setdefault(name, Lease(name, port))
         if lease.port != port:  # it moves: where it is until the answer, nobody knows
             lease.sure_until, lease.port = 0.0, port
+        # A renewal may shorten a lease, and may have done so when its answer is never seen.
+        lease.sure_until = min(lease.sure_until, at + ttl)
         lease.is_asked = True
         return at
 

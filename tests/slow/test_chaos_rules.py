@@ -88,7 +88,7 @@ def test_what_is_unexplained_is_told_with_what_was_done_before_it() -> None:
 
 def test_a_lease_is_sure_from_its_answer_until_its_time_after_it_was_asked_for(clock: Clock) -> None:
     leases = Leases()
-    asked = leases.asked(NAME, 80)
+    asked = leases.asked(NAME, 80, 10.0)
     clock.now = 102.0
     assert leases.undead([NAME], 101.0) == []  # it may have been granted already
     leases.answered(NAME, asked, 10.0, granted=True)
@@ -103,17 +103,26 @@ def test_a_lease_is_sure_from_its_answer_until_its_time_after_it_was_asked_for(c
 
 def test_an_answer_that_never_came_leaves_what_was_sure_and_makes_more_possible(clock: Clock) -> None:
     leases = Leases()
-    leases.answered(NAME, leases.asked(NAME, 80), 10.0, granted=True)
+    leases.answered(NAME, leases.asked(NAME, 80, 10.0), 10.0, granted=True)
     clock.now = 108.0
-    leases.answered(NAME, leases.asked(NAME, 80), 10.0, granted=False)
+    leases.answered(NAME, leases.asked(NAME, 80, 10.0), 10.0, granted=False)
     assert leases.covers("a.test", 108.0, 109.0)
     assert not leases.covers("a.test", 108.0, 111.0)
     assert leases.undead([NAME], 117.0) == []
 
 
+def test_a_renewal_without_an_answer_may_have_shortened_the_lease(clock: Clock) -> None:
+    leases = Leases()
+    leases.answered(NAME, leases.asked(NAME, 80, 60.0), 60.0, granted=True)
+    leases.answered(NAME, leases.asked(NAME, 80, 3.0), 3.0, granted=False)
+    assert leases.covers("a.test", 100.0, 102.9)
+    assert not leases.covers("a.test", 100.0, 103.0)
+    assert leases.undead([NAME], 159.0) == []
+
+
 def test_a_release_ends_what_is_sure_at_once_and_what_is_possible_with_its_answer(clock: Clock) -> None:
     leases = Leases()
-    leases.answered(NAME, leases.asked(NAME, 80), 60.0, granted=True)
+    leases.answered(NAME, leases.asked(NAME, 80, 60.0), 60.0, granted=True)
     assert leases.releasing(NAME) == 160.0
     assert leases.lost([], 100.0, 101.0) == []
     assert leases.undead([NAME], 105.0) == []
