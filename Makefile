@@ -25,7 +25,7 @@ COMPILED_TESTS := tests/test_compiled.py $(patsubst %,tests/e2e/test_%.py,http1_
 	http2_malformed http2_floods faults peers replies forwarding websockets prior_knowledge slow_peers lifecycle \
 	churn certificate_reload workers access_log shared_state tickets descriptors)
 
-.PHONY: help demo test test-compiled compiled check format coverage packages bench bench-quick clean
+.PHONY: help demo test test-compiled test-slow compiled check format coverage packages bench bench-quick clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ compiled: $(COMPILED_STAMP)  ## the compiled build (docs/compiled.md), in .venv-
 test-compiled: $(STAMP) $(COMPILED_STAMP) packages  ## the conformance, smuggling and fault suites against it
 	PORTERO_TEST_PYTHON=$(COMPILED)/bin/python $(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal \
 		$(COMPILED_TESTS) $(PYTEST_ARGS)
+
+# One after the other: each wants the machine for itself. `make test` does not collect tests/slow.
+test-slow: $(STAMP) packages  ## what takes minutes: chaos in a proxy with two workers (PORTERO_CHAOS_SEED, _SECONDS)
+	$(BIN)/pytest -n 0 tests/slow $(PYTEST_ARGS)
 
 check: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check $(CHECKED)

@@ -248,9 +248,9 @@ class _Control(_Process):
         await self._server.start()
         table = await self._server.recover() if self._again else None
         if table is None:
-            await self._plane.load()
+            await self._plane.load(self._server.certificates_of if self._again else None)
         else:
-            await self._plane.take_over(table)
+            await self._plane.take_over(table, self._server.certificates_of)
         await self._plane.serve()
         self.inherited.board.ready(self.slot)
         self._tell_state()

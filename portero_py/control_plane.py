@@ -20,7 +20,7 @@ from aiohttp import web
 
 from portero_py.config import Config
 from portero_py.control.acme import Acme
-from portero_py.control.certificates import CertificateStore
+from portero_py.control.certificates import CertificateStore, Former
 from portero_py.control.feed import Feed
 from portero_py.control.metrics import Metrics
 from portero_py.control.open_server import Door, OpenSite
@@ -65,7 +65,13 @@ class ControlPlane:
         self._shares = shares
         self._runners: list[web.BaseRunner] = []
         self._registry = Registry(config.proxy.default_service)
-        self._metrics = Metrics(self._registry, feed.counters, refresh=refresh, restarts=restarts)
+        self._metrics = Metrics(
+            self._registry,
+            feed.counters,
+            refresh=refresh,
+            restarts=restarts,
+            subscribers=lambda: feed.subscribers,
+        )
         self._tasks = Tasks(self._metrics.fault)
         feed.count_fault = self._metrics.fault
         self._store: CertificateStore | None = None
@@ -113,12 +119,15 @@ class ControlPlane:
     def state(self, state: State) -> None:
         self._api.state = state
 
-    async def load(self) -> None:
-        """Publish the certificates, and the leases that outlived the last run. Raises ConfigError."""
+    async def load(self, certificates: Former | None = None) -> None:
+        """Publish the certificates, and the leases that outlived the last run. Raises ConfigError.
+
+        `certificates` gives what the workers present already, when another process was here before.
+        """
         if self._acme is not None:
             await self._acme.recover()
         if self._store is not None:
-            await self._store.load()
+            await self._store.load(certificates)
         if self._snapshot is not None:
             await self._snapshot.claim(self._name)
             try:
@@ -131,13 +140,16 @@ class ControlPlane:
                     _log.info("restored %d leases of the last run", restored)
         await self._begin()
 
-    async def take_over(self, table: RoutingTable) -> None:
-        """In place of `load`: go on where a control process stopped whose last table was `table`."""
+    async def take_over(self, table: RoutingTable, certificates: Former) -> None:
+        """In place of `load`: go on where a control process stopped whose last table was `table`.
+
+        `certificates` gives what the workers present.
+        """
         if self._acme is not None:
             await self._acme.recover()
         if self._store is not None:
             try:
-                await self._store.load()
+                await self._store.load(certificates)
             except ConfigError as error:  # the workers present those that they have
                 _log.error("%s", error)
         restored = self._registry.restore(table.services.values(), table.version, time.monotonic())

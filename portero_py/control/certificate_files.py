@@ -25,7 +25,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -125,6 +125,15 @@ class CertificateFiles:
             self._known = known
             entries = _one_a_name([known[origin].entry for origin in sorted(known)])
             return Scan(tuple(_with_complaints(entry, now) for entry in entries), unsettled)
+
+    def adopt(self, certificates: Iterable[Certificate]) -> None:
+        """Take these for the last good ones of entries that have none: another process had read them."""
+        with self._lock:
+            for certificate in certificates:
+                known = self._known.get(certificate.origin)
+                if known is not None and known.entry.certificate is None:
+                    entry = replace(known.entry, certificate=certificate)
+                    self._known[certificate.origin] = replace(known, entry=entry)
 
     # Private
 

@@ -31,7 +31,7 @@ from watchfiles.main import FileChange
 
 from portero_py.control.certificate_files import CertificateFiles, Entry, FileState, Scan, Trial
 from portero_py.core.acme_schedule import ends_soon
-from portero_py.core.certificates import CertificateTable
+from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.errors import BadCertificate, ConfigError
 
 _log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ LOADED: Final = "ok"
 REMOVED: Final = "removed"
 FAILED: Final = BadCertificate.reason
 
+#: What others present for these names (normalised), who got it before this process was there.
+Former = Callable[[list[str]], Awaitable[list[Certificate]]]
 Publish = Callable[[CertificateTable], Awaitable[None]]
 
 
@@ -133,14 +135,19 @@ class CertificateStore:
         """Return the end of validity (epoch seconds) of every certificate that is served, by name."""
         return {certificate.name: certificate.not_after for certificate in self.table.certificates}
 
-    async def load(self) -> CertificateTable:
+    async def load(self, former: Former | None = None) -> CertificateTable:
         """Read the directory for the first time and publish what it holds.
 
+        With `former`, what others present already stays where the files are bad just now.
         Raises ConfigError when the directory is missing or cannot be read. Bad certificates are only logged.
         """
         async with self._turn:
             try:
                 scan = await asyncio.to_thread(self._files.scan)
+                bad = [entry.name for entry in scan.entries if entry.name and entry.certificate is None]
+                if bad and former is not None:
+                    self._files.adopt(await former(bad))
+                    scan = await asyncio.to_thread(self._files.scan)
             except OSError as error:
                 raise ConfigError(self._unreadable(error)) from error
             await self._take(scan)

@@ -79,6 +79,11 @@ class Feed:
         """What those had counted that have left."""
         return self._departed
 
+    @property
+    def subscribers(self) -> int:
+        """How many there are: as many as workers, when all is well."""
+        return len(self._subscribers)
+
     def subscribe(self, subscriber: Subscriber) -> None:
         """From now on `subscriber` gets everything, beginning with what was published last."""
         self._subscribers.append(subscriber)
@@ -99,6 +104,7 @@ class Feed:
         self._departed.merge(counters)
         self._departed.connections_open = 0
         self._departed.exchanges_in_flight = 0
+        self._departed.tasks = 0
         self._forget(self._departed)
 
     async def publish(self, table: RoutingTable) -> None:

@@ -5,7 +5,8 @@ The theory
   and stays when one is replaced. A worker that connects while there is no control waits in the backlog.
 - A worker says hello with everything that it has. A control process that took a dead one's place waits for
   that (`recover`) before it publishes anything: the leases live on in the workers' tables, and what departed
-  workers had counted in what they were given to keep.
+  workers had counted in what they were given to keep. Certificates it reads again; only one whose files were
+  spoilt meanwhile lives on in what the workers present (`certificates_of`).
 - A connection is in order, so one number says it all: `Ack(n)` means that everything up to n is in force.
 - A worker that does not answer within `ACK_SECONDS` is late: nobody waits for it until it has caught up. The
   supervisor sees from its heartbeat whether it hangs, and replaces it; nothing is decided here.
@@ -27,6 +28,7 @@ from portero_py.core.counters import Counters
 from portero_py.core.feed_messages import (
     Ack,
     Ask,
+    AskCertificates,
     CertificateUpdate,
     Counted,
     Departed,
@@ -41,7 +43,7 @@ from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
 
 if TYPE_CHECKING:
-    from portero_py.core.certificates import CertificateTable
+    from portero_py.core.certificates import Certificate, CertificateTable
     from portero_py.core.challenges import Challenges
 
 #: Seconds that a new control process waits for the other workers' hellos after the first one.
@@ -115,6 +117,20 @@ class FeedServer:
             if table == newest:
                 worker.has(newest)
         return newest if newest.services else None
+
+    async def certificates_of(self, names: list[str]) -> list[Certificate]:
+        """What the workers present for these names; of several for one name that which began last."""
+        answers = [worker.ask_certificates(names) for worker in self._connected]
+        if not answers:
+            return []
+        done, _ = await asyncio.wait(answers, timeout=ACK_SECONDS)
+        found: dict[str, Certificate] = {}
+        for answer in done:
+            for certificate in answer.result():
+                former = found.get(certificate.name)
+                if former is None or former.not_before < certificate.not_before:
+                    found[certificate.name] = certificate
+        return list(found.values())
 
     async def refresh(self) -> None:
         """Ask every worker for its counters, and wait a short while for them."""
@@ -198,6 +214,7 @@ class RemoteWorker(asyncio.Protocol):
         self._unanswered: deque[_Unanswered] = deque()
         self._is_late = False
         self._asked: asyncio.Future[None] | None = None
+        self._asked_certificates: asyncio.Future[tuple[Certificate, ...]] | None = None
         # what it was sent, and what it should have
         self._sent: RoutingTable | None = None
         self._table: RoutingTable | None = None
@@ -243,6 +260,15 @@ class RemoteWorker(asyncio.Protocol):
             self._write(Ask())
         return self._asked
 
+    def ask_certificates(self, names: list[str]) -> asyncio.Future[tuple[Certificate, ...]]:
+        """Ask what it presents for these names: the answer, or nothing when it is gone. Once at a time."""
+        answer = self._asked_certificates = self._loop.create_future()
+        if self._is_gone or self._transport.is_closing():
+            self._answer_certificates(())
+        else:
+            self._write(AskCertificates(tuple(names)))
+        return answer
+
     def close(self) -> None:
         """End the connection."""
         self._transport.close()
@@ -266,6 +292,7 @@ class RemoteWorker(asyncio.Protocol):
         while self._unanswered:
             _done(self._unanswered.popleft().answer)
         _done(self._asked)
+        self._answer_certificates(())
         self._server.left(self)
 
     # Private
@@ -284,6 +311,8 @@ class RemoteWorker(asyncio.Protocol):
         elif isinstance(message, Serving):
             self.serving = True
             self._server.tell_serving()
+        elif isinstance(message, CertificateUpdate):
+            self._answer_certificates(message.changed)
         else:
             raise FeedError(f"a worker does not say {type(message).__name__}")
 
@@ -291,6 +320,11 @@ class RemoteWorker(asyncio.Protocol):
         # What goes to a worker that is dying goes nowhere: `connection_lost` is about to say so.
         if not self._is_gone and not self._transport.is_closing():
             self._transport.write(encode(message, number))
+
+    def _answer_certificates(self, held: tuple[Certificate, ...]) -> None:
+        answer, self._asked_certificates = self._asked_certificates, None
+        if answer is not None and not answer.done():
+            answer.set_result(held)
 
     def _send(self, message: Message) -> InForce:
         if self._is_gone:

@@ -41,7 +41,7 @@ class Metrics:
     """Control's own counts, and the text of a scrape. `counters` gives the workers' merged ones.
 
     When the workers are processes, `refresh` fetches what they count, and `restarts` tells how often each
-    process ("0", "1", ..., "control") had to be replaced.
+    process ("0", "1", ..., "control") had to be replaced. `subscribers` gives how many the feed has.
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class Metrics:
         *,
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
+        subscribers: Callable[[], int] | None = None,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._refresh = refresh
         self._restarts = restarts
+        self._subscribers = subscribers
         self._registrations: Counter[str] = Counter()
         self._reloads: Counter[str] = Counter()
         self._acme: Counter[str] = Counter()
@@ -97,6 +99,8 @@ class Metrics:
             faults=Counter(self._faults),
             expiries=self._expiries,
             restarts=self._restarts() if self._restarts is not None else {},
+            subscribers=self._subscribers() if self._subscribers is not None else 0,
+            tasks=len(asyncio.all_tasks()),
         )
         return await asyncio.to_thread(_text, snapshot)
 
@@ -116,6 +120,8 @@ class _Snapshot(Collector):
     faults: Counter[str]
     expiries: Mapping[str, float]
     restarts: Mapping[str, int]
+    subscribers: int
+    tasks: int  # of this process
 
     def collect(self) -> Iterator[Metric]:
         yield from self._control()
@@ -164,6 +170,12 @@ class _Snapshot(Collector):
             ["worker"],
             (((worker,), count) for worker, count in self.restarts.items()),
         )
+        yield _gauge("feed_subscribers", "Workers that get every new table", self.subscribers)
+        # What only ever grows is a leak, what falls is something that has ended and should not.
+        tasks = GaugeMetricFamily("portero_tasks", "Tasks of the event loops", labels=["process"])
+        tasks.add_metric(["control"], self.tasks)
+        tasks.add_metric(["workers"], self.counters.tasks)
+        yield tasks
         build = GaugeMetricFamily(
             "portero_build_info", "Versions, as labels", labels=["version", "python_version"]
         )

@@ -75,6 +75,7 @@ class Counters:
     connections_open: int = 0
     exchanges_in_flight: int = 0
     access_log_dropped: int = 0
+    tasks: int = 0  # of a worker process, as of its last report; 0 when control is in the same one
 
     def exchange_done(self, service: str, method: bytes, status: int, seconds: float) -> None:
         """Count one finished exchange; `method` may be anything."""
@@ -110,3 +111,4 @@ class Counters:
         self.connections_open += other.connections_open
         self.exchanges_in_flight += other.exchanges_in_flight
         self.access_log_dropped += other.access_log_dropped
+        self.tasks += other.tasks

@@ -111,6 +111,13 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class AskCertificates:
+    """Control wants a `CertificateUpdate` with what the worker presents for these names."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """A worker's first word: who it is, what it has, and what control may have forgotten."""
 
@@ -138,7 +145,18 @@ class Ack:
     """Everything up to the number of this frame is in force."""
 
 
-Message = TableUpdate | CertificateUpdate | Challenges | Departed | Ask | Hello | Serving | Counted | Ack
+Message = (
+    TableUpdate
+    | CertificateUpdate
+    | Challenges
+    | Departed
+    | Ask
+    | AskCertificates
+    | Hello
+    | Serving
+    | Counted
+    | Ack
+)
 
 
 def encode(message: Message, number: int = 0) -> bytes:
@@ -326,6 +344,7 @@ _FROM_JSON: Final[Mapping[str, Callable[[Any], Message]]] = {
     "Departed": _departed_from,
     "Hello": _hello_from,
     "Ask": lambda _: Ask(),
+    "AskCertificates": lambda content: AskCertificates(tuple(content["names"])),
     "Serving": lambda _: Serving(),
     "Ack": lambda _: Ack(),
 }

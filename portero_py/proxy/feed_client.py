@@ -24,6 +24,7 @@ from portero_py.core.challenges import Challenges
 from portero_py.core.feed_messages import (
     Ack,
     Ask,
+    AskCertificates,
     CertificateUpdate,
     Counted,
     Departed,
@@ -124,11 +125,16 @@ class FeedClient:
         """Send the last counters. To be called when `run` was cancelled."""
         connection = self._connection
         if connection is not None:
-            connection.send(Counted(self._worker.counters))
+            connection.send(self._counted())
             connection.close()
             await asyncio.wait([connection.lost], timeout=GOODBYE_SECONDS)
 
     # Private
+
+    def _counted(self) -> Counted:
+        counters = self._worker.counters
+        counters.tasks = len(asyncio.all_tasks())
+        return Counted(counters)
 
     def _hello(self) -> Hello:
         table = TableUpdate.between(None, self._table)
@@ -142,7 +148,7 @@ class FeedClient:
                 return
             begun = self._clock()
             if connection.unsent <= MAX_UNSENT:
-                connection.send(Counted(self._worker.counters))
+                connection.send(self._counted())
             pause = max(REPORT_SECONDS, (self._clock() - begun) / REPORT_SHARE)
 
     def _send(self, message: Message, number: int = 0) -> None:
@@ -165,7 +171,11 @@ class FeedClient:
             elif isinstance(message, Departed):
                 self._departed = message
             elif isinstance(message, Ask):
-                connection.send(Counted(worker.counters))
+                connection.send(self._counted())
+            elif isinstance(message, AskCertificates):
+                names = frozenset(message.names)
+                held = [each for each in self._certificates.certificates if each.name in names]
+                connection.send(CertificateUpdate.between(None, CertificateTable(held)))
             else:
                 raise FeedError(f"control does not say {type(message).__name__}")  # noqa: TRY301
         except FeedError:

@@ -355,6 +355,41 @@ async def test_a_bad_pair_at_the_start_leaves_the_others(desk: Desk) -> None:
     assert desk.results == {"ok": 1, "bad_certificate": 1}
 
 
+async def test_a_bad_pair_at_the_start_leaves_what_others_present_for_its_name(desk: Desk) -> None:
+    desk.put("a.example", A1)
+    desk.put("b.example", B1)
+    await desk.store.load()
+    presented = desk.store.table.certificates
+    desk.put("a.example", KeyPair(A2.chain_pem, B1.key_pem))
+    asked: list[list[str]] = []
+
+    async def former(names: list[str]) -> list[Certificate]:
+        asked.append(names)
+        return list(presented)
+
+    successor = desk.new_store()
+    await successor.load(former)
+    assert asked == [["a.example"]]
+    assert desk.served() == {"a.example": A1.fingerprint, "b.example": B1.fingerprint}
+    assert "the one loaded before stays" in desk.log()[-1]
+    desk.put("a.example", A2)
+    await successor.rescan()
+    assert desk.served()["a.example"] == A2.fingerprint
+    shutil.rmtree(desk.directory / "a.example")
+    await successor.rescan()
+    assert list(desk.served()) == ["b.example"]
+
+
+async def test_nobody_is_asked_for_certificates_when_all_files_are_good(desk: Desk) -> None:
+    desk.put("a.example", A1)
+
+    async def former(names: list[str]) -> list[Certificate]:
+        raise AssertionError(names)
+
+    await desk.store.load(former)
+    assert desk.served() == {"a.example": A1.fingerprint}
+
+
 async def test_a_bad_state_of_files_is_logged_and_counted_once(desk: Desk) -> None:
     desk.put("a.example", KeyPair(A1.chain_pem, B1.key_pem))
     desk.put("b.example", B1)

@@ -11,10 +11,20 @@ import pytest
 
 from portero_py.control.feed import Feed
 from portero_py.control.feed_server import FeedServer
-from portero_py.core.certificates import CertificateTable
+from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters
-from portero_py.core.feed_messages import Ack, Ask, Departed, FrameReader, Hello, TableUpdate, encode
+from portero_py.core.feed_messages import (
+    Ack,
+    Ask,
+    AskCertificates,
+    CertificateUpdate,
+    Departed,
+    FrameReader,
+    Hello,
+    TableUpdate,
+    encode,
+)
 from portero_py.core.model import Backend, LeaseRequest
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
@@ -91,10 +101,12 @@ def test_counters_are_the_sum_and_never_fall_when_a_worker_leaves() -> None:
         worker.counters.exchange_done("app.example", b"GET", 200, 0.1)
         worker.counters.connections_open = 3
         worker.counters.exchanges_in_flight = 2
+        worker.counters.tasks = 7
     assert feed.counters().services["app.example"].by_status()["GET", 200] == 2
-    assert feed.counters().connections_open == 6
+    assert (feed.counters().connections_open, feed.counters().tasks, feed.subscribers) == (6, 14, 2)
     feed.unsubscribe(two)
     total = feed.counters()
+    assert (total.tasks, feed.subscribers) == (7, 1)
     assert total.services["app.example"].by_status()["GET", 200] == 2
     assert (total.connections_open, total.exchanges_in_flight) == (3, 2)
     assert feed.counters().services == total.services  # asking does not count
@@ -165,6 +177,11 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
+def certificate(not_before: float) -> Certificate:
+    end = not_before + 90.0
+    return Certificate("a.example", b"chain", b"key", (), not_before, end, "ab", "a CA", 1, False, "/certs/a")
+
+
 def registry_with(*services: str) -> Registry:
     registry = Registry()
     for number, service in enumerate(services):
@@ -197,6 +214,38 @@ async def test_a_process_that_comes_late_gets_certificates_challenges_and_table(
     assert isinstance(got, Challenges)
     assert got.http == challenges.http
     assert supplied == table
+
+
+@pytest.mark.parametrize("not_before", [100.0, 300.0])
+async def test_control_can_ask_which_certificates_the_workers_present(desk: Desk, not_before: float) -> None:
+    control, published, other = await desk.control(), certificate(200.0), certificate(not_before)
+    desk.worker(0)
+    await until(lambda: control.server.connected == 1)
+    assert await control.server.certificates_of(["a.example"]) == []
+    await control.feed.publish_certificates(CertificateTable([published], 1))
+    assert await control.server.certificates_of(["a.example", "b.example"]) == [published]
+    assert await control.server.certificates_of(["b.example"]) == []
+    # Another one presents another one: the later one counts.
+    reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
+    writer.write(encode(Hello(1, True, TableUpdate.between(None, RoutingTable()), Counters(), Departed())))
+    await until(lambda: control.server.connected == 2)
+    asked = asyncio.create_task(control.server.certificates_of(["a.example"]))
+    frames, question = FrameReader(), AskCertificates(("a.example",))
+    while question not in [message for _, message in frames.feed(await reader.read(1 << 16))]:
+        pass
+    writer.write(encode(CertificateUpdate(1, (other,))))
+    assert await asked == [max(published, other, key=lambda each: each.not_before)]
+    # And one that leaves instead of answering holds nobody up.
+    asked = asyncio.create_task(control.server.certificates_of(["a.example"]))
+    await reader.read(1 << 16)
+    writer.close()
+    assert await asked == [published]
+    await writer.wait_closed()
+
+
+async def test_control_without_workers_learns_of_no_certificates(desk: Desk) -> None:
+    control = await desk.control()
+    assert await control.server.certificates_of(["a.example"]) == []
 
 
 async def test_a_process_that_does_not_answer_holds_nobody_up_for_long(
@@ -238,6 +287,7 @@ async def test_counters_of_processes_are_the_sum_and_stay_when_one_dies(desk: De
     assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 2
     assert control.feed.counters().connections_open == 6
     two.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    assert one.counters.tasks + two.counters.tasks == control.feed.counters().tasks > 0
     await desk.end(client)  # in good order: its last word is its counters
     await until(lambda: control.server.connected == 1)
     assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 3

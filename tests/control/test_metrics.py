@@ -104,6 +104,24 @@ async def test_what_control_counts_is_shown() -> None:
         (await scraped(metrics)).value("certificate_expiry_timestamp_seconds", name="a.example")
 
 
+async def test_tasks_and_subscribers_are_shown_as_they_are_now() -> None:
+    workers = Counters()
+    workers.tasks = 14
+    subscribers = [object(), object()]
+    metrics = Metrics(Registry(), lambda: workers, subscribers=lambda: len(subscribers))
+    before = await scraped(metrics)
+    assert before.value("tasks", process="workers") == 14
+    assert before.value("feed_subscribers") == 2
+    ended = asyncio.Event()
+    more = asyncio.create_task(ended.wait())
+    subscribers.pop()
+    after = await scraped(metrics)
+    assert after.value("tasks", process="control") == before.value("tasks", process="control") + 1
+    assert after.value("feed_subscribers") == 1
+    ended.set()
+    await more
+
+
 async def test_the_build_is_shown_and_nothing_is_process_wide() -> None:
     text = (await Metrics(Registry(), Counters).scrape()).decode()
     assert 'portero_build_info{python_version="3.' in text

@@ -30,6 +30,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         counters.connections_open += 2
         counters.exchanges_in_flight += 1
         counters.access_log_dropped += 4
+        counters.tasks = 5
     two.exchange_done("other.example", b"PUT", 503, 0.5)
     total = Counters()
     total.merge(one)
@@ -42,7 +43,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
     assert (total.errors["no_backend"], total.retries["app.example"]) == (2, 2)
     assert (total.bytes_in, total.bytes_out) == (20, 40)
     assert (total.connections_total, total.connections_open, total.exchanges_in_flight) == (6, 4, 2)
-    assert total.access_log_dropped == 8
+    assert (total.access_log_dropped, total.tasks) == (8, 10)
     total.exchange_done("other.example", b"PUT", 503, 0.5)
     for counted, key in (
         (one.services["app.example"], ("GET", 200)),

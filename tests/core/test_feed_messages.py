@@ -16,6 +16,7 @@ from portero_py.core.counters import Counters, ServiceCounters
 from portero_py.core.feed_messages import (
     Ack,
     Ask,
+    AskCertificates,
     CertificateUpdate,
     Counted,
     Departed,
@@ -72,6 +73,7 @@ MESSAGES: list[Message] = [
     Challenges(2, {"a.example": (b"chain", b"key")}, {"token": "token.thumb"}),
     Departed(5, counters()),
     Ask(),
+    AskCertificates(("a.example", "*.b.example")),
     Hello(1, True, UPDATE, counters(), Departed(1, counters())),
     Serving(),
     Counted(counters()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import ssl
 import threading
@@ -12,10 +13,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.e2e.certificates import Authority, client_context
-from tests.e2e.conftest import StartBackend
+from tests.e2e.conftest import SHORT_GOODBYE, StartBackend
 from tests.e2e.http1_client import Http1Client, get
 from tests.e2e.messages import Closed, Truncated
 from tests.e2e.proxy_process import ProxyProcess
+from tests.e2e.test_workers import processes, replaced
 from tests.e2e.waiting import eventually
 from tests.odd_pairs import odd_name, odd_version, signed
 
@@ -181,3 +183,41 @@ def test_no_handshake_fails_while_certificates_change_under_load(
 
 def _errors_about(proxy: ProxyProcess, name: str) -> list[str]:
     return [line for line in proxy.operator_log().splitlines() if " ERROR " in line and name in line]
+
+
+def test_a_good_pair_outlives_the_control_process_when_its_files_are_spoilt(
+    tmp_path: Path, own_certificates: Path, authority: Authority
+) -> None:
+    proxy = ProxyProcess(
+        tmp_path / "two", certificates=own_certificates, toml=SHORT_GOODBYE, flags=("--workers", "2")
+    ).start()
+    try:
+        good = _serial(proxy, authority, "a.own.test")
+        authority.issue("b.own.test").write(own_certificates / "b.own.test")  # what the others would get
+        eventually(lambda: _covers(proxy, authority, "b.own.test"), "the added certificate")
+        (own_certificates / "a.own.test" / "fullchain.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+        for name in ("control", "work0", "control"):  # a new worker gets it from the new control
+            _replace(proxy, name)
+            assert {_serial(proxy, authority, "a.own.test") for _ in range(20)} == {good}
+        pair = authority.issue("a.own.test")
+        pair.write(own_certificates / "a.own.test")
+        eventually(lambda: _serial(proxy, authority, "a.own.test") == pair.serial, "the new certificate")
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+def _replace(proxy: ProxyProcess, name: str) -> None:
+    """Kill a process and wait until its successor does its work."""
+    victim = processes(proxy)[name]
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: replaced(proxy, name, victim), f"another {name}")
+    eventually(lambda: _answers(proxy), "the registration API answers")
+    eventually(lambda: proxy.metric("portero_feed_subscribers") == 2, "both workers are fed")
+
+
+def _answers(proxy: ProxyProcess) -> bool:
+    try:
+        return proxy.call("GET", "/readyz").status == 200
+    except OSError:
+        return False

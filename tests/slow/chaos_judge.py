@@ -1,0 +1,103 @@
+"""Which breakages are explained by what was done, and which are portero's own.
+
+What counts as *the exchanges of a killed worker*: those on a connection that the worker had accepted when it
+was killed. Its inventory was taken while it stood still (`Processes.ports`), and a connection that nobody has
+accepted yet stays in the listening socket, which all workers share: so the rule is exact, not a time window.
+
+Explained too is
+- a **new** connection that ends before its first answer while the workers had no descriptor left;
+- 404 or 503 for a service whose leases last seconds, from a worker that was stopped or new: it had not heard
+  of the last renewal (whose granting does not wait for a worker that hangs, by design);
+- a request to the registration API that was cut off while control was killed or stopped, or the API's port
+  was held by strangers. An *answer* of 5xx is never explained.
+
+Everything else is not, above all: any 5xx, an answer with other bytes than it should have, a broken
+connection of a worker that lived, a lease or a certificate that is not what was promised.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from tests.slow.chaos_journal import Breakage, Journal
+
+#: Unexplained breakages that are told in full, of each kind.
+TOLD = 2
+
+
+def explanation(journal: Journal, breakage: Breakage) -> str:
+    """Why it had to be so; "" when it had not."""
+    kind, begun, at = breakage.kind, breakage.begun, breakage.at
+    if kind == "broken" and breakage.port:
+        death = journal.killer(breakage.port, breakage.opened, at)
+        if death is not None:
+            return f"{death.name.split()[0]} was killed"
+        if breakage.answered == 0 and journal.troubled(begun, at, "descriptors"):
+            return "no descriptor for a new connection"
+    if (
+        kind == "status"
+        and breakage.status in (404, 503)
+        and breakage.service.startswith(("fleeting", "extra"))
+        and journal.troubled(begun, at, "worker")
+    ):
+        return "the worker had not heard of the renewal"
+    if kind == "api broken" and journal.troubled(begun, at, "control", "registration port"):
+        return "control was killed, stopped or crowded out"
+    return ""
+
+
+class Verdict:
+    """The breakages of a run, sorted."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.explained: Counter[tuple[str, str]] = Counter()
+        self.unexplained: list[Breakage] = []
+        for breakage in journal.breakages:
+            why = explanation(journal, breakage)
+            if why:
+                self.explained[breakage.kind, why] += 1
+            else:
+                self.unexplained.append(breakage)
+
+    def summary(self, title: str) -> str:
+        """The table at the end of a run."""
+        lines = [title, "", "  faults"]
+        lines += _rows(self._journal.faults)
+        lines += ["  good"]
+        lines += _rows(self._journal.served)
+        lines += ["  broken, and explained"]
+        lines += _rows(Counter({f"{kind}: {why}": count for (kind, why), count in self.explained.items()}))
+        lines += ["  broken, and not explained"]
+        lines += _rows(Counter(f"{each.kind} ({each.who})" for each in self.unexplained)) or ["         0"]
+        return "\n".join(lines)
+
+    def story(self) -> str:
+        """What is unexplained, the first kind first: what, when, and what was done before it."""
+        found: dict[tuple[str, str], list[Breakage]] = defaultdict(list)
+        for breakage in self.unexplained:
+            found[breakage.kind, breakage.who].append(breakage)
+        lines = []
+        for (kind, who), breakages in sorted(found.items(), key=lambda each: each[1][0].begun):
+            lines += ["", f"{kind} ({who}), {len(breakages)} times"]
+            for breakage in breakages[:TOLD]:
+                lines += self._told(breakage)
+        return "\n".join(lines)
+
+    # Private
+
+    def _told(self, breakage: Breakage) -> list[str]:
+        clock = self._journal.clock
+        lines = [f"  {clock(breakage.at)}  {breakage.detail}"]
+        if breakage.opened:
+            since = f"since {clock(breakage.opened).strip()}, {breakage.answered} answers before"
+            lines.append(f"              connection from port {breakage.port} {since}")
+        lines.append(f"              begun at {clock(breakage.begun).strip()}; before it:")
+        lines += [
+            f"              {clock(event.at)}  {event.what}" for event in self._journal.before(breakage.at)
+        ]
+        return lines
+
+
+def _rows(counts: Counter[str]) -> list[str]:
+    return [f"  {count:8d}  {what}" for what, count in sorted(counts.items())]
