@@ -120,7 +120,9 @@ class BackendPool:
 
     def connect(self, exchange: Exchange) -> Connecting:
         """Make a connection; the exchange hears `upstream_ready` or `connect_failed`."""
-        self._closed = False  # who was sent here found the backend in the table
+        if self._closed:  # who was sent here found the backend in the table
+            self._closed = False
+            self._worker.pools.watch(self, exchange.service)
         connecting = Connecting(exchange)
         task = self._worker.loop.create_task(self._connect(connecting))
         self._tasks.add(task)
@@ -255,6 +257,8 @@ class Pools:
         self._latest = table
         self._changed: set[str] | None = set()  # services that differ between the two; None: nobody knows
         self._comparing: Iterator[None] | None = None
+        # Service -> pools made for it under a table that is not compared yet: they may leave before.
+        self._young: dict[str, list[BackendPool]] = {}
 
     def of(self, backend: Backend, authority: bytes) -> BackendPool:
         """Return the pool for requests to `authority` served by `backend`."""
@@ -262,10 +266,15 @@ class Pools:
             # All that such backends can differ in. The Backend itself, which is another object after each
             # renewal, would be hashed and compared in Python: 0.19 µs instead of 0.05.
             address = (backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
-            return self._pools.get(address) or self._make(address, backend, "")
+            return self._pools.get(address) or self._make(address, backend, "", authority)
         server_name = normalise_host(authority) or ""
         key = (backend, server_name)
-        return self._pools.get(key) or self._make(key, backend, server_name)
+        return self._pools.get(key) or self._make(key, backend, server_name, authority)
+
+    def watch(self, pool: BackendPool, service: str) -> None:
+        """Look whether the backend is there still, when the next comparison has come to its end."""
+        if self._compared is not self._latest:
+            self._young.setdefault(service, []).append(pool)
 
     def close_idle(self) -> None:
         """Close every idle connection: descriptors are short."""
@@ -310,11 +319,14 @@ class Pools:
 
     # Private
 
-    def _make(self, key: PoolKey, backend: Backend, server_name: str) -> BackendPool:
+    def _make(self, key: PoolKey, backend: Backend, server_name: str, authority: bytes) -> BackendPool:
         self._drop_empty(2)  # one more than is made
         pool = self._pools[key] = BackendPool(self._worker, backend, server_name)
         if backend.use_tls:
             self._tls_keys.setdefault(backend, set()).add(key)
+        service = self._worker.router.route(authority, self._latest)
+        if service is not None:
+            self.watch(pool, service.name)
         return pool
 
     def _keys(self, backend: Backend) -> list[PoolKey]:
@@ -359,6 +371,12 @@ class Pools:
             if looked >= STEP:
                 looked = 0
                 yield
+        young, self._young = self._young, {}
+        for name, pools in young.items():
+            looked += self._settle(name, pools, table)
+            if looked >= STEP:
+                looked = 0
+                yield
 
     def _compare_service(self, before: Service | None, after: Service | None) -> int:
         """Compare one service; return how much work that was."""
@@ -367,18 +385,36 @@ class Pools:
         if len(held) != len(holds) or not all(map(_is_same, held, holds)):
             were, are = {lease.backend for lease in held}, {lease.backend for lease in holds}
             for backend in were - are:
-                for key in self._keys(backend):
-                    pool = self._pools.get(key)
-                    if pool is not None:
-                        pool.close_idle()
-                        if pool.is_empty:
-                            self._drop(key, backend)
+                self._left(backend)
             for backend in are - were:
                 for key in self._keys(backend):
                     pool = self._pools.get(key)
                     if pool is not None:
                         pool.reopen()
         return len(held) + len(holds)
+
+    def _settle(self, name: str, pools: list[BackendPool], table: RoutingTable) -> int:
+        """Look whether the backends of young pools are in their service; return how much work that was."""
+        compared, latest = table.services.get(name), self._latest.services.get(name)
+        known = {lease.backend for lease in compared.leases} if compared is not None else set()
+        there = {lease.backend for lease in latest.leases} if latest is not None else set()
+        for pool in pools:
+            if pool.backend in known:
+                pass  # from now on the comparisons see it
+            elif pool.backend in there:
+                self.watch(pool, name)
+            else:
+                self._left(pool.backend)
+        return len(known) + len(there) + len(pools)
+
+    def _left(self, backend: Backend) -> None:
+        """Close what is idle; drop what is empty."""
+        for key in self._keys(backend):
+            pool = self._pools.get(key)
+            if pool is not None:
+                pool.close_idle()
+                if pool.is_empty:
+                    self._drop(key, backend)
 
 
 # Private

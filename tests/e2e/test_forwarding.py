@@ -160,6 +160,26 @@ def test_backends_take_turns_evenly_while_others_come_and_go(
     assert [len(backend.requests) for backend in backends] == [20, 30, 30, 20]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_backend_that_left_loses_its_idle_connections_and_its_neighbour_does_not(
+    workers: str, start_proxy: StartProxy, start_backend: StartBackend, service: str
+) -> None:
+    proxy = start_proxy(flags=("--workers", workers))
+    leaving, staying = start_backend(), start_backend()
+    proxy.serve(f"leaving.{service}", leaving)
+    proxy.serve(f"staying.{service}", staying)
+    with proxy.connect() as client:
+        for _ in range(2):
+            for host in (f"leaving.{service}", f"staying.{service}"):
+                assert client.ask(get(host)).status == 200
+            # A renewal, which changes the table too, closes nothing.
+            proxy.serve(f"leaving.{service}", leaving)
+        proxy.deregister(f"leaving.{service}", host=leaving.host, port=leaving.port)
+        assert leaving.wait_for_peers()[0].closed.wait(20)
+        assert client.ask(get(f"staying.{service}")).status == 200
+    assert (len(leaving.peers), len(staying.peers)) == (1, 1)
+
+
 def test_a_renewal_with_another_address_takes_effect_at_once(
     plain_proxy: ProxyProcess, start_backend: StartBackend, service: str
 ) -> None:

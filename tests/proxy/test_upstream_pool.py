@@ -152,6 +152,42 @@ async def test_a_backend_that_left_one_of_its_services_keeps_connections_again_w
     assert [pool.idle for pool in world.all_pools()] == [1]
 
 
+async def test_a_backend_that_came_and_left_between_two_comparisons_loses_its_connections(
+    world: World,
+) -> None:
+    table = world.table
+    empty = RoutingTable(8, {"app.example": Service("app.example", ())}, "", 7, frozenset({"app.example"}))
+    world.apply(RoutingTable(6, {}))
+    for _ in range(2):  # the second time it is a pool that was closed
+        world.table = replace(table, version=7)
+        world.pools.follow(world.table)
+        idle = await world.idle_backend()
+        [pool] = world.all_pools()
+        pool.claims = 1  # somebody is at work: it is not dropped
+        world.apply(empty)
+        assert idle.closed
+        assert world.all_pools() == [pool]
+    pool.claims = 0
+
+
+async def test_a_backend_that_comes_while_tables_are_compared_is_looked_after_in_the_next_comparison(
+    world: World,
+) -> None:
+    table = world.table
+    name = "app.example"
+    many = many_services(2, 600)
+    world.pools.follow(RoutingTable(6, many))
+    assert not world.pools.prune()
+    world.table = RoutingTable(7, {**many, **table.services}, "", 6, frozenset({name}))
+    world.pools.follow(world.table)
+    idle = await world.idle_backend()
+    while not world.pools.prune():
+        pass
+    assert not idle.closed
+    world.apply(RoutingTable(8, many, "", 7, frozenset({name})))
+    assert idle.closed
+
+
 async def test_a_change_is_found_by_the_hint_and_without_it(world: World) -> None:
     table = world.table
     world.apply(table)
