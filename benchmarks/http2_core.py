@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from portero_py.wire.http2 import ServerConnection
-from portero_py.wire.http2_frames import (
+from portero_py.wire.http2.frames import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
@@ -20,9 +19,10 @@ from portero_py.wire.http2_frames import (
     settings_frame,
     window_frame,
 )
-from portero_py.wire.http2_heads import HeadLimits
-from portero_py.wire.http2_hpack import HeaderEncoder, HeaderList
-from portero_py.wire.http2_stream import Stream
+from portero_py.wire.http2.heads import HeadLimits
+from portero_py.wire.http2.hpack import HeaderEncoder, HeaderList
+from portero_py.wire.http2.server import ServerConnection
+from portero_py.wire.http2.stream import Stream
 from portero_py.wire.message import RequestHead, ResponseHead
 
 STREAMS = 16

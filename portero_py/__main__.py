@@ -1,12 +1,12 @@
 """`python -m portero_py` is `portero-py`."""
 
-from portero_py import held_signals
+from portero_py.run import held_signals
 
 
 def main() -> None:
     """The entry point: signals are held back before the rest is loaded."""
     held_signals.hold()
-    from portero_py.cli import main as run_command_line
+    from portero_py.cli.main import main as run_command_line
 
     run_command_line()
 

@@ -135,8 +135,8 @@ def test_what_is_dropped_is_collected() -> None:
     code = """if True:
         import gc, json
         from portero_py.wire.http1 import RequestParser
-        from portero_py.wire.http2 import ServerConnection
-        from portero_py.wire.http2_heads import HeadLimits
+        from portero_py.wire.http2.server import ServerConnection
+        from portero_py.wire.http2.heads import HeadLimits
         gc.disable()
         class Shell:
             def __init__(self):

@@ -1,4 +1,8 @@
-"""The rules of who may import whom (DESIGN.md, section 3), read from the source itself."""
+"""The rules of who may import whom (docs/architecture.md), read from the source itself.
+
+An import only ever points down, in every room, the top level included; an import that is there for types only
+is one too. And no two files need each other, however long the way round is.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,24 @@ import portero_py
 ROOT = Path(portero_py.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 
-#: What each floor may import of portero_py; other floors are open to the composition root only.
+#: What each room may import of portero_py beside itself; "" are the files at the top.
 ALLOWED = {
-    "core": ("core", "errors"),
-    "wire": ("wire", "errors"),
-    "proxy": ("proxy", "core", "wire", "config", "errors"),
-    "control": ("control", "core", "config", "errors", "__version__"),
-    "client": ("client", "core.auth", "errors"),
+    "errors.py": (),
+    "__init__.py": (),
+    "__main__.py": ("cli", "run.held_signals"),
+    "core": ("errors",),
+    "wire": ("errors",),
+    "config": ("core", "wire", "errors"),
+    "feed": ("config", "core", "wire", "errors"),
+    "proxy": ("feed", "config", "core", "wire", "errors"),
+    "control": ("feed", "config", "core", "wire", "errors", "__version__"),
+    "client": ("core.auth", "errors"),
+    "run": ("control", "proxy", "feed", "config", "core", "wire", "errors", "__version__"),
+    "demo": ("client", "config", "core", "errors"),
+    "cli": (
+        *("demo", "run", "control", "proxy", "feed", "client", "config", "core", "wire", "errors"),
+        "__version__",
+    ),
 }
 
 #: I/O, clocks and chance: `core` and `wire` are tested without any of them.
@@ -39,7 +54,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{found.module}.{alias.name}" for alias in found.names)
 
 
-def floor(path: Path) -> str:
+def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
 
 
@@ -47,21 +62,67 @@ def begins_with(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def test_the_rules_look_at_every_floor() -> None:
-    assert set(ALLOWED) <= {floor(path) for path in SOURCES}
+def needed_files(path: Path) -> set[Path]:
+    """The files of the package that a file imports; a package's own face is not one of them."""
+    found = set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "portero_py":
+            continue
+        for length in range(len(parts), 1, -1):
+            file = ROOT.joinpath(*parts[1:length]).with_suffix(".py")
+            if file.is_file():
+                found.add(file)
+                break
+    return found - {path}
+
+
+def circles() -> list[list[str]]:
+    """The groups of files in which each needs each other (Tarjan's strongly connected components)."""
+    graph = {path: needed_files(path) for path in SOURCES}
+    order: dict[Path, int] = {}
+    low: dict[Path, int] = {}
+    stack: list[Path] = []
+    found: list[list[str]] = []
+
+    def visit(path: Path) -> None:
+        order[path] = low[path] = len(order)
+        stack.append(path)
+        for other in sorted(graph[path]):
+            if other not in order:
+                visit(other)
+                low[path] = min(low[path], low[other])
+            elif other in stack:
+                low[path] = min(low[path], order[other])
+        if low[path] == order[path]:
+            at = stack.index(path)
+            group, stack[at:] = stack[at:], []
+            if len(group) > 1:
+                found.append(sorted(str(each.relative_to(ROOT)) for each in group))
+
+    for path in SOURCES:
+        if path not in order:
+            visit(path)
+    return found
+
+
+def test_every_room_has_its_rule() -> None:
+    assert {room(path) for path in SOURCES} == set(ALLOWED)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_only_point_down(path: Path) -> None:
     own = [name.removeprefix("portero_py.") for name in imports(path) if name.startswith("portero_py.")]
-    allowed = ALLOWED.get(floor(path))
-    if allowed is not None:
-        assert [name for name in own if not begins_with(name, allowed)] == []
-    if path.name not in {"cli.py", "__main__.py"}:
-        assert not any(begins_with(name, ("cli", "supervisor")) for name in own)
+    allowed = (room(path), *ALLOWED[room(path)])
+    assert [name for name in own if not begins_with(name, allowed)] == []
+
+
+@pytest.mark.xfail(strict=True, reason="two circles are still to be undone: proxy/ and wire/http2/")
+def test_no_two_files_need_each_other() -> None:
+    assert circles() == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_core_and_wire_touch_no_socket_no_clock_and_no_chance(path: Path) -> None:
-    if floor(path) in {"core", "wire"}:
+    if room(path) in {"core", "wire"}:
         assert [name for name in imports(path) if name.partition(".")[0] in IMPURE] == []

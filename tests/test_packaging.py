@@ -19,12 +19,12 @@ import pytest
 import typer
 
 import portero_py
-from portero_py.cli import app
-from portero_py.config import Config
-from portero_py.config_sources import SETTINGS
-from portero_py.control.feed import Feed
-from portero_py.control.metrics import Metrics
+from portero_py.cli.main import app
+from portero_py.config.model import Config
+from portero_py.config.sources import SETTINGS
+from portero_py.control.api.metrics import Metrics
 from portero_py.core.registry import Registry
+from portero_py.feed.feed import Feed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

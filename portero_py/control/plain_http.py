@@ -20,7 +20,7 @@ from urllib.parse import quote_from_bytes
 import aiohttp
 from aiohttp import web
 
-from portero_py.config import Address
+from portero_py.config.model import Address
 from portero_py.control.open_server import Door, quiet_logger
 from portero_py.core.names import normalise_host
 

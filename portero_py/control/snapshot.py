@@ -30,10 +30,10 @@ from typing import Any, Final
 import orjson
 
 from portero_py.control.slots import PATIENCE, Slot, claim
-from portero_py.core.feed_messages import lease_from
 from portero_py.core.model import Lease, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot
+from portero_py.feed.messages import lease_from
 
 #: Seconds between two writes when only renewals came, and before another attempt after a failure.
 INTERVAL: Final = 5.0

@@ -1,1 +1,7 @@
-"""Pure decisions: who serves what, until when, and who may say so. Time is always an argument."""
+"""Decisions, pure: no asyncio, socket, clock or randomness; times are arguments.
+
+In reading order: `model` (the nouns), `names` (what a host or service name is), `registry` (the leases),
+`routing_table` (what the data plane needs of them), `router` (host -> service), `balancing/` (service ->
+backend); then `auth` and `admission` (who may register), `certificates` and `challenges` (what TLS presents),
+`counters` (what a worker counts), `expiry_queue` (what ends next), `acme/` (when and what to ask a CA).
+"""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from portero_py.core.counters import Counters
     from portero_py.errors import PorteroError
-    from portero_py.proxy.client import Client
     from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.peer import Client
 
 #: Most bytes that wait for the reader of the log.
 QUEUE_BYTES: Final = 16 << 20

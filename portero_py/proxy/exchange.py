@@ -46,9 +46,9 @@ from portero_py.proxy.replies import reply
 
 if TYPE_CHECKING:
     from portero_py.core.model import Backend, Lease, Service
-    from portero_py.proxy.client import Client
     from portero_py.proxy.endpoints import Downstream, Upstream
-    from portero_py.proxy.upstream_pool import BackendPool, Connecting
+    from portero_py.proxy.peer import Client
+    from portero_py.proxy.upstream.pool import BackendPool, Connecting
     from portero_py.proxy.worker import Worker
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from portero_py.core.balancer import Balancers
+from portero_py.core.balancing.round_robin import Balancers
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.counters import Counters
 from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.access_log import AccessLog
-from portero_py.proxy.client import Clients
 from portero_py.proxy.deadlines import Deadlines
-from portero_py.proxy.listener import FrontServer, ListenerSite
-from portero_py.proxy.tls import FrontTls
-from portero_py.proxy.upstream_pool import Pools
-from portero_py.proxy.upstream_tls import UpstreamTls
+from portero_py.proxy.downstream.listener import FrontServer, ListenerSite
+from portero_py.proxy.downstream.sni import FrontTls
+from portero_py.proxy.peer import Clients
+from portero_py.proxy.upstream.pool import Pools
+from portero_py.proxy.upstream.tls import UpstreamTls
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from portero_py.config import Config
+    from portero_py.config.model import Config
     from portero_py.core.challenges import Challenges
     from portero_py.errors import PorteroError
-    from portero_py.proxy.client import Client
-    from portero_py.proxy.downstream_http1 import Http1Downstream
-    from portero_py.proxy.downstream_http2 import Http2Downstream
+    from portero_py.proxy.downstream.http1 import Http1Downstream
+    from portero_py.proxy.downstream.http2 import Http2Downstream
+    from portero_py.proxy.downstream.leaving import Leaving
     from portero_py.proxy.exchange import Exchange
-    from portero_py.proxy.leaving import Leaving
+    from portero_py.proxy.peer import Client
 
 
 class Worker:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from aiohttp import ClientSession, web
 
-from portero_py.config import Address
+from portero_py.config.model import Address
 from portero_py.control.plain_http import MAX_CHALLENGE, PlainHttp, no_challenges
 
 CHALLENGE = "/.well-known/acme-challenge/"

@@ -30,8 +30,8 @@ from portero_py.core.certificates import (
     parse_pair,
     server_name,
 )
+from portero_py.demo.self_signed import Authority, KeyPair, self_signed
 from portero_py.errors import BadCertificate
-from portero_py.self_signed import Authority, KeyPair, self_signed
 
 AUTHORITY = Authority()
 PAIR = AUTHORITY.issue("app.example", "*.app.example", "192.0.2.1", "2001:db8:0::1")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from portero_py.core.acme_ari import certificate_id
+from portero_py.core.acme.ari import certificate_id
 from tests.e2e.acme_front import AcmeFront, Asked, problem
 from tests.e2e.acme_site import AcmeSite
 from tests.e2e.certificates import Authority, server_context

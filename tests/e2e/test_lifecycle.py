@@ -33,8 +33,8 @@ from tests.e2e.http2_client import (
 from tests.e2e.messages import Closed, Truncated
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import eventually
-from tests.proxy.tls_wire import NOTIFIED, Wire
-from tests.wire.http2_dialogue import split_frames
+from tests.proxy.downstream.tls_wire import NOTIFIED, Wire
+from tests.wire.http2.dialogue import split_frames
 
 GENEROUS = "[timeouts]\ndrain = 20\nshutdown = 5\n"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from portero_py.proxy.ticket_keys import PERIOD
+from portero_py.proxy.downstream.ticket_keys import PERIOD
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import SHORT_GOODBYE, StartBackend
 from tests.e2e.http1_client import get
@@ -28,10 +28,10 @@ from functools import partial
 from pathlib import Path
 clock = Path(sys.argv[1])
 sys.argv = ["portero-py", *sys.argv[sys.argv.index("portero_py") + 1:]]
-from portero_py import cli
-from portero_py.proxy import tls
-tls.TicketKeys = partial(tls.TicketKeys, clock=lambda: float(clock.read_text()))
-cli.main()
+from portero_py.cli import main
+from portero_py.proxy.downstream import sni
+sni.TicketKeys = partial(sni.TicketKeys, clock=lambda: float(clock.read_text()))
+main.main()
 """
 
 

@@ -388,7 +388,8 @@ def test_readyz_and_the_metrics_show_a_task_that_fails_until_it_works_again(
 #: Becomes the proxy that argv goes on with; following the certificates fails while the file argv[1] is there.
 _WITH_A_TASK_THAT_FAILS = """
 import asyncio, pathlib, runpy, sys
-from portero_py.control import certificates, tasks
+from portero_py.control import tasks
+from portero_py.control.certificates import store
 tasks.FIRST_PAUSE = tasks.MAX_PAUSE = 0.05
 tasks.STEADY_SECONDS = 0.5
 broken = pathlib.Path(sys.argv[1])
@@ -396,7 +397,7 @@ async def run(self):
     while not broken.exists():
         await asyncio.sleep(0.02)
     raise RuntimeError("a fault of the test's")
-certificates.CertificateStore.run = run
+store.CertificateStore.run = run
 sys.argv = sys.argv[sys.argv.index("portero_py"):]
 runpy.run_module("portero_py", run_name="__main__")
 """
@@ -625,8 +626,8 @@ def test_a_ca_that_hangs_holds_up_no_exit(workers: str, tmp_path: Path, certific
 #: Becomes the proxy that argv goes on with, but never gives up a CA by itself.
 _WITH_ENDLESS_PATIENCE = """
 import runpy, sys
-from portero_py.control import acme_network
-acme_network.CONNECT_TIMEOUT += 1000.0
+from portero_py.control.acme import network
+network.CONNECT_TIMEOUT += 1000.0
 sys.argv = sys.argv[sys.argv.index("portero_py"):]
 runpy.run_module("portero_py", run_name="__main__")
 """

@@ -9,16 +9,19 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from portero_py.proxy import downstream_http1, exchange, leaving, upstream_http1, upstream_pool
+from portero_py.proxy import exchange
+from portero_py.proxy.downstream import http1, leaving
+from portero_py.proxy.upstream import http1 as upstream_http1
+from portero_py.proxy.upstream import pool
 from tests.proxy.dialogue import Clock, World
-from tests.proxy.tls_listener import LOOPS, Play, Scene
+from tests.proxy.downstream.tls_listener import LOOPS, Play, Scene
 
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A proxy with one backend for app.example; after the test no claim and no exchange is left."""
     clock = Clock()
-    for module in (downstream_http1, exchange, leaving, upstream_http1, upstream_pool):
+    for module in (http1, exchange, leaving, upstream_http1, pool):
         monkeypatch.setattr(module, "monotonic", clock)
     world = World(clock)
     yield world

@@ -19,17 +19,17 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
-from portero_py.config import Config, Limits, Timeouts
-from portero_py.core.balancer import Balancers
+from portero_py.config.model import Config, Limits, Timeouts
+from portero_py.core.balancing.round_robin import Balancers
 from portero_py.core.counters import Counters
 from portero_py.core.model import Backend, Lease, Service
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
-from portero_py.proxy.client import Client, Clients
 from portero_py.proxy.deadlines import DeadlineWheel
-from portero_py.proxy.downstream_http1 import Http1Downstream
-from portero_py.proxy.leaving import Leaving
-from portero_py.proxy.upstream_pool import BackendPool, Pools
+from portero_py.proxy.downstream.http1 import Http1Downstream
+from portero_py.proxy.downstream.leaving import Leaving
+from portero_py.proxy.peer import Client, Clients
+from portero_py.proxy.upstream.pool import BackendPool, Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
 if TYPE_CHECKING:

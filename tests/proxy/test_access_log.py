@@ -16,7 +16,7 @@ import pytest
 from portero_py.core.counters import Counters
 from portero_py.proxy import access_log
 from portero_py.proxy.access_log import AccessLog
-from portero_py.proxy.downstream_http1 import Http1Downstream
+from portero_py.proxy.downstream.http1 import Http1Downstream
 from tests.proxy.dialogue import OK, World, get
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import cast
 
 import pytest
 
-from portero_py.core.balancer import Balancers
+from portero_py.core.balancing.round_robin import Balancers
 from portero_py.core.certificates import Certificate
 from portero_py.core.model import Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BodyTooLarge
-from portero_py.proxy.downstream_http1 import Http1Downstream
+from portero_py.proxy.downstream.http1 import Http1Downstream
 from portero_py.proxy.exchange import CONNECT_PATIENCE, Exchange
-from portero_py.proxy.upstream_http1 import UpstreamHttp1
+from portero_py.proxy.upstream.http1 import UpstreamHttp1
 from tests.proxy.dialogue import (
     GET,
     HIGH_WATER,

@@ -23,8 +23,8 @@ from tests.proxy.dialogue import OK, Clock, ScriptedTransport, World, post, sett
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
-    from portero_py.proxy.client import Client
     from portero_py.proxy.endpoints import Downstream
+    from portero_py.proxy.peer import Client
     from portero_py.proxy.worker import Worker
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")

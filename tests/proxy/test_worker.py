@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from portero_py.config import Config
+from portero_py.config.model import Config
 from portero_py.core.model import Backend, LeaseRequest
 from portero_py.core.registry import LINGER, Registry
 from portero_py.proxy.worker import Worker

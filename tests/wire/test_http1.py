@@ -21,7 +21,7 @@ from portero_py.errors import (
 from portero_py.wire import http1
 from portero_py.wire.headers import REQUEST_KINDS, Forwarded
 from portero_py.wire.http1 import RequestParser, ResponseParser, find_head, request_bytes, response_bytes
-from portero_py.wire.http2_hpack import response_list
+from portero_py.wire.http2.hpack import response_list
 from portero_py.wire.message import CHUNKED, UNTIL_CLOSE, Field, Fields, RequestHead, ResponseHead
 
 HOST = b"Host: app.example\r\n"

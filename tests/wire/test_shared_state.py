@@ -14,7 +14,7 @@ import pytest
 from portero_py.errors import WireError
 from portero_py.wire.headers import Forwarded, Forwarding
 from portero_py.wire.http1 import RequestParser, ResponseParser, request_bytes, response_bytes
-from portero_py.wire.http2_hpack import HeaderEncoder, response_list
+from portero_py.wire.http2.hpack import HeaderEncoder, response_list
 from portero_py.wire.message import Fields, ResponseHead
 from tests.wire.hostile_heads import request_head, response_head
 

@@ -1,0 +1,380 @@
+"""The command line: flags become a mapping, a command is called, an error becomes one line.
+
+Nothing is decided here. `config_sources.py` knows what a flag means and which source wins, `backends.py` what
+the subcommands do, `supervisor.py` how portero runs. A parameter is called like its flag, with `_` for `-`:
+that is how the flags reach `config_sources.load`.
+
+Exit status: 0 when all went well, 2 for a flag, file or port that cannot be used, 1 for anything else.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import typer
+
+from portero_py import __version__
+from portero_py.cli import backends, certs
+from portero_py.client.registrar import Registration
+from portero_py.control.api.body import MAX_WEIGHT
+from portero_py.demo import proxy
+from portero_py.errors import ConfigError, PorteroError
+from portero_py.run import held_signals, supervisor, tuning
+from portero_py.wire import http1
+
+app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+certs_app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(certs_app, name="certs")
+
+#: The base of all errors about flags; click's or Typer's own, as the version of Typer has it.
+_UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+
+
+def _option(help_text: str, metavar: str = "TEXT") -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(metavar=metavar, help=help_text, show_default=False)
+    return option
+
+
+_ADDRESS = "ADDR"
+ListenAddr = Annotated[list[str] | None, _option("Serve here; repeatable. Default [::]:443.", _ADDRESS)]
+RegisterAddr = Annotated[str | None, _option("Registration API. Default 127.0.0.1:18080.", _ADDRESS)]
+HttpAddr = Annotated[str | None, _option("Redirect plain HTTP from here, e.g. [::]:80.", _ADDRESS)]
+AcmeUpstream = Annotated[str | None, _option("Who answers ACME challenges on --http-addr.", _ADDRESS)]
+TlsCertDir = Annotated[str | None, _option("Certificates. Default /etc/portero/certs.", "DIR")]
+TlsMinVersion = Annotated[str | None, _option("Lowest TLS version: 1.2 (default) or 1.3.", "VERSION")]
+NoTls = Annotated[bool, typer.Option("--no-tls", help="Serve plain HTTP.", show_default=False)]
+AcmeDomain = Annotated[
+    list[str] | None, _option("Get a certificate for these names; repeatable.", "NAME[,NAME...]")
+]
+AcmeOnRegister = Annotated[
+    list[str] | None, _option("And for services that register and match; repeatable.", "PATTERN")
+]
+AcmeEmail = Annotated[str | None, _option("Whom the CA tells about problems.", "ADDRESS")]
+AcmeDirectory = Annotated[str | None, _option("Which CA. Default Let's Encrypt; or staging.", "URL")]
+AcmeCaFile = Annotated[str | None, _option("Whom to trust for the CA's own https.", "FILE")]
+AcmeChallenge = Annotated[str | None, _option("auto (default), tls-alpn-01 or http-01.", "TYPE")]
+AcmeEabKid = Annotated[str | None, _option("The account's number with a CA that wants one.", "KID")]
+AcmeEabHmac = Annotated[str | None, _option("The key that belongs to it, base64url.", "KEY")]
+AcmeEabHmacFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
+AcmeAgreeTos = Annotated[
+    bool, typer.Option("--acme-agree-tos", help="Agree to the CA's terms of service.", show_default=False)
+]
+RegisterSecret = Annotated[str | None, _option("The shared secret of all backends.")]
+RegisterSecretFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
+JwtHmacKey = Annotated[str | None, _option("The key that signs tokens, taken as it is.", "KEY")]
+JwtHmacKeyFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
+JwtNamedKey = Annotated[list[str] | None, _option("One more key and its kid; repeatable.", "KID=KEY")]
+JwtNamedKeyFile = Annotated[str | None, _option("A file with one KID=KEY a line.", "FILE")]
+JwtAudience = Annotated[str | None, _option("The aud that tokens must have.")]
+JwtIssuer = Annotated[str | None, _option("The iss that tokens must have.")]
+BackendCidr = Annotated[list[str] | None, _option("Networks that may register; repeatable.", "CIDR")]
+TrustedProxy = Annotated[
+    list[str] | None, _option("Networks whose X-Forwarded-* are believed; repeatable.", "CIDR")
+]
+DefaultService = Annotated[str | None, _option("Takes requests for unknown hosts.", "NAME")]
+UpstreamTlsVerify = Annotated[
+    bool,
+    typer.Option(
+        "--upstream-tls-verify", help="Check the certificates of unpinned backends.", show_default=False
+    ),
+]
+UpstreamCaFile = Annotated[
+    str | None, _option("Whom to trust for that, instead of the system's CAs.", "FILE")
+]
+Workers = Annotated[str | None, _option("Data-plane processes, or auto: one a core. Default 1.", "N")]
+StateDir = Annotated[str | None, _option("Where state that outlives a restart is kept.", "DIR")]
+AccessLog = Annotated[str | None, _option("json (default), text or off.", "STYLE")]
+LogLevel = Annotated[str | None, _option("error, warn, info (default) or debug.", "LEVEL")]
+ConfigFile = Annotated[str | None, _option("A TOML file; flags and variables go before it.", "FILE")]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Check all of this and the certificates, then exit.", show_default=False),
+]
+
+RegisterUrl = Annotated[str | None, _option("The registration API. Default http://127.0.0.1:18080.", "URL")]
+JwtKid = Annotated[str | None, _option("The kid of the key that signs.", "KID")]
+ServiceName = Annotated[str, typer.Option("--service", metavar="NAME", help="The host name to serve.")]
+Host = Annotated[str, typer.Option("--host", metavar="IP", help="The backend's address.")]
+Port = Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="The backend's port.")]
+Ttl = Annotated[int, typer.Option("--ttl", metavar="SECONDS", min=1, max=86400, help="The lease's length.")]
+UseTls = Annotated[bool, typer.Option("--use-tls", help="The backend speaks TLS.", show_default=False)]
+InstanceId = Annotated[
+    str, typer.Option("--instance-id", metavar="ID", help="Names the backend in its service.")
+]
+Weight = Annotated[
+    int, typer.Option("--weight", metavar="N", min=1, max=MAX_WEIGHT, help="Its share of the requests.")
+]
+Fingerprint = Annotated[
+    str, typer.Option("--tls-fingerprint", metavar="HEX", help="SHA-256 of its certificate, to pin it.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    listen_addr: ListenAddr = None,
+    register_addr: RegisterAddr = None,
+    tls_cert_dir: TlsCertDir = None,
+    tls_min_version: TlsMinVersion = None,
+    no_tls: NoTls = False,
+    register_secret: RegisterSecret = None,
+    register_secret_file: RegisterSecretFile = None,
+    jwt_hmac_key: JwtHmacKey = None,
+    jwt_hmac_key_file: JwtHmacKeyFile = None,
+    jwt_named_key: JwtNamedKey = None,
+    jwt_named_key_file: JwtNamedKeyFile = None,
+    jwt_audience: JwtAudience = None,
+    jwt_issuer: JwtIssuer = None,
+    backend_cidr: BackendCidr = None,
+    http_addr: HttpAddr = None,
+    acme_upstream: AcmeUpstream = None,
+    acme_domain: AcmeDomain = None,
+    acme_on_register: AcmeOnRegister = None,
+    acme_email: AcmeEmail = None,
+    acme_directory: AcmeDirectory = None,
+    acme_ca_file: AcmeCaFile = None,
+    acme_challenge: AcmeChallenge = None,
+    acme_eab_kid: AcmeEabKid = None,
+    acme_eab_hmac: AcmeEabHmac = None,
+    acme_eab_hmac_file: AcmeEabHmacFile = None,
+    acme_agree_tos: AcmeAgreeTos = False,
+    trusted_proxy: TrustedProxy = None,
+    default_service: DefaultService = None,
+    upstream_tls_verify: UpstreamTlsVerify = False,
+    upstream_ca_file: UpstreamCaFile = None,
+    workers: Workers = None,
+    state_dir: StateDir = None,
+    access_log: AccessLog = None,
+    log: LogLevel = None,
+    config: ConfigFile = None,
+    check: Check = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", show_default=False)] = False,
+) -> None:
+    """The reverse proxy that backends join by themselves. Without a command it runs.
+
+    Every flag has a variable: --listen-addr is PORTERO_LISTEN_ADDR.
+    """
+    if version:
+        typer.echo(f"portero-py {__version__}{'' if http1.__file__.endswith('.py') else ' (compiled)'}")
+        raise typer.Exit
+    flags = _flags(ctx)
+    if ctx.invoked_subcommand is not None or check:
+        held_signals.let_go()  # only the proxy wants to say itself when it heeds them
+    if ctx.invoked_subcommand is not None:
+        backends.refuse_flags_before(ctx.invoked_subcommand, flags)
+    elif check:
+        raise typer.Exit(backends.check(flags, os.environ))
+    else:
+        raise typer.Exit(supervisor.run(flags, os.environ))
+
+
+@app.command(name="demo")
+def demo_command(
+    directory: Annotated[str, _option("Keep the certificates here. Default: a temporary one.", "DIR")] = "",
+) -> None:
+    """Try everything at once: certificates, two backends, the proxy, and the curl lines to type."""
+    raise typer.Exit(proxy.run(directory))
+
+
+@app.command()
+def token(
+    ctx: typer.Context,
+    service: ServiceName,
+    ttl: Ttl = 300,
+    jwt_hmac_key: JwtHmacKey = None,
+    jwt_hmac_key_file: JwtHmacKeyFile = None,
+    jwt_kid: JwtKid = None,
+    jwt_audience: JwtAudience = None,
+    jwt_issuer: JwtIssuer = None,
+) -> None:
+    """Print a token with which a backend of one service may register."""
+    typer.echo(backends.token(_flags(ctx), os.environ, service, ttl))
+
+
+@app.command()
+def register(
+    ctx: typer.Context,
+    service: ServiceName,
+    host: Host,
+    port: Port,
+    ttl: Ttl = 60,
+    use_tls: UseTls = False,
+    instance_id: InstanceId = "",
+    weight: Weight = 1,
+    tls_fingerprint: Fingerprint = "",
+    register_url: RegisterUrl = None,
+    register_secret: RegisterSecret = None,
+    register_secret_file: RegisterSecretFile = None,
+    jwt_hmac_key: JwtHmacKey = None,
+    jwt_hmac_key_file: JwtHmacKeyFile = None,
+    jwt_kid: JwtKid = None,
+    jwt_audience: JwtAudience = None,
+    jwt_issuer: JwtIssuer = None,
+) -> None:
+    """Register a backend once, or renew its lease."""
+    backend = Registration(service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint)
+    typer.echo(backends.register(_flags(ctx), os.environ, backend))
+
+
+@app.command()
+def deregister(
+    ctx: typer.Context,
+    service: ServiceName,
+    host: Annotated[str, typer.Option("--host", metavar="IP", help="The backend's address.")] = "",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="The backend's port.")
+    ] = 0,
+    instance_id: InstanceId = "",
+    register_url: RegisterUrl = None,
+    register_secret: RegisterSecret = None,
+    register_secret_file: RegisterSecretFile = None,
+    jwt_hmac_key: JwtHmacKey = None,
+    jwt_hmac_key_file: JwtHmacKeyFile = None,
+    jwt_kid: JwtKid = None,
+    jwt_audience: JwtAudience = None,
+    jwt_issuer: JwtIssuer = None,
+) -> None:
+    """End a backend's lease: by its --instance-id, or by its --host and --port."""
+    typer.echo(backends.deregister(_flags(ctx), os.environ, service, host, port, instance_id))
+
+
+@app.command()
+def agent(
+    ctx: typer.Context,
+    service: ServiceName,
+    host: Host,
+    port: Port,
+    ttl: Ttl = 60,
+    use_tls: UseTls = False,
+    instance_id: InstanceId = "",
+    weight: Weight = 1,
+    tls_fingerprint: Fingerprint = "",
+    register_url: RegisterUrl = None,
+    register_secret: RegisterSecret = None,
+    register_secret_file: RegisterSecretFile = None,
+    jwt_hmac_key: JwtHmacKey = None,
+    jwt_hmac_key_file: JwtHmacKeyFile = None,
+    jwt_kid: JwtKid = None,
+    jwt_audience: JwtAudience = None,
+    jwt_issuer: JwtIssuer = None,
+    log: LogLevel = None,
+) -> None:
+    """Keep a backend's lease renewed until SIGTERM or Ctrl-C, then deregister it."""
+    backend = Registration(service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint)
+    backends.agent(_flags(ctx), os.environ, backend)
+
+
+@certs_app.callback(invoke_without_command=True)
+def certs_served(
+    ctx: typer.Context,
+    tls_cert_dir: TlsCertDir = None,
+    state_dir: StateDir = None,
+    acme_domain: AcmeDomain = None,
+    acme_directory: AcmeDirectory = None,
+    config: ConfigFile = None,
+) -> None:
+    """List the certificates: names, expiry, days left, issuer, file or ACME, next renewal, last error."""
+    if ctx.invoked_subcommand is not None:
+        backends.refuse_flags_before(ctx.invoked_subcommand, _flags(ctx))
+    else:
+        raise typer.Exit(certs.certs(_flags(ctx), os.environ))
+
+
+@certs_app.command(name="check")
+def certs_check(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A host name that clients ask for.")],
+    listen_addr: ListenAddr = None,
+    tls_cert_dir: TlsCertDir = None,
+    state_dir: StateDir = None,
+    acme_domain: AcmeDomain = None,
+    acme_directory: AcmeDirectory = None,
+    config: ConfigFile = None,
+) -> None:
+    """Examine one name: key, names, expiry, chain, ACME, and what the listener really presents."""
+    raise typer.Exit(certs.check(_flags(ctx), os.environ, name))
+
+
+@certs_app.command(name="rollover")
+def certs_rollover(
+    ctx: typer.Context,
+    state_dir: StateDir = None,
+    acme_directory: AcmeDirectory = None,
+    acme_ca_file: AcmeCaFile = None,
+    config: ConfigFile = None,
+) -> None:
+    """Give the ACME account another key."""
+    typer.echo(certs.rollover(_flags(ctx), os.environ))
+
+
+@certs_app.command(name="revoke")
+def certs_revoke(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The certificate's folder.")],
+    state_dir: StateDir = None,
+    acme_directory: AcmeDirectory = None,
+    acme_ca_file: AcmeCaFile = None,
+    config: ConfigFile = None,
+) -> None:
+    """Revoke a certificate that ACME brought; a running portero replaces it."""
+    typer.echo(certs.revoke(_flags(ctx), os.environ, name))
+
+
+@app.command()
+def explain(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Argument(metavar="URL", help="What a client would ask for.")],
+    register_url: RegisterUrl = None,
+    register_secret: RegisterSecret = None,
+    register_secret_file: RegisterSecretFile = None,
+) -> None:
+    """Ask the running proxy which service and which backends a URL reaches."""
+    raise typer.Exit(backends.explain(_flags(ctx), os.environ, url))
+
+
+def main() -> None:
+    """The entry point: runs the command line and exits."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that this terminal cannot show is no reason to say nothing at all. (stderr is so by itself.)
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read this has heard enough (`| head`). What the exit still flushes goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    tuning.leave(status)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit status."""
+    try:
+        status = app(list(arguments), prog_name="portero-py", standalone_mode=False)
+    except _UsageError as error:
+        return _complain(getattr(error, "format_message", error.__str__)(), 2)
+    except ConfigError as error:
+        return _complain(str(error), 2)
+    except PorteroError as error:
+        return _complain(str(error), 1)
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+# Private
+
+
+def _flags(ctx: typer.Context) -> dict[str, str | list[str] | bool | None]:
+    return {name.replace("_", "-"): value or None for name, value in ctx.params.items()}
+
+
+def _complain(message: str, status: int) -> int:
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
+    typer.echo(f"portero-py: {line}", err=True)
+    return status

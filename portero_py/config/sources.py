@@ -1,0 +1,301 @@
+"""Where the configuration comes from: flag > environment > file > default, for every setting by itself.
+
+`SETTINGS` is the one table of all settings. From it follow
+- the flag (`--listen-addr`), its variable (`PORTERO_LISTEN_ADDR`) and Portero's own name (`LISTEN_ADDR`);
+- the key of the TOML file: `proxy.listen` is `listen` under `[proxy]`, and the field `Config.proxy.listen`;
+- for a secret also `--register-secret-file`, `PORTERO_REGISTER_SECRET_FILE`, `REGISTER_SECRET_FILE`, the key
+  `secret_file`, and systemd's credential `register-secret` (in `$CREDENTIALS_DIRECTORY`), which ranks after
+  the variables.
+
+Rules
+- An empty variable counts as not set, as compose files leave them behind.
+- A secret given twice at one rank (a flag and its -file, say) is an error, not a guess.
+- An HMAC key may hold "=", and Portero's JWT_HMAC_KEY is taken as it is. So named keys, for rotation, have a
+  flag of their own: `--jwt-named-key KID=KEY`, split at the first "=".
+- No error and no warning shows a secret.
+- Whatever is in a file, or in its place, ends in a `ConfigError` and in time: files are opened without
+  waiting, and read with a limit and a deadline. (A pipe is allowed: a shell's `<(pass show portero)` is one.)
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from portero_py.config import values
+from portero_py.config.model import Acme, Config, Limits, Log, PlainHttp, Proxy, Registration, Timeouts, Tls
+from portero_py.errors import ConfigError
+
+#: The most that a secret's file, or the configuration file, may hold, bytes.
+MAX_FILE: Final = 1 << 20
+#: Seconds in which all of it must have come, where it is no plain file.
+FILE_PATIENCE: Final = 5.0
+
+Flags = Mapping[str, "str | list[str] | bool | None"]
+Environ = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: `key` in the file, `flag` and Portero's `bare` variable ("" when there is none)."""
+
+    key: str
+    read: values.Reader
+    flag: str = ""
+    bare: str = ""
+    shape: Callable[[str], object] = values.shape_text
+    is_secret: bool = False
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The variables that set it, the strongest first."""
+        named = (f"PORTERO_{self.flag.upper().replace('-', '_')}",) if self.flag else ()
+        return (*named, *((self.bare,) if self.bare else ()))
+
+
+def _shape_off(text: str) -> object:
+    shaped = values.shape_switch(text)
+    return not shaped if isinstance(shaped, bool) else shaped
+
+
+_MANY_NETWORKS = values.many(values.network)
+
+SETTINGS: Final = (
+    Setting("proxy.listen", values.many(values.address), "listen-addr", "LISTEN_ADDR", values.shape_list),
+    Setting("proxy.trusted_proxies", _MANY_NETWORKS, "trusted-proxy", shape=values.shape_list),
+    Setting("proxy.default_service", values.service_name, "default-service"),
+    Setting("proxy.upstream_tls_verify", values.switch, "upstream-tls-verify", shape=values.shape_switch),
+    Setting("proxy.upstream_ca_file", values.text, "upstream-ca-file"),
+    Setting("registration.listen", values.address, "register-addr", "REGISTER_ADDR"),
+    Setting("registration.secret", values.secret, "register-secret", "REGISTER_SECRET", is_secret=True),
+    Setting("registration.hmac_key", values.key, "jwt-hmac-key", "JWT_HMAC_KEY", is_secret=True),
+    Setting(
+        "registration.named_keys",
+        values.many(values.named_key),
+        "jwt-named-key",
+        shape=values.shape_lines,
+        is_secret=True,
+    ),
+    Setting("registration.audience", values.text, "jwt-audience"),
+    Setting("registration.issuer", values.text, "jwt-issuer"),
+    Setting("registration.backend_cidrs", _MANY_NETWORKS, "backend-cidr", shape=values.shape_list),
+    Setting("plain_http.listen", values.address, "http-addr"),
+    Setting("plain_http.acme_upstream", values.connect_address, "acme-upstream"),
+    Setting("tls.enabled", values.switch, "no-tls", shape=_shape_off),
+    Setting("tls.cert_dir", values.text, "tls-cert-dir", "TLS_CERT_DIR"),
+    Setting("tls.min_version", values.one_of("1.2", "1.3"), "tls-min-version"),
+    Setting("acme.domains", values.many(values.acme_names), "acme-domain", shape=values.shape_words),
+    Setting(
+        "acme.on_register", values.many(values.acme_pattern), "acme-on-register", shape=values.shape_list
+    ),
+    Setting("acme.email", values.email, "acme-email"),
+    Setting("acme.directory", values.acme_directory, "acme-directory"),
+    Setting("acme.ca_file", values.text, "acme-ca-file"),
+    Setting("acme.challenge", values.one_of("auto", "tls-alpn-01", "http-01"), "acme-challenge"),
+    Setting("acme.eab_kid", values.text, "acme-eab-kid"),
+    Setting("acme.eab_hmac", values.secret, "acme-eab-hmac", is_secret=True),
+    Setting("acme.agree_tos", values.switch, "acme-agree-tos", shape=values.shape_switch),
+    Setting("timeouts.handshake", values.seconds(0.1)),
+    Setting("timeouts.head", values.seconds(0.1)),
+    Setting("timeouts.body_idle", values.seconds(0.1)),
+    Setting("timeouts.keep_alive", values.seconds(0.1)),
+    Setting("timeouts.connect", values.seconds(0.1)),
+    Setting("timeouts.upstream_head", values.seconds(0.1)),
+    Setting("timeouts.upstream_idle", values.seconds(0.1)),
+    Setting("timeouts.drain", values.seconds(0)),
+    Setting("timeouts.shutdown", values.seconds(0)),
+    Setting("limits.request_line", values.whole(256, 1 << 20)),
+    Setting("limits.header_bytes", values.whole(1024, 1 << 24)),
+    Setting("limits.header_fields", values.whole(10, 10_000)),
+    Setting("limits.body_bytes", values.whole(0, 1 << 50)),
+    Setting("limits.h2_streams", values.whole(1, 65_536)),
+    Setting("log.access", values.one_of("json", "text", "off"), "access-log"),
+    Setting("log.level", values.log_level, "log"),
+    Setting("workers", values.workers, "workers", shape=values.shape_whole),
+    Setting("state_dir", values.text, "state-dir"),
+)
+
+
+def load(flags: Flags, environ: Environ) -> Config:
+    """The configuration from all sources, each value checked; secrets may still be missing.
+
+    `flags` maps a flag's name without dashes in front to what was given, or None. Raises `ConfigError`,
+    with the flag, variable or key to blame.
+    """
+    in_file = _read_config_file(flags, environ)
+    found: dict[str, dict[str, Any]] = {}
+    for setting in SETTINGS:
+        given = _find(setting, flags, environ, in_file)
+        if given is not None:
+            section, _, field = setting.key.rpartition(".")
+            found.setdefault(section, {})[field] = given
+    registration = found.get("registration", {})
+    unnamed = registration.pop("hmac_key", "")
+    named = registration.pop("named_keys", ())
+    registration["hmac_keys"] = (*((("", unnamed),) if unnamed else ()), *named)
+    top = found.get("", {})
+    if not found.get("proxy", {"listen": True}).get("listen", True):
+        raise ConfigError("listen-addr: at least one address is needed")
+    return Config(
+        proxy=Proxy(**found.get("proxy", {})),
+        registration=Registration(**registration),
+        plain_http=PlainHttp(**found.get("plain_http", {})),
+        tls=Tls(**found.get("tls", {})),
+        acme=Acme(**found.get("acme", {})),
+        timeouts=Timeouts(**found.get("timeouts", {})),
+        limits=Limits(**found.get("limits", {})),
+        log=Log(**found.get("log", {})),
+        **top,
+    )
+
+
+def read_one(flag: str, flags: Flags, environ: Environ) -> Any:
+    """One setting by its flag, for commands that need no more; None when neither flag nor variable has it."""
+    setting = next(s for s in SETTINGS if s.flag == flag)
+    return _find(setting, flags, environ, {})
+
+
+# Private
+
+
+def _find(setting: Setting, flags: Flags, environ: Environ, in_file: Mapping[str, object]) -> Any:
+    for rank in _ranks(setting, flags, environ, in_file):
+        given = [(source, value) for source, value in rank if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{given[0][0]} and {given[1][0]} are both given: use one of them")
+        for source, value in given:
+            return _read(setting, source, value)
+    return None
+
+
+def _ranks(
+    setting: Setting, flags: Flags, environ: Environ, in_file: Mapping[str, object]
+) -> Iterator[list[tuple[str, object]]]:
+    """The sources of one setting, the strongest first; those of one rank exclude each other."""
+
+    def from_file(source: str, path: object) -> tuple[str, object]:
+        if not path:
+            return source, None
+        text = read_text(Path(str(path)), source)
+        return f"{source} {path}", setting.shape(text.rstrip("\r\n"))
+
+    flag, key = setting.flag, setting.key
+    if flag:
+        value = flags.get(flag)
+        shaped = setting.shape(str(value)) if isinstance(value, (str, bool)) else (value or None)
+        rank = [(f"--{flag}", shaped)]
+        if setting.is_secret:
+            rank.append(from_file(f"--{flag}-file", flags.get(f"{flag}-file")))
+        yield rank
+    rank = []
+    for variable in setting.variables:
+        given = environ.get(variable)
+        rank.append((variable, setting.shape(given) if given else None))
+        if setting.is_secret:
+            rank.append(from_file(f"{variable}_FILE", environ.get(f"{variable}_FILE")))
+    # Of two names for one variable the longer wins: PORTERO_LISTEN_ADDR before LISTEN_ADDR.
+    width = 2 if setting.is_secret else 1
+    yield from (rank[i : i + width] for i in range(0, len(rank), width))
+    if setting.is_secret:
+        credential = os.path.join(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", flag)  # noqa: PTH118
+        yield [from_file("credential", credential if os.path.lexists(credential) else None)]
+    rank = [(_in_file(in_file, key), in_file.get(key))]
+    if setting.is_secret:
+        rank.append(from_file(_in_file(in_file, f"{key}_file"), in_file.get(f"{key}_file")))
+    yield rank
+
+
+def _read(setting: Setting, source: str, value: object) -> Any:
+    try:
+        return setting.read(value)
+    except values.BadValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _read_config_file(flags: Flags, environ: Environ) -> dict[str, object]:
+    """The file's values by dotted key, and its name under ""; every key is known."""
+    source, path = "--config", flags.get("config")
+    if not path:
+        source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
+    if not path:
+        return {}
+    text = read_text(Path(str(path)), source)
+    try:
+        document = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError is one; a number of thousands of digits is another
+        raise ConfigError(f"{path}: no valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: no valid TOML: lists or tables are nested too deeply") from None
+    secret_files = [f"{s.key}_file" for s in SETTINGS if s.is_secret]
+    known = [s.key for s in SETTINGS] + secret_files
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    found: dict[str, object] = {"": str(path)}
+    for name, value in document.items():
+        if name in sections and not isinstance(value, dict):
+            raise ConfigError(f"{path}: {name} must be a section: [{name}]")
+        if name not in sections and name not in known:
+            nearest = values.nearest(name, [key for key in known if "." not in key] + sorted(sections))
+            raise ConfigError(f'{path}: unknown key {values.shown(name)}: the nearest is "{nearest}"')
+        if not isinstance(value, dict) or name not in sections:
+            found[name] = value
+            continue
+        for key, inner in value.items():
+            dotted = f"{name}.{key}"
+            if dotted not in known:
+                raise ConfigError(
+                    f"{path}: unknown key {values.shown(dotted)}: "
+                    f'the nearest is "{values.nearest(dotted, known)}"'
+                )
+            found[dotted] = inner
+    for key in secret_files:
+        if not isinstance(found.get(key, ""), str):
+            raise ConfigError(f"{path}: {key}: must be a file's path")
+    return found
+
+
+def _in_file(in_file: Mapping[str, object], key: str) -> str:
+    return f"{in_file.get('', '')}: {key}"
+
+
+def read_text(path: Path, source: str) -> str:
+    """The UTF-8 text of a small file, or a `ConfigError` that begins with `source`."""
+    try:
+        data = _read_bytes(path)
+    except TimeoutError:
+        raise ConfigError(f"{source}: {path} had no end within {FILE_PATIENCE:g} s") from None
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot read {path}: {os.strerror(error.errno or 0)}") from None
+    except ValueError:  # a NUL, or a character that this system's file names cannot have
+        raise ConfigError(f"{source}: {values.shown(str(path))} is no path") from None
+    if len(data) > MAX_FILE:
+        raise ConfigError(f"{source}: {path} is larger than {MAX_FILE} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: {path} is not UTF-8 text") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    """At most `MAX_FILE` bytes and one more. TimeoutError when a pipe or a device keeps its end back."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        ready = select.poll()
+        ready.register(descriptor, select.POLLIN)
+        ends_at = time.monotonic() + FILE_PATIENCE
+        data = b""
+        while len(data) <= MAX_FILE:
+            if not ready.poll(max(0.0, ends_at - time.monotonic()) * 1000):
+                raise TimeoutError
+            part = os.read(descriptor, MAX_FILE + 1 - len(data))
+            if not part:
+                break
+            data += part
+        return data
+    finally:
+        os.close(descriptor)

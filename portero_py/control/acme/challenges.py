@@ -1,0 +1,60 @@
+"""The challenges that are pending: collected from all orders, published to listeners, asked by port 80."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from portero_py.control.acme.pairs import tls_alpn_pair
+from portero_py.core.acme.schedule import TLS_ALPN_01
+from portero_py.core.challenges import Challenges
+
+Publish = Callable[[Challenges], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One challenge that portero answers now."""
+
+    kind: str
+    name: str
+    token: str
+    key_authorization: str
+
+
+class PendingChallenges:
+    """All that is shown at the moment. `version` begins above what an earlier control process published."""
+
+    def __init__(self, publish: Publish, version: int) -> None:
+        self._publish = publish
+        self._version = version
+        self._tls_alpn: dict[str, tuple[bytes, bytes]] = {}
+        self._http: dict[str, str] = {}
+
+    def http(self, token: str) -> str | None:
+        """The key authorization for a token, or None: what port 80 answers."""
+        return self._http.get(token)
+
+    async def show(self, challenges: list[Shown]) -> None:
+        """Answer these too; when it returns, every listener does."""
+        for each in challenges:
+            if each.kind == TLS_ALPN_01:
+                self._tls_alpn[each.name] = tls_alpn_pair(each.name, each.key_authorization)
+            else:
+                self._http[each.token] = each.key_authorization
+        await self._tell()
+
+    async def hide(self, challenges: list[Shown]) -> None:
+        """Answer these no longer."""
+        for each in challenges:
+            if each.kind == TLS_ALPN_01:
+                self._tls_alpn.pop(each.name, None)
+            else:
+                self._http.pop(each.token, None)
+        await self._tell()
+
+    # Private
+
+    async def _tell(self) -> None:
+        self._version += 1
+        await self._publish(Challenges(self._version, dict(self._tls_alpn), dict(self._http)))

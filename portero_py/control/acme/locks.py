@@ -1,0 +1,124 @@
+"""Locks between instances that share a state directory.
+
+A lock file is locked with flock(2) and holds a lease: who has it, and until when.
+- On one machine flock decides, containers that share a volume included: the kernel gives it back when the
+  holder dies, so nobody waits for the dead. (The boot id says whether it is the same kernel.)
+- Between machines flock may or may not work (NFS does, others do not). There the lease decides: somebody
+  else's that has not ended is respected, so what a dead machine held is free after `LEASE` seconds.
+
+The lease is renewed while an order goes on. Clocks of machines that share a directory must agree within a
+minute or so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from portero_py.control.acme.files import make_folder
+from portero_py.errors import Busy, StateUnwritable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Seconds: longer than any single request to a CA takes.
+LEASE: Final = 180.0
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def machine() -> str:
+    """What tells one running kernel from the others."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return os.uname().nodename
+
+
+class Lock:
+    """One lock file, held between `acquire` and `release`. `owner` names this machine."""
+
+    def __init__(self, path: Path, owner: str | None = None) -> None:
+        self._path = path
+        self._owner = machine() if owner is None else owner
+        self._descriptor = -1
+
+    def acquire(self, now: float) -> None:
+        """Take it. Raises Busy when somebody else has it, StateUnwritable when the file cannot be made."""
+        descriptor = _open(self._path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._respect(_read(descriptor), now)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise Busy(f"another process is at it ({self._path})") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        self.renew(now)
+
+    def renew(self, now: float) -> None:
+        """Have it for `LEASE` seconds from `now`."""
+        lease = {"owner": self._owner, "pid": os.getpid(), "until": round(now + LEASE, 3)}
+        self._write(json.dumps(lease).encode())
+
+    def release(self) -> None:
+        """Give it back."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                os.ftruncate(descriptor, 0)
+            finally:
+                os.close(descriptor)
+
+    # Private
+
+    def _respect(self, lease: dict[str, float | str], now: float) -> None:
+        if lease.get("owner") not in (None, self._owner) and float(lease.get("until", 0)) > now:
+            raise Busy(f"another machine is at it ({self._path})")
+
+    def _write(self, content: bytes) -> None:
+        try:
+            os.pwrite(self._descriptor, content, 0)
+            os.ftruncate(self._descriptor, len(content))
+        except OSError as error:
+            raise StateUnwritable(f"cannot write {self._path}: {os.strerror(error.errno or 0)}") from error
+
+
+@contextmanager
+def account_in_use(path: Path, *, exclusive: bool = False) -> Iterator[None]:
+    """Keep others from changing the account's key; `exclusive`: from using it. Raises Busy."""
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Busy(f"the ACME account is in use ({path})") from error
+    finally:
+        os.close(descriptor)
+
+
+# Private
+
+
+def _open(path: Path) -> int:
+    try:
+        make_folder(path.parent)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateUnwritable(f"cannot open {path}: {os.strerror(error.errno or 0)}") from error
+
+
+def _read(descriptor: int) -> dict[str, float | str]:
+    """The lease in the file; an empty one where there is none, or a torn one."""
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+        float(found.get("until", 0))
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return dict(found)

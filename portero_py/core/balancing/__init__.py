@@ -1,0 +1,1 @@
+"""Service -> backend: one file a policy."""

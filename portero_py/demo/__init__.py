@@ -1,0 +1,1 @@
+"""The demo: `proxy` (starts everything, prints what to try), `backends`, `self_signed` (its certificates)."""

@@ -1,0 +1,356 @@
+"""Control's end of the feed when the workers are processes: one `RemoteWorker` for every connection.
+
+The theory
+- The workers connect, control accepts: the socket is the supervisor's, so it is there before either of them
+  and stays when one is replaced. A worker that connects while there is no control waits in the backlog.
+- A worker says hello with everything that it has. A control process that took a dead one's place waits for
+  that (`recover`) before it publishes anything: the leases live on in the workers' tables, and what departed
+  workers had counted in what they were given to keep. Certificates it reads again; only one whose files were
+  spoilt meanwhile lives on in what the workers present (`certificates_of`).
+- A connection is in order, so one number says it all: `Ack(n)` means that everything up to n is in force.
+- A worker that does not answer within `ACK_SECONDS` is late: nobody waits for it until it has caught up. The
+  supervisor sees from its heartbeat whether it hangs, and replaces it; nothing is decided here.
+- What waits for a late worker is bounded: beyond `MAX_UNSENT` bytes nothing more is sent, and when it has
+  caught up it gets one update from the table that it has to the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from portero_py.core.counters import Counters
+from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import FeedError
+from portero_py.feed.feed import ACK_SECONDS, Feed, InForce
+from portero_py.feed.messages import (
+    Ack,
+    Ask,
+    AskCertificates,
+    CertificateUpdate,
+    Counted,
+    Departed,
+    FrameReader,
+    Hello,
+    Message,
+    Serving,
+    TableUpdate,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from portero_py.core.certificates import Certificate, CertificateTable
+    from portero_py.core.challenges import Challenges
+
+#: Seconds that a new control process waits for the other workers' hellos after the first one.
+OTHERS_SECONDS: Final = 0.3
+#: Seconds that it waits for any worker at all.
+ANY_SECONDS: Final = 5.0
+#: Seconds that a scrape waits for the workers' newest counters.
+ASK_SECONDS: Final = 0.25
+#: Most bytes that wait for a worker that does not read.
+MAX_UNSENT: Final = 32 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class FeedServer:
+    """Accepts the workers on `sock` and subscribes them to `feed`.
+
+    `workers` is how many there should be; `on_serving` is called whenever another number of them serves.
+    """
+
+    def __init__(
+        self, feed: Feed, sock: socket.socket, workers: int, on_serving: Callable[[int], None] | None = None
+    ) -> None:
+        self.feed = feed
+        self._socket = sock
+        self._workers = workers
+        self._on_serving = on_serving
+        self._connected: dict[RemoteWorker, Hello | None] = {}  # what it said, until that is not needed
+        self._changed = asyncio.Event()  # somebody came or went
+        self._departed_version = 0
+        self._server: asyncio.Server | None = None
+
+    @property
+    def serving(self) -> int:
+        """How many workers serve."""
+        return sum(1 for worker in self._connected if worker.serving)
+
+    @property
+    def connected(self) -> int:
+        """How many have said hello and are there."""
+        return len(self._connected)
+
+    async def start(self) -> None:
+        """Accept workers."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: RemoteWorker(self), sock=self._socket)
+
+    async def close(self) -> None:
+        """Let every worker go."""
+        if self._server is not None:
+            self._server.close()
+        for worker in list(self._connected):
+            worker.close()
+
+    async def recover(self) -> RoutingTable | None:
+        """Take over from a control process that died: the newest table of any worker, None when none has one.
+
+        Its services may have been published under a higher version than any that the caller knows.
+        """
+        await self._wait_for_hellos(1, ANY_SECONDS)
+        await self._wait_for_hellos(self._workers, OTHERS_SECONDS)
+        hellos = {worker: hello for worker, hello in self._connected.items() if hello is not None}
+        self._connected = dict.fromkeys(self._connected)
+        departed = (hello.departed for hello in hellos.values())
+        kept = max(departed, key=lambda each: each.version, default=Departed())
+        self.feed.add_departed(kept.counters)
+        self._departed_version = kept.version
+        tables = {worker: hello.table.applied_to(RoutingTable()) for worker, hello in hellos.items()}
+        newest = max(tables.values(), key=lambda table: table.version, default=RoutingTable())
+        for worker, table in tables.items():
+            if table == newest:
+                worker.has(newest)
+        return newest if newest.services else None
+
+    async def certificates_of(self, names: list[str]) -> list[Certificate]:
+        """What the workers present for these names; of several for one name that which began last."""
+        answers = [worker.ask_certificates(names) for worker in self._connected]
+        if not answers:
+            return []
+        done, _ = await asyncio.wait(answers, timeout=ACK_SECONDS)
+        found: dict[str, Certificate] = {}
+        for answer in done:
+            for certificate in answer.result():
+                former = found.get(certificate.name)
+                if former is None or former.not_before < certificate.not_before:
+                    found[certificate.name] = certificate
+        return list(found.values())
+
+    async def refresh(self) -> None:
+        """Ask every worker for its counters, and wait a short while for them."""
+        answers = [worker.ask() for worker in self._connected]
+        if answers:
+            await asyncio.wait(answers, timeout=ASK_SECONDS)
+
+    async def emptied(self) -> None:
+        """Wait until no worker is there."""
+        while self._connected:
+            self._changed.clear()
+            await self._changed.wait()
+
+    # What its connections tell
+
+    def joined(self, worker: RemoteWorker, hello: Hello) -> None:
+        """A worker has said hello. Raises FeedError when it had done so before."""
+        if worker in self._connected:
+            raise FeedError("a worker says hello once")
+        self._connected[worker] = hello
+        if self._departed_version:
+            worker.keep(Departed(self._departed_version, self.feed.departed))
+        self.feed.subscribe(worker)
+        self._changed.set()
+        self.tell_serving()
+
+    def left(self, worker: RemoteWorker) -> None:
+        """A worker is gone: dead, most likely."""
+        if worker not in self._connected:
+            return  # it never said hello
+        del self._connected[worker]
+        self.feed.unsubscribe(worker)
+        self._departed_version += 1
+        departed = Departed(self._departed_version, self.feed.departed)
+        for other in self._connected:
+            try:
+                other.keep(departed)
+            except Exception:
+                _log.exception("a worker could not be given what others had counted")
+                self.feed.count_fault(FeedError.reason)
+        self._changed.set()
+        self.tell_serving()
+
+    def tell_serving(self) -> None:
+        """Another number of workers serves, perhaps."""
+        if self._on_serving is not None:
+            self._on_serving(self.serving)
+
+    # Private
+
+    async def _wait_for_hellos(self, count: int, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while len(self._connected) < count:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            _log.warning("%d of %d workers have reported", len(self._connected), self._workers)
+
+
+class _Unanswered(NamedTuple):
+    number: int
+    sent_at: float
+    answer: asyncio.Future[None]
+
+
+class RemoteWorker(asyncio.Protocol):
+    """One worker process: a subscriber of the feed."""
+
+    def __init__(self, server: FeedServer) -> None:
+        # connection
+        self.counters = Counters()
+        self.serving = False
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._frames = FrameReader()
+        self._name = "a worker"
+        self._is_gone = False
+        self._number = 0
+        self._unanswered: deque[_Unanswered] = deque()
+        self._is_late = False
+        self._asked: asyncio.Future[None] | None = None
+        self._asked_certificates: asyncio.Future[tuple[Certificate, ...]] | None = None
+        # what it was sent, and what it should have
+        self._sent: RoutingTable | None = None
+        self._table: RoutingTable | None = None
+        self._certificates: CertificateTable | None = None
+
+    # A subscriber
+
+    def apply(self, table: RoutingTable) -> InForce:
+        """Send what differs from the table that it has."""
+        self._table = table
+        if self._is_gone or self._transport.get_write_buffer_size() > MAX_UNSENT:
+            return None  # when it is late by far: see `_acknowledged`
+        answer = self._send(TableUpdate.between(self._sent, table))
+        self._sent = table
+        return answer
+
+    def apply_certificates(self, certificates: CertificateTable) -> InForce:
+        """Send the certificates that differ."""
+        answer = self._send(CertificateUpdate.between(self._certificates, certificates))
+        self._certificates = certificates
+        return answer
+
+    def apply_challenges(self, challenges: Challenges) -> InForce:
+        """Send all of them: there are never many."""
+        return self._send(challenges)
+
+    # What the server wants of it
+
+    def has(self, table: RoutingTable) -> None:
+        """It has that table already: differences will do (10,000 services cost it 0.1 s)."""
+        self._sent = self._table = table
+
+    def keep(self, departed: Departed) -> None:
+        """Have it keep what others had counted."""
+        self._write(departed)
+
+    def ask(self) -> asyncio.Future[None]:
+        """Ask for its counters: done when they have come."""
+        if self._asked is None or self._asked.done():
+            self._asked = self._loop.create_future()
+            if self._is_gone:
+                _done(self._asked)
+            self._write(Ask())
+        return self._asked
+
+    def ask_certificates(self, names: list[str]) -> asyncio.Future[tuple[Certificate, ...]]:
+        """Ask what it presents for these names: the answer, or nothing when it is gone. Once at a time."""
+        answer = self._asked_certificates = self._loop.create_future()
+        if self._is_gone or self._transport.is_closing():
+            self._answer_certificates(())
+        else:
+            self._write(AskCertificates(tuple(names)))
+        return answer
+
+    def close(self) -> None:
+        """End the connection."""
+        self._transport.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for number, message in self._frames.feed(data):
+                self._receive(number, message)
+        except FeedError as error:
+            _log.error("%s: %s", self._name, error)
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.serving = False
+        self._is_gone = True
+        while self._unanswered:
+            _done(self._unanswered.popleft().answer)
+        _done(self._asked)
+        self._answer_certificates(())
+        self._server.left(self)
+
+    # Private
+
+    def _receive(self, number: int, message: Message) -> None:
+        if isinstance(message, Ack):
+            self._acknowledged(number)
+        elif isinstance(message, Counted):
+            self.counters = message.counters
+            _done(self._asked)
+        elif isinstance(message, Hello):
+            self._name = f"worker {message.worker}"
+            self.counters = message.counters
+            self.serving = message.serving
+            self._server.joined(self, message)
+        elif isinstance(message, Serving):
+            self.serving = True
+            self._server.tell_serving()
+        elif isinstance(message, CertificateUpdate):
+            self._answer_certificates(message.changed)
+        else:
+            raise FeedError(f"a worker does not say {type(message).__name__}")
+
+    def _write(self, message: Message, number: int = 0) -> None:
+        # What goes to a worker that is dying goes nowhere: `connection_lost` is about to say so.
+        if not self._is_gone and not self._transport.is_closing():
+            self._transport.write(encode(message, number))
+
+    def _answer_certificates(self, held: tuple[Certificate, ...]) -> None:
+        answer, self._asked_certificates = self._asked_certificates, None
+        if answer is not None and not answer.done():
+            answer.set_result(held)
+
+    def _send(self, message: Message) -> InForce:
+        if self._is_gone:
+            return None
+        self._number += 1
+        self._write(message, self._number)
+        answer: asyncio.Future[None] = self._loop.create_future()
+        now = self._loop.time()
+        self._unanswered.append(_Unanswered(self._number, now, answer))
+        if not self._is_late and now - self._unanswered[0].sent_at > ACK_SECONDS:
+            self._is_late = True
+            _log.warning("%s does not answer: not waiting for it", self._name)
+        return None if self._is_late else answer
+
+    def _acknowledged(self, number: int) -> None:
+        unanswered = self._unanswered
+        while unanswered and unanswered[0].number <= number:
+            _done(unanswered.popleft().answer)
+        if not unanswered:
+            if self._is_late:
+                self._is_late = False
+                _log.info("%s has caught up", self._name)
+            if self._table is not self._sent and self._table is not None:
+                self.apply(self._table)
+
+
+def _done(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

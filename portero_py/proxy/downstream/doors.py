@@ -1,0 +1,125 @@
+"""The listeners of a worker: open while there is room for another client, else clients wait in the kernel.
+
+A client needs two descriptors, its own and one to a backend. Whoever accepts until none is left can serve
+nobody; and libuv, whose accept then fails, takes what waits in the kernel's queue and hangs up on it. So
+there are at most `most` clients at a time, and then the listeners stop to accept: who comes waits, and is not
+refused.
+
+While it is full the oldest are asked to finish, an eighth at each look: an idle connection closes, another
+one after its response (`start_drain`). So clients that keep their connections take turns. Each has `TURN`
+seconds at least: a new one must have the time to say what it wants. With half a million descriptors none of
+this ever happens; what it costs then is a comparison and a look at the clock a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from portero_py.proxy.downstream.listener import Connection, ListenerSite
+
+#: Seconds between two looks while it is full.
+LOOK_SECONDS: Final = 0.1
+#: Seconds that a connection may live before it is asked to finish.
+TURN: Final = 2.0
+#: Most connections that are asked to finish at one look.
+MAX_ASKED: Final = 256
+
+_log = logging.getLogger(__name__)
+
+
+class Doors:
+    """Open, until `filled`; then shut until there is room. `count` says how many clients there are."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        most: int,
+        live: dict[Connection, float],
+        count: Callable[[], int],
+    ) -> None:
+        # process
+        self.sites: list[ListenerSite] = []
+        self.are_shut = False
+        self._loop = loop
+        self._most = most
+        self._live = live  # and when each was opened; the oldest first, who was asked last
+        self._count = count
+        self._has_said = False
+        # while shut
+        self._looking: asyncio.TimerHandle | None = None
+        self._opening: asyncio.Task[None] | None = None
+
+    def filled(self) -> None:
+        """There are as many clients as there may be."""
+        if not self.are_shut and self.sites:
+            self.are_shut = True
+            self._loop.call_soon(self._shut)  # not inside of uvloop's own accepting
+
+    def left(self) -> None:
+        """A client has gone. Only of interest while shut."""
+        if self._count() <= self._most - self._most // 8:
+            self._open()
+
+    async def close(self) -> None:
+        """Stop to accept for good."""
+        sites, self.sites = self.sites, []
+        self._end_looking()
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
+        for site in sites:
+            await site.stop()
+
+    # Private
+
+    def _shut(self) -> None:
+        if not self._has_said:
+            self._has_said = True
+            _log.warning("%d clients are all that the limit of open files allows: others wait", self._most)
+        for site in self.sites:
+            site.pause()
+        if self.sites:
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
+        if self._count() < self._most:
+            self._open()
+        else:
+            asked = min(max(self._most // 8, 1), MAX_ASKED)
+            born_before = monotonic() - TURN
+            for connection, opened in list(islice(self._live.items(), asked)):
+                if opened < born_before:
+                    # To the end: a tunnel that goes on for hours is asked once, and then the next are.
+                    del self._live[connection]
+                    self._live[connection] = math.inf
+                    connection.start_drain()
+
+    def _open(self) -> None:
+        if self._looking is not None and self._opening is None:
+            self._opening = self._loop.create_task(self._open_all(), name="listeners")
+
+    async def _open_all(self) -> None:
+        try:
+            for site in self.sites:
+                await site.resume()
+        except OSError as error:
+            _log.error("the listeners stay shut for now: %s", error)
+        else:
+            self.are_shut = False
+            self._end_looking()
+        self._opening = None
+
+    def _end_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None

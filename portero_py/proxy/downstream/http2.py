@@ -1,0 +1,418 @@
+"""A client's HTTP/2 connection: the socket and the clock around `wire/http2/`, and its streams' exchanges.
+
+What the core wants to send leaves in one write for each turn of the event loop: after `data_received`,
+or in one callback for all responses that arrived in the same turn.
+
+Backpressure
+- The socket is full: `output.blocked`. Bodies then wait in their streams, which hold up their backends; heads
+  and control frames go on into the output, and when that grows the client is no longer read. So a client
+  that does not read its answers can ask for nothing.
+- A window is used up: the core holds up the one backend.
+- A backend does not read: the core gives no window back for that stream.
+- One read brings more than a turn of the event loop may take (`connection.behind`): the client is not read
+  until the rest was dealt with, turn by turn.
+
+Time
+One deadline for the connection, none for a stream: a sweep every few seconds compares with what it found the
+last time. So all time-outs here fire up to two sweeps (LOOK seconds each) late, and no request sets a timer.
+- A client is idle when nothing moves on the whole connection, as in HTTP/1: no byte of a body comes, no frame
+  of a response leaves, and while the socket is full the client takes nothing of what waits there. PINGs,
+  SETTINGS and windows that are opened move nothing by themselves.
+- While the connection moves, a stream on which nothing happens has STALLED seconds: with 128 streams a slow
+  client comes back to each of them after minutes, but one that keeps a stream for ever keeps a backend.
+
+The end
+Whatever the reason, the last bytes are left to `leaving.py`. An exception that nobody expected, from whatever
+the client's bytes have called, ends the connection with GOAWAY: a connection without its state would be mute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from portero_py.errors import BodyTimeout, ClientGone
+from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving, Progress
+from portero_py.proxy.exchange import Exchange
+from portero_py.proxy.replies import reply
+from portero_py.wire.http2.frames import ErrorCode
+from portero_py.wire.http2.heads import HeadLimits
+from portero_py.wire.http2.server import Phase, ServerConnection
+from portero_py.wire.http2.stream import ENDING, HEAD, Stream
+
+if TYPE_CHECKING:
+    from portero_py.errors import PorteroError
+    from portero_py.proxy.endpoints import Downstream
+    from portero_py.proxy.peer import Client
+    from portero_py.proxy.worker import Worker
+    from portero_py.wire.message import Fields, RequestHead
+
+#: Most seconds between two sweeps; less when a time-out is short.
+LOOK: Final = 5.0
+#: Seconds that a stream may stand still while others move, if the client's time-out is not longer.
+STALLED: Final = 600.0
+#: Seconds between the two GOAWAY of a drain when the client does not answer the PING.
+DRAIN_PAUSE: Final = 1.0
+#: An early answer is followed by its reset one or two times so many seconds later.
+RESET_PAUSE: Final = 0.5
+#: Bytes of output, while the socket is full, at which the client is no longer read.
+OUTPUT_LIMIT: Final = 65_536
+#: Bytes that are read and thrown away behind our last word: a client in full swing shall find its GOAWAY.
+LINGER_BYTES: Final = 64 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class StreamExchange(Protocol):
+    """What a stream needs of an exchange."""
+
+    request_id: bytes
+
+    def start(self) -> None: ...
+    def request_body(self, data: bytes) -> None: ...
+    def request_end(self, trailers: Fields | None) -> None: ...
+    def downstream_paused(self) -> None: ...
+    def downstream_resumed(self) -> None: ...
+    def downstream_gone(self, error: PorteroError) -> None: ...
+
+
+class NewExchange(Protocol):
+    """How an exchange is made; `Exchange` itself outside of tests."""
+
+    def __call__(
+        self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /
+    ) -> StreamExchange: ...
+
+
+class Http2Stream(Stream):
+    """One stream, as the downstream of its exchange."""
+
+    __slots__ = ("_exchange", "_head", "_shell")
+
+    def __init__(
+        self, shell: Http2Downstream, connection: ServerConnection, number: int, window: int
+    ) -> None:
+        super().__init__(connection, number, window)
+        self._shell = shell
+        self._exchange: StreamExchange | None = None
+        self._head: RequestHead | None = None
+
+    # What the core calls
+
+    def on_head(self, head: RequestHead) -> None:
+        shell = self._shell
+        self._head = head
+        self._exchange = exchange = shell.new_exchange(shell.worker, shell.client, self, head)
+        exchange.start()
+
+    def on_refused(self, error: PorteroError) -> None:
+        request_id = self._shell.worker.next_request_id()
+        self._reply(error, request_id)
+        self._shell.refused(error, request_id)
+
+    def on_body(self, data: bytes) -> None:
+        assert self._exchange is not None
+        self._exchange.request_body(data)
+
+    def on_end(self, trailers: Fields | None) -> None:
+        assert self._exchange is not None
+        self._exchange.request_end(trailers)
+
+    def on_lost(self, error: PorteroError) -> None:
+        if self._exchange is not None:
+            self._exchange.downstream_gone(error)
+        else:
+            self._shell.refused(error, self._shell.worker.next_request_id())
+
+    def on_held_up(self) -> None:
+        assert self._exchange is not None
+        self._exchange.downstream_paused()
+
+    def on_relieved(self) -> None:
+        assert self._exchange is not None
+        self._exchange.downstream_resumed()
+
+    # What the exchange calls, beside the methods of Stream
+
+    def flush(self) -> None:
+        """Nothing is held back longer than this turn of the event loop."""
+
+    def abort(self, error: PorteroError) -> None:
+        self.reset(ErrorCode.INTERNAL_ERROR if error.status >= 500 else ErrorCode.CANCEL)
+
+    def start_tunnel(self) -> None:
+        raise AssertionError("HTTP/2 has no upgrade")
+
+    def half_close(self) -> bool:
+        raise AssertionError("HTTP/2 has no upgrade")
+
+    # What the shell calls
+
+    def look(self, now: float, moved: float, body_idle: float) -> None:
+        """Give up when nothing happened for too long; on the connection something `moved` then."""
+        since = self.idle_since
+        if since == 0.0:
+            self.idle_since = now
+        elif now - max(since, moved) < body_idle and now - since < max(STALLED, body_idle):
+            return
+        elif self.stalled:
+            self._time_out(ClientGone("the client did not take the response"))
+        elif not self.request_ended and not self.paused and self.response < ENDING:
+            self._time_out(BodyTimeout("the client stopped in the middle of the body"))
+
+    # Private
+
+    def _time_out(self, error: PorteroError) -> None:
+        """Tell the exchange, then answer if that is still possible."""
+        if self.response < ENDING:
+            exchange = self._exchange
+            assert exchange is not None
+            exchange.downstream_gone(error)
+            if self.response == HEAD:
+                self._reply(error, exchange.request_id)
+                return
+        self.reset(ErrorCode.CANCEL)
+
+    def _reply(self, error: PorteroError, request_id: bytes) -> None:
+        self.send_response(*reply(error, self._head, request_id))
+
+
+class Http2Downstream(asyncio.Protocol):
+    """One connection; made when it is known to speak HTTP/2, with the bytes read so far still to come."""
+
+    __slots__ = (
+        "_closing",
+        "_connection",
+        "_early",
+        "_idle_since",
+        "_last_stream",
+        "_look",
+        "_moved",
+        "_progress",
+        "_reading",
+        "_seen",
+        "_transport",
+        "_turn",
+        "_unfinished",
+        "_unfinished_since",
+        "client",
+        "deadline",
+        "new_exchange",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        worker: Worker,
+        client: Client,
+        transport: asyncio.Transport,
+        new_exchange: NewExchange = Exchange,
+    ) -> None:
+        self.worker = worker
+        self.client = client
+        self.new_exchange = new_exchange
+        self._transport = transport
+        limits = worker.limits
+        self._connection = ServerConnection(
+            self._wake,
+            lambda connection, number, window: Http2Stream(self, connection, number, window),
+            HeadLimits(limits.request_line, limits.header_bytes, limits.header_fields),
+            limits.h2_streams,
+        )
+        self._reading = True
+        self._closing = False
+        self._turn: asyncio.Handle | None = None  # more has come than one turn may take
+        self._early: asyncio.TimerHandle | None = None  # until the next look at early answers
+        self._progress: Progress | None = None  # while the socket is full, or closes
+        # what the last sweep found
+        now = worker.loop.time()
+        self._idle_since = now
+        self._last_stream = 0
+        self._unfinished = self._connection.unfinished_head
+        self._unfinished_since = now
+        self._seen = 0
+        self._moved = now
+        timeouts = worker.timeouts
+        shortest = min(timeouts.head, timeouts.body_idle, timeouts.keep_alive)
+        self._look = min(LOOK, max(1.0, shortest / 4))
+        self.deadline = now + self._look
+
+    def start_drain(self) -> None:
+        """Take no new streams, finish the others, then close."""
+        self._connection.start_drain()
+        self._look_by(self.worker.loop.time() + DRAIN_PAUSE)
+
+    def kill(self) -> None:
+        """End at once, whatever is going on."""
+        self._transport.abort()
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._connection.receive(data, self.worker.loop.time())
+        except Exception:
+            self._break_off()
+        self._write()
+
+    def eof_received(self) -> bool:
+        """There is no half-closed HTTP/2. Who took nothing to the end must not stay for ever."""
+        if not self._closing:
+            self._closing = True
+            self._stop_timers()
+            self._progress = Progress(self._transport)
+            self._transport.close()
+            self._look_by(self.worker.loop.time() + CLOSE_SECONDS)
+            self._connection.lose(ClientGone("the client closed the connection"))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._stop_timers()
+        self.worker.connection_closed(self)
+        self._connection.lose(ClientGone("the client closed the connection"))
+
+    def pause_writing(self) -> None:
+        self._connection.output.blocked = True
+        self._progress = Progress(self._transport)
+        self._moved = self.worker.loop.time()
+
+    def resume_writing(self) -> None:
+        self._connection.output.blocked = False
+        self._progress = None
+        self._moved = self.worker.loop.time()
+        self._pump()
+        self._write()
+
+    # The deadline wheel
+
+    def on_deadline(self, now: float) -> None:
+        """Sweep: over the socket, the header block, the streams, the idleness."""
+        if self._closing:
+            self.deadline = now + CLOSE_SECONDS
+            if self._progress is None or not self._progress.is_made():
+                self._transport.abort()
+            return
+        self.deadline = now + self._look
+        try:
+            self._sweep(now)
+        except Exception:
+            self._break_off()
+        self._write()
+
+    def _sweep(self, now: float) -> None:
+        connection = self._connection
+        timeouts = self.worker.timeouts
+        seen, self._seen = self._seen, connection.progress
+        if self._progress is not None:
+            # What is put behind a full socket has not moved.
+            if self._progress.is_made():
+                self._moved = now
+            elif now - self._moved >= timeouts.body_idle:
+                self._transport.abort()
+                return
+        elif seen != self._seen:
+            self._moved = now
+        if connection.phase is Phase.DRAINING:
+            connection.finish_drain()
+        if connection.unfinished_head != self._unfinished:
+            self._unfinished = connection.unfinished_head
+            self._unfinished_since = now
+        elif self._unfinished and now - self._unfinished_since >= timeouts.head:
+            connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "the header block or preface took too long")
+        for stream in list(connection.streams.values()):
+            assert isinstance(stream, Http2Stream)
+            stream.look(now, self._moved, timeouts.body_idle)
+        if connection.streams or connection.last_stream != self._last_stream:
+            self._last_stream = connection.last_stream
+            self._idle_since = now
+        elif now - self._idle_since >= timeouts.keep_alive:
+            connection.finish_drain()
+
+    # What its streams call
+
+    def refused(self, error: PorteroError, request_id: bytes) -> None:
+        """Log what did not become an exchange."""
+        self.worker.request_refused(self.client, error, request_id, b"2")
+
+    # Private
+
+    def _wake(self) -> None:
+        self.worker.loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        """Write what there is, as far as the socket takes it; close when nothing more will come."""
+        if self._closing or self._transport.is_closing():
+            return
+        connection = self._connection
+        output = connection.output
+        if connection.ended.early and self._early is None:
+            self._early = self.worker.loop.call_later(RESET_PAUSE, self._reset_early)
+        while output.pieces and not output.blocked:
+            self._transport.write(output.take())
+            if output.waiting:
+                self._pump()
+        if connection.finished:
+            self._close()
+            return
+        full = output.size > OUTPUT_LIMIT
+        if connection.behind and not full and self._turn is None:
+            self._turn = self.worker.loop.call_soon(self._next_turn)
+        if self._reading == (full or connection.behind):
+            self._reading = not self._reading
+            if self._reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def _pump(self) -> None:
+        try:
+            self._connection.output.pump()
+        except Exception:
+            self._break_off()
+
+    def _next_turn(self) -> None:
+        """The other connections had their turn."""
+        self._turn = None
+        self.data_received(b"")
+
+    def _reset_early(self) -> None:
+        self._early = None
+        if not self._connection.output.blocked:  # else the reset would leave together with the answer
+            self._connection.reset_early()
+        self._write()
+
+    def _break_off(self) -> None:
+        """Nobody expected this exception, which is being handled: log it, and end the connection."""
+        _log.exception("a fault ended an HTTP/2 connection")
+        try:
+            self._connection.break_off()
+        except Exception:  # of a stream that was told; so were the others
+            _log.exception("a fault at the end of an HTTP/2 connection")
+
+    def _close(self) -> None:
+        fault = self._connection.fault
+        if fault is not None:
+            self.refused(fault, self.worker.next_request_id())
+        output = self._connection.output
+        if output.pieces:
+            self._transport.write(output.take())
+        self._closing = True
+        self._stop_timers()
+        if not self._reading:
+            self._transport.resume_reading()
+        Leaving(self.worker, self._transport, self, LINGER_BYTES)
+
+    def _stop_timers(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        if self._early is not None:
+            self._early.cancel()
+            self._early = None
+
+    def _look_by(self, deadline: float) -> None:
+        if deadline < self.deadline or self.deadline == 0.0:
+            self.deadline = deadline
+            self.worker.deadlines.sooner(self)

@@ -1,0 +1,110 @@
+"""The end of a connection whose client may still be sending.
+
+A connection that is closed with bytes of the client unread is reset, and a reset can overtake our answer. So
+such a client is read and forgotten for a moment (RFC 9112, 9.6). Every HTTP/2 client is one: it opens windows
+while it reads. One that is slow to read gets all the time that it uses: only one that takes nothing for a
+while is cut off. What it takes is seen by what is left, here and in the kernel, where megabytes may wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import sys
+import termios
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from portero_py.proxy.downstream.http1 import Http1Downstream
+    from portero_py.proxy.downstream.http2 import Http2Downstream
+    from portero_py.proxy.worker import Worker
+
+#: How long, and how many bytes, the rest of a request is read and thrown away.
+LINGER_SECONDS: Final = 5.0
+LINGER_BYTES: Final = 1 << 20
+#: Seconds that a client may take nothing of the last bytes.
+CLOSE_SECONDS: Final = 10.0
+
+
+class Progress:
+    """Says whether the client takes what was written. Nothing may be written between two looks."""
+
+    __slots__ = ("_transport", "_unsent")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._unsent = _unsent(transport)
+
+    def is_made(self) -> bool:
+        """Say whether the client has taken anything since the last look."""
+        unsent = _unsent(self._transport)
+        if unsent < self._unsent:
+            self._unsent = unsent
+            return True
+        return False
+
+
+class Leaving(asyncio.Protocol):
+    """Takes the transport of `former` over until the client closes; LINGER_SECONDS, `most` bytes at most."""
+
+    __slots__ = ("_left", "_progress", "_transport", "_worker", "deadline")
+
+    def __init__(
+        self,
+        worker: Worker,
+        transport: asyncio.Transport,
+        former: Http1Downstream | Http2Downstream,
+        most: int = LINGER_BYTES,
+    ) -> None:
+        self._worker = worker
+        self._transport = transport
+        self._left = most
+        self._progress = Progress(transport)
+        waits = transport.get_write_buffer_size()
+        self.deadline = monotonic() + (CLOSE_SECONDS if waits else LINGER_SECONDS)
+        transport.set_protocol(self)
+        worker.connection_succeeded(former, self)
+        transport.write_eof()
+
+    def start_drain(self) -> None:
+        """It is leaving already."""
+
+    def kill(self) -> None:
+        """End at once."""
+        self._transport.abort()
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._worker.connection_closed(self)
+
+    # The deadline wheel
+
+    def on_deadline(self, now: float) -> None:
+        """Go on while the client takes bytes, slowly as it may be."""
+        if self._progress.is_made():
+            self.deadline = now + CLOSE_SECONDS
+        else:
+            self._transport.abort()
+
+
+# Private
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Return how many bytes the client has not acknowledged; of the kernel's share only Linux tells."""
+    unsent = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sys.platform == "linux":
+        try:
+            left = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):
+            return unsent  # the socket is closed
+        unsent += int.from_bytes(left, sys.byteorder)
+    return unsent

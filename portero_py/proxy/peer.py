@@ -1,0 +1,91 @@
+"""What is known about the client at the far end of one downstream connection.
+
+What one connection leaves in `Clients` for another: only those from the same address find it. It is what
+follows from that address, and the forwarded fields for the last host, a function of address, scheme and host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from typing import TYPE_CHECKING, Final
+
+from portero_py.wire.headers import Forwarding
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from portero_py.config.model import Network
+    from portero_py.core.certificates import Certificate
+
+#: Addresses that are remembered, 1 KB each.
+MAX_KNOWN: Final = 4096
+
+
+class Client:
+    """The client's address, its TLS parameters, and how its requests are marked for the backends.
+
+    `tls_version` is "" on a plain connection, "TLSv1.2" or "TLSv1.3" otherwise. `certificate` is the one
+    that this connection presented, or None.
+    """
+
+    __slots__ = ("address", "certificate", "covered", "forwarding", "port", "sni", "tls_version")
+
+    def __init__(self, address: str, port: int, forwarding: Forwarding) -> None:
+        self.address = address
+        self.port = port
+        self.forwarding = forwarding
+        self.sni = ""
+        self.tls_version = ""
+        self.certificate: Certificate | None = None
+        #: The last authority that was found to be covered by the certificate.
+        self.covered: bytes | None = None
+
+
+class Clients:
+    """Says who is at the far end of a transport.
+
+    A client, or a proxy before many of them, makes many connections: what follows from its address is
+    remembered, for 1.5 of the 40 µs that a connection with one request takes.
+    """
+
+    def __init__(self, trusted_proxies: tuple[Network, ...]) -> None:
+        self._trusted_proxies = trusted_proxies
+        self._known: dict[tuple[str, bytes], tuple[str, Forwarding]] = {}
+
+    def of(self, transport: asyncio.BaseTransport) -> Client:
+        """Return the client of one connection."""
+        peer = transport.get_extra_info("peername")
+        host, port = peer[:2] if isinstance(peer, tuple) and len(peer) >= 2 else ("unknown", 0)
+        tls = transport.get_extra_info("ssl_object")
+        key = (host, b"https" if tls is not None else b"http")
+        address, forwarding = self._known.get(key) or self._learn(key)
+        client = Client(address, port, forwarding)
+        if isinstance(tls, ssl.SSLObject):
+            client.tls_version = tls.version() or ""
+            client.sni = getattr(tls, "sni", "")
+            client.certificate = getattr(tls, "certificate", None)
+        return client
+
+    # Private
+
+    def _learn(self, key: tuple[str, bytes]) -> tuple[str, Forwarding]:
+        host, scheme = key
+        # A dual-stack listener sees IPv4 clients as ::ffff:192.0.2.1.
+        address = host.removeprefix("::ffff:") if "." in host else host
+        trusted = bool(self._trusted_proxies) and _is_in(address, self._trusted_proxies)
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        known = self._known[key] = (address, Forwarding(address.encode(), scheme, trusted=trusted))
+        return known
+
+
+# Private
+
+
+def _is_in(address: str, networks: tuple[Network, ...]) -> bool:
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(ip.version == network.version and ip in network for network in networks)

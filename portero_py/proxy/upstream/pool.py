@@ -1,0 +1,425 @@
+"""Idle connections per backend, and the making of new ones.
+
+The rules
+- A connection is idle in exactly one pool, or belongs to exactly one exchange.
+- Last in, first out: the busiest connections stay fresh, the others time out.
+- A backend may close an idle connection at any moment. A request that can be sent again takes any of them;
+  one that can't (a body, or a method that is not idempotent) takes only one that was used within the last
+  second, because servers close idle connections after 2 s (gunicorn), 5 s (node, uvicorn) or 75 s (nginx),
+  and the race between its last moment and our first byte would lose the request.
+- TLS connections are shared among requests with the same server name only: the backend saw it as SNI.
+- Services that have the same address share its pool. What one of them can leave there for another is an idle
+  connection to that address, without a byte unread or unsent (see `UpstreamHttp1._release`).
+- A pool whose backend left a service closes its idle connections, and takes none until the backend is back or
+  somebody is sent to it again (another service may have it still, which is not worth a search).
+- A change of the routing table costs what the change is worth, in steps of STEP leases: looking at all of
+  100,000 leases stopped everybody for 30 ms, twice a second. Empty pools are found little by little too: a
+  few whenever one is made, so that names which clients make up cannot grow into a heap.
+- Whatever goes wrong while a connection is made, its exchange hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import ssl
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from portero_py.core.names import normalise_host
+from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, UpstreamTlsFailed
+from portero_py.proxy.upstream.http1 import UpstreamHttp1
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from portero_py.core.model import Backend, Lease, Service
+    from portero_py.core.routing_table import RoutingTable
+    from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.worker import Worker
+
+    PoolKey = tuple[str, int, str, str] | tuple[Backend, str]
+
+#: Most idle connections kept for one backend.
+MAX_IDLE: Final = 1024
+#: Seconds after which an idle connection is closed.
+IDLE_SECONDS: Final = 60.0
+#: Longest idleness of a connection that takes a request which cannot be sent again.
+FRESH_SECONDS: Final = 1.0
+#: Services and leases that are compared, and pools that are looked at, in one go: 1 ms at most.
+STEP: Final = 500
+
+_log = logging.getLogger(__name__)
+
+
+#: What a system call says when the process or the machine has no descriptor left.
+NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
+
+
+class Connecting:
+    """A connection that is being made for one exchange, which may give it up meanwhile."""
+
+    __slots__ = ("exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange: Exchange | None = exchange
+
+    def give_up(self) -> None:
+        """The exchange is over: the connection, when it comes, goes to the pool."""
+        self.exchange = None
+
+
+class BackendPool:
+    """The connections to one backend, under one server name when it speaks TLS."""
+
+    def __init__(self, worker: Worker, backend: Backend, server_name: str) -> None:
+        self.backend = backend
+        self.claims = 0
+        self._worker = worker
+        self._server_name = server_name
+        self._idle: list[UpstreamHttp1] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False  # the backend left: nothing is kept
+        self._fault_told = False
+
+    @property
+    def idle(self) -> int:
+        """Number of idle connections."""
+        return len(self._idle)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing here: no claim, no connection that is idle or being made."""
+        return not (self.claims or self._idle or self._tasks)
+
+    def take(self, now: float, *, retriable: bool) -> UpstreamHttp1 | None:
+        """Return an idle connection that is alive as far as can be known, or None."""
+        idle = self._idle
+        while idle:
+            if not retriable and idle[-1].idle_since < now - FRESH_SECONDS:
+                return None
+            upstream = idle.pop()
+            if upstream.is_usable():
+                return upstream
+        return None
+
+    def put(self, upstream: UpstreamHttp1, now: float) -> None:
+        """Take back a usable connection whose response is complete."""
+        if self._closed or len(self._idle) >= MAX_IDLE:
+            upstream.close()
+            return
+        upstream.idle_since = now
+        upstream.deadline = now + IDLE_SECONDS
+        self._idle.append(upstream)
+
+    def discard(self, upstream: UpstreamHttp1) -> None:
+        """An idle connection is gone."""
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+
+    def connect(self, exchange: Exchange) -> Connecting:
+        """Make a connection; the exchange hears `upstream_ready` or `connect_failed`."""
+        if self._closed:  # who was sent here found the backend in the table
+            self._closed = False
+            self._worker.pools.watch(self, exchange.service)
+        connecting = Connecting(exchange)
+        task = self._worker.loop.create_task(self._connect(connecting))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return connecting
+
+    def close_idle(self) -> None:
+        """Close every idle connection; those in use are closed when their exchange ends."""
+        self._closed = True
+        self.empty()
+
+    def empty(self) -> None:
+        """Close every idle connection, and go on."""
+        idle, self._idle = self._idle, []
+        for upstream in idle:
+            upstream.close()
+
+    def reopen(self) -> None:
+        """The backend registered again."""
+        self._closed = False
+
+    async def close(self) -> None:
+        """Close all idle connections and end the making of new ones."""
+        self.close_idle()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Private
+
+    async def _connect(self, connecting: Connecting) -> None:
+        error: PorteroError
+        try:
+            upstream = await self._open()
+        except TimeoutError:
+            seconds = self._worker.timeouts.connect
+            error = ConnectFailed(f"backend {self.backend.address} did not answer within {seconds:g} s")
+        except (ssl.SSLError, ssl.CertificateError) as failure:
+            error = UpstreamTlsFailed(f"TLS with backend {self.backend.address} failed: {failure}")
+        except OSError as failure:
+            reason = failure.strerror or str(failure)
+            error = ConnectFailed(f"backend {self.backend.address} cannot be reached: {reason}")
+        except (UpstreamTlsFailed, OutOfDescriptors) as failure:
+            error = failure
+        except asyncio.CancelledError:
+            exchange = connecting.exchange
+            if exchange is not None:
+                exchange.connect_cancelled(ConnectFailed("portero is going down"))
+            raise
+        except Exception as failure:
+            # A server name that cannot be encoded or checked, for one: nothing that only sockets raise.
+            error = ConnectFailed(f"backend {self.backend.address} cannot be connected to: {failure!r}")
+            if not self._fault_told:
+                self._fault_told = True
+                _log.error("backend %s cannot be connected to", self.backend.address, exc_info=failure)
+        else:
+            if upstream.is_usable():
+                self._connected(connecting, upstream)
+                return
+            # Lost between the connection's beginning and this task's turn: nobody would ever be told.
+            error = ConnectFailed(f"backend {self.backend.address} closed the connection at once")
+        exchange = connecting.exchange
+        if exchange is not None:
+            try:
+                exchange.connect_failed(error)
+            except Exception:
+                exchange.broke()
+
+    def _connected(self, connecting: Connecting, upstream: UpstreamHttp1) -> None:
+        exchange = connecting.exchange
+        if exchange is None:
+            self.put(upstream, monotonic())
+            return
+        try:
+            exchange.upstream_ready(upstream)
+        except Exception:
+            exchange.broke()
+            upstream.abort()
+
+    async def _open(self) -> UpstreamHttp1:
+        try:
+            return await self._open_once()
+        except OSError as failure:
+            if failure.errno not in NO_DESCRIPTORS:
+                raise
+            # The backend has no part in it. Idle connections, of whomever, are worth less than this one.
+            self._worker.pools.close_idle()
+            await asyncio.sleep(0)  # uvloop closes them then
+        try:
+            return await self._open_once()
+        except OSError as failure:
+            if failure.errno not in NO_DESCRIPTORS:
+                raise
+            raise OutOfDescriptors("there is no descriptor left for a connection to a backend") from failure
+
+    async def _open_once(self) -> UpstreamHttp1:
+        worker = self._worker
+        backend = self.backend
+        loop = worker.loop
+        context = worker.upstream_tls.context(backend) if backend.use_tls else None
+        async with asyncio.timeout(worker.timeouts.connect):
+            transport, upstream = await loop.create_connection(
+                lambda: UpstreamHttp1(worker, self),
+                backend.host,
+                backend.port,
+                ssl=context,
+                server_hostname=(self._server_name or backend.host) if context else None,
+            )
+        if context is not None:
+            try:
+                worker.upstream_tls.check_pin(backend, transport)
+            except BaseException:
+                transport.abort()
+                raise
+        return upstream
+
+
+class Pools:
+    """All pools of a worker.
+
+    `follow(table)` with every new table, then `prune()`, in turns of the event loop of its own, until it
+    says that it is done.
+    """
+
+    def __init__(self, worker: Worker, table: RoutingTable) -> None:
+        self._worker = worker
+        self._pools: dict[PoolKey, BackendPool] = {}
+        self._tls_keys: dict[Backend, set[PoolKey]] = {}  # the pools of a backend, one a server name
+        self._round: list[PoolKey] = []  # still to be looked at, before all of them are looked at again
+        # what the pools know of the routing tables
+        self._compared = table
+        self._latest = table
+        self._changed: set[str] | None = set()  # services that differ between the two; None: nobody knows
+        self._comparing: Iterator[None] | None = None
+        # Service -> pools made for it under a table that is not compared yet: they may leave before.
+        self._young: dict[str, list[BackendPool]] = {}
+
+    def of(self, backend: Backend, authority: bytes) -> BackendPool:
+        """Return the pool for requests to `authority` served by `backend`."""
+        if not backend.use_tls:
+            # All that such backends can differ in. The Backend itself, which is another object after each
+            # renewal, would be hashed and compared in Python: 0.19 µs instead of 0.05.
+            address = (backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
+            return self._pools.get(address) or self._make(address, backend, "", authority)
+        server_name = normalise_host(authority) or ""
+        key = (backend, server_name)
+        return self._pools.get(key) or self._make(key, backend, server_name, authority)
+
+    def watch(self, pool: BackendPool, service: str) -> None:
+        """Look whether the backend is there still, when the next comparison has come to its end."""
+        if self._compared is not self._latest:
+            self._young.setdefault(service, []).append(pool)
+
+    def close_idle(self) -> None:
+        """Close every idle connection: descriptors are short."""
+        for pool in self._pools.values():
+            pool.empty()
+
+    def follow(self, table: RoutingTable) -> None:
+        """Remember that `table` is in force now."""
+        if self._changed is not None:
+            if table.since == self._latest.version:
+                self._changed |= table.changed
+            else:
+                self._changed = None
+        self._latest = table
+
+    @property
+    def are_behind(self) -> bool:
+        """Whether there is a table that they have not been compared with."""
+        return self._compared is not self._latest
+
+    def prune(self) -> bool:
+        """Do a little of what the tables up to now have brought; True when that is done.
+
+        Idle connections to backends that left their service are closed, empty pools are dropped.
+        """
+        if self._comparing is None:
+            self._comparing = self._compare(self._compared, self._latest, self._changed)
+            self._compared = self._latest
+            self._changed = set()
+        if next(self._comparing, self) is self:
+            self._comparing = None
+            self._drop_empty(STEP)
+            return True
+        return False
+
+    async def close(self) -> None:
+        """Close every connection that is idle or being made."""
+        for pool in list(self._pools.values()):
+            await pool.close()
+        self._pools.clear()
+        self._tls_keys.clear()
+
+    # Private
+
+    def _make(self, key: PoolKey, backend: Backend, server_name: str, authority: bytes) -> BackendPool:
+        self._drop_empty(2)  # one more than is made
+        pool = self._pools[key] = BackendPool(self._worker, backend, server_name)
+        if backend.use_tls:
+            self._tls_keys.setdefault(backend, set()).add(key)
+        service = self._worker.router.route(authority, self._latest)
+        if service is not None:
+            self.watch(pool, service.name)
+        return pool
+
+    def _keys(self, backend: Backend) -> list[PoolKey]:
+        if backend.use_tls:
+            return list(self._tls_keys.get(backend, ()))
+        return [(backend.host, backend.port, backend.protocol, backend.tls_fingerprint)]
+
+    def _drop(self, key: PoolKey, backend: Backend) -> None:
+        del self._pools[key]
+        if backend.use_tls:
+            keys = self._tls_keys[backend]
+            keys.discard(key)
+            if not keys:
+                del self._tls_keys[backend]
+
+    def _drop_empty(self, count: int) -> None:
+        """Look at `count` more pools, none of them twice in a row."""
+        if not self._round:
+            self._round = list(self._pools)
+        for _ in range(min(count, len(self._round))):
+            key = self._round.pop()
+            pool = self._pools.get(key)
+            if pool is not None and pool.is_empty:
+                self._drop(key, pool.backend)
+
+    def _compare(self, former: RoutingTable, table: RoutingTable, changed: set[str] | None) -> Iterator[None]:
+        """Tell the pools whose backends came or went; stops after each STEP of services and leases."""
+        old, new = former.services, table.services
+        looked = 0
+        for name in old if changed is None else changed:
+            before, after = old.get(name), new.get(name)
+            looked += 1
+            if before is not after:
+                looked += self._compare_service(before, after)
+            if looked >= STEP:
+                looked = 0
+                yield
+        for name in new if changed is None else ():
+            looked += 1
+            if name not in old:
+                looked += self._compare_service(None, new[name])
+            if looked >= STEP:
+                looked = 0
+                yield
+        young, self._young = self._young, {}
+        for name, pools in young.items():
+            looked += self._settle(name, pools, table)
+            if looked >= STEP:
+                looked = 0
+                yield
+
+    def _compare_service(self, before: Service | None, after: Service | None) -> int:
+        """Compare one service; return how much work that was."""
+        held: tuple[Lease, ...] = before.leases if before is not None else ()
+        holds: tuple[Lease, ...] = after.leases if after is not None else ()
+        if len(held) != len(holds) or not all(map(_is_same, held, holds)):
+            were, are = {lease.backend for lease in held}, {lease.backend for lease in holds}
+            for backend in were - are:
+                self._left(backend)
+            for backend in are - were:
+                for key in self._keys(backend):
+                    pool = self._pools.get(key)
+                    if pool is not None:
+                        pool.reopen()
+        return len(held) + len(holds)
+
+    def _settle(self, name: str, pools: list[BackendPool], table: RoutingTable) -> int:
+        """Look whether the backends of young pools are in their service; return how much work that was."""
+        compared, latest = table.services.get(name), self._latest.services.get(name)
+        known = {lease.backend for lease in compared.leases} if compared is not None else set()
+        there = {lease.backend for lease in latest.leases} if latest is not None else set()
+        for pool in pools:
+            if pool.backend in known:
+                pass  # from now on the comparisons see it
+            elif pool.backend in there:
+                self.watch(pool, name)
+            else:
+                self._left(pool.backend)
+        return len(known) + len(there) + len(pools)
+
+    def _left(self, backend: Backend) -> None:
+        """Close what is idle; drop what is empty."""
+        for key in self._keys(backend):
+            pool = self._pools.get(key)
+            if pool is not None:
+                pool.close_idle()
+                if pool.is_empty:
+                    self._drop(key, backend)
+
+
+# Private
+
+
+def _is_same(held: Lease, holds: Lease) -> bool:
+    """Whether two leases, most often one and the same or one before and after its renewal, agree."""
+    return held is holds or held.backend == holds.backend

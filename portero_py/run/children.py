@@ -1,0 +1,293 @@
+"""What runs in the processes that the supervisor forks: control in the first, a worker in each other one.
+
+The rules
+- A child inherits everything ready: listening sockets, the front TLS context, the feed's socket. It closes
+  what is not for it: a listening socket is only closed when its last holder has closed it.
+- Signals are blocked until the loop heeds them: none is lost between the fork and that. SIGINT is for the
+  supervisor alone, who tells the others (a terminal sends it to all). A stop goes before reloads (`signals`),
+  and no reload ends a process, whatever may go wrong with it.
+- A worker: SIGTERM drains, then it ends. SIGHUP reads the configuration again.
+- Control: SIGHUP too, and looks at the certificates. SIGTERM only makes /readyz say 503: backends renew to
+  the end. SIGUSR1, when the workers are gone, ends it. (A SIGTERM for it alone ends it too, in the end.)
+- The supervisor's death is the end of the lifeline, a pipe that nobody writes to: a worker drains as if told
+  to, control stays until the workers are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvloop
+
+from portero_py.config.model import Config
+from portero_py.control.api.application import State
+from portero_py.errors import ConfigError
+from portero_py.feed.client import FeedClient
+from portero_py.feed.feed import Feed
+from portero_py.feed.server import FeedServer
+from portero_py.proxy.downstream.sni import FrontTls
+from portero_py.proxy.worker import Worker
+from portero_py.run import tuning
+from portero_py.run.control_plane import ControlPlane
+from portero_py.run.live_configuration import read_quietly
+from portero_py.run.processes import BEAT_SECONDS, UNUSABLE, Board
+from portero_py.run.signals import Signals
+from portero_py.run.sockets import Listening, Rendezvous
+
+#: Control's slot on the board; the workers have those behind it.
+CONTROL: Final = 0
+
+#: Seconds in which a SIGTERM to control must turn out to be the supervisor's wish.
+STRAY_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """What the supervisor made before it forked. `https_port` is where plain HTTP redirects to."""
+
+    config: Config
+    read: Callable[[], Config]
+    listening: Listening
+    https_port: int
+    rendezvous: Rendezvous
+    front_tls: FrontTls
+    board: Board
+    lifeline: tuple[int, int]  # a pipe: its writing end is the supervisor's
+    log_lock: int
+
+    def restarts(self) -> dict[str, int]:
+        """How often each process was replaced, by its name in the metrics."""
+        names = ["control", *(str(number) for number in range(self.config.workers))]
+        return {name: self.board.restarts(slot) for slot, name in enumerate(names)}
+
+
+def run_control(inherited: Inheritance, again: bool) -> int:
+    """The control process, from the fork to the exit status; `again` when it replaces another."""
+    inherited.listening.close_proxy()
+    inherited.front_tls.forget_keys()
+    return _run(inherited, CONTROL, _Control(inherited, again).serve())
+
+
+def run_worker(inherited: Inheritance, number: int) -> int:
+    """A worker process, from the fork to the exit status."""
+    inherited.listening.close_control()
+    inherited.rendezvous.stop_listening()
+    return _run(inherited, CONTROL + 1 + number, _Worker(inherited, number).serve())
+
+
+# Private
+
+
+def _run(inherited: Inheritance, slot: int, serve: Coroutine[Any, Any, None]) -> int:
+    tuning.set_name("portero-control" if slot == CONTROL else f"portero-work{slot - 1}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.close(inherited.lifeline[1])
+    try:
+        uvloop.run(serve)
+    except ConfigError as error:
+        inherited.board.complain(slot, str(error))
+        return UNUSABLE
+    return 0
+
+
+class _Process:
+    """What both kinds have in common: a heartbeat, signals through one queue, the lifeline."""
+
+    def __init__(self, inherited: Inheritance, slot: int) -> None:
+        self.inherited = inherited
+        self.config = inherited.config
+        self.slot = slot
+        self.signals = Signals()
+
+    async def listen_to(self, *numbers: signal.Signals) -> asyncio.Task[None]:
+        """From now on signals and the lifeline's end (as SIGTERM) are heeded; returns the heartbeat."""
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(tuning.Threads(thread_name_prefix="portero"))
+        self.signals.listen_to(*numbers)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        loop.add_reader(self.inherited.lifeline[0], self._orphaned, loop)
+        return asyncio.create_task(self._beat(), name="heartbeat")
+
+    async def reread(self) -> bool:
+        """Read the configuration again; whether anything changed. The supervisor says what."""
+        found = await asyncio.to_thread(read_quietly, self.config, self.inherited.read)
+        changed = found is not self.config
+        self.config = found
+        return changed
+
+    # Private
+
+    def _orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self.inherited.lifeline[0])
+        _log.error("the supervisor is gone: ending")
+        self.signals.tell(signal.SIGTERM)
+        self.orphaned()
+
+    def orphaned(self) -> None:
+        """The supervisor will not tell anything any more."""
+
+    async def _beat(self) -> None:
+        board, slot = self.inherited.board, self.slot
+        while True:
+            board.beat(slot, time.monotonic())
+            await asyncio.sleep(BEAT_SECONDS)
+
+
+class _Worker(_Process):
+    def __init__(self, inherited: Inheritance, number: int) -> None:
+        super().__init__(inherited, CONTROL + 1 + number)
+        self._number = number
+
+    async def serve(self) -> None:
+        heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP)
+        inherited = self.inherited
+        worker = Worker(
+            self.config,
+            asyncio.get_running_loop(),
+            front_tls=inherited.front_tls,
+            log_lock=inherited.log_lock,
+            start=self._number,
+            most=tuning.shares(tuning.open_files(), control=False, traffic=True).clients,
+        )
+        feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)
+        fed = asyncio.create_task(feed.run(), name="feed")
+        fed.add_done_callback(self._unfed)
+        starting = asyncio.create_task(self._start(worker, feed), name="start")
+        while await self.signals.next() is signal.SIGHUP:
+            await self.signals.unless_stopped(self._reload(worker))
+        starting.cancel()
+        await asyncio.wait([starting])
+        await worker.drain(self.config.timeouts.drain)
+        fed.cancel()
+        await asyncio.wait([fed])
+        await feed.close()
+        heartbeat.cancel()
+        if not starting.cancelled():
+            starting.result()
+
+    # Private
+
+    async def _reload(self, worker: Worker) -> None:
+        try:
+            if await self.reread():
+                worker.reconfigure(self.config)
+        except Exception:
+            _log.exception("the reload failed: what it had not changed yet stays")
+            worker.counters.errors["reload"] += 1
+
+    def _unfed(self, fed: asyncio.Task[None]) -> None:
+        """Whatever it is that broke the feed: a worker without one must be replaced."""
+        if not fed.cancelled():
+            _log.error("the feed ended", exc_info=fed.exception())
+            self.signals.tell(signal.SIGTERM)
+
+    async def _start(self, worker: Worker, feed: FeedClient) -> None:
+        """Accept as soon as there is a table: before, every answer would be 404."""
+        try:
+            await feed.supplied()
+            await worker.start(self.inherited.listening.proxy, tls=self.config.tls.enabled)
+        except Exception:
+            self.signals.tell(signal.SIGTERM)
+            raise
+        feed.serving()
+        self.inherited.board.ready(self.slot)
+
+
+class _Control(_Process):
+    def __init__(self, inherited: Inheritance, again: bool) -> None:
+        super().__init__(inherited, CONTROL)
+        self._again = again
+        self._draining = False
+        self._was_ready = again
+        self._watch: asyncio.Task[None] | None = None
+
+    async def serve(self) -> None:
+        heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        inherited, loop = self.inherited, asyncio.get_running_loop()
+        feed = Feed()
+        self._server = FeedServer(
+            feed, inherited.rendezvous.socket, self.config.workers, lambda _: self._tell_state()
+        )
+        self._plane = ControlPlane(
+            self.config,
+            inherited.listening,
+            inherited.https_port,
+            feed,
+            tuning.shares(tuning.open_files(), control=True, traffic=False),
+            refresh=self._server.refresh,
+            restarts=inherited.restarts,
+        )
+        if not await self.signals.unless_stopped(self._start()):
+            _log.info("told to stop before everything was there")
+        while (number := await self.signals.next()) is not signal.SIGUSR1:
+            if number is signal.SIGHUP:
+                await self.signals.unless_stopped(self._reload())
+            else:
+                self._draining = True
+                self._tell_state()
+                loop.call_later(STRAY_SECONDS, self._end_if_stray)
+        await self._plane.close()
+        await self._server.close()
+        heartbeat.cancel()
+
+    def orphaned(self) -> None:
+        self._watch = asyncio.create_task(self._wait_for_workers(), name="last worker")
+
+    # Private
+
+    async def _start(self) -> None:
+        await self._server.start()
+        table = await self._server.recover() if self._again else None
+        if table is None:
+            await self._plane.load(self._server.certificates_of if self._again else None)
+        else:
+            await self._plane.take_over(table, self._server.certificates_of)
+        await self._plane.serve()
+        self.inherited.board.ready(self.slot)
+        self._tell_state()
+
+    async def _reload(self) -> None:
+        try:
+            await self.reread()
+            await self._plane.rescan()
+        except Exception:
+            _log.exception("the reload failed: what it had not changed yet stays")
+            self._plane.count_fault("reload")
+
+    def _end_if_stray(self) -> None:
+        """Somebody else sent SIGTERM, to control alone: end, and be replaced."""
+        if not self.inherited.board.stopping and self._watch is None:
+            self.signals.tell(signal.SIGUSR1)
+
+    async def _wait_for_workers(self) -> None:
+        """Nobody will send SIGUSR1: see for oneself when the workers are gone."""
+        timeouts = self.config.timeouts
+        try:
+            await self._plane.lend()
+            async with asyncio.timeout(timeouts.drain + timeouts.shutdown):
+                await self._server.emptied()
+        except TimeoutError:
+            _log.warning("some workers are still there")
+        finally:
+            self.signals.tell(signal.SIGUSR1)
+
+    def _tell_state(self) -> None:
+        """Ready when all workers serve; once that was so, as long as any of them does."""
+        if self._draining:
+            self._plane.state = State.DRAINING
+            return
+        wanted = 1 if self._was_ready else self.config.workers
+        if self._server.serving >= wanted and self.inherited.board.is_ready(self.slot):
+            self._was_ready = True
+            self._plane.state = State.READY
+        else:
+            self._plane.state = State.STARTING

@@ -1,0 +1,245 @@
+"""The control plane put together: registry, registration API, certificates, plain HTTP, snapshot, metrics.
+
+It runs on the event loop of the only process, or in a process of its own beside several workers: it knows
+the workers as subscribers of the feed, wherever they are.
+
+The order of a start: `load` reads certificates and leases and publishes both, so that whoever serves has them
+before the first client; `serve` opens the ports of the registration API and of plain HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from portero_py.config.model import Config
+from portero_py.control.acme.renewals import Acme
+from portero_py.control.api.application import RegistrationApi, State
+from portero_py.control.api.metrics import Metrics
+from portero_py.control.certificates.store import CertificateStore, Former
+from portero_py.control.open_server import Door, OpenSite
+from portero_py.control.plain_http import PlainHttp, no_challenges
+from portero_py.control.snapshot import Snapshot
+from portero_py.control.tasks import Tasks
+from portero_py.core.certificates import CertificateTable
+from portero_py.core.registry import Registry
+from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import BadSnapshot, ConfigError
+from portero_py.feed.feed import Feed
+from portero_py.proxy.downstream.sni import Trial
+from portero_py.run.sockets import Listening
+from portero_py.run.tuning import Shares
+
+_log = logging.getLogger(__name__)
+
+
+class ControlPlane:
+    """Everything but the traffic. The caller closes the sockets of `listening`.
+
+    `https_port` is where plain HTTP redirects to, `shares` how many connections it may have. `refresh` and
+    `restarts` are for the metrics.
+    Raises ConfigError for what it cannot work with.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        listening: Listening,
+        https_port: int,
+        feed: Feed,
+        shares: Shares,
+        *,
+        refresh: Callable[[], Awaitable[None]] | None = None,
+        restarts: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
+        self._config = config
+        self._listening = listening
+        self._https_port = https_port
+        self._feed = feed
+        self._shares = shares
+        self._runners: list[web.BaseRunner] = []
+        self._registry = Registry(config.proxy.default_service)
+        self._metrics = Metrics(
+            self._registry,
+            feed.counters,
+            refresh=refresh,
+            restarts=restarts,
+            subscribers=lambda: feed.subscribers,
+        )
+        self._tasks = Tasks(self._metrics.fault)
+        feed.count_fault = self._metrics.fault
+        self._store: CertificateStore | None = None
+        self._acme: Acme | None = None
+        if config.tls.enabled:
+            store = self._store = CertificateStore(
+                config.tls.cert_dir,
+                self._publish_certificates,
+                trial=Trial(config.tls),
+                count=self._metrics.certificate_reload,
+            )
+            if config.acme.enabled:
+                self._acme = Acme(
+                    config.acme,
+                    config.state_dir,
+                    config.tls.cert_dir,
+                    publish=feed.publish_challenges,
+                    table=lambda: store.table,
+                    count=self._metrics.acme_attempt,
+                    has_service=self._has_backend,
+                    has_plain_http=bool(listening.plain_http),
+                )
+        self._api = RegistrationApi(
+            config.registration,
+            self._registry,
+            feed,
+            self._metrics,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            registered=self._acme.registered if self._acme else None,
+            faults=lambda: self._tasks.faults,
+            max_connections=shares.registration,
+        )
+        self._has_leases = False  # those of the last run, if there are any
+        self._snapshot: Snapshot | None = None
+        if config.state_dir:
+            self._snapshot = Snapshot(config.state_dir, clock=time.monotonic, wall_clock=time.time)
+
+    @property
+    def state(self) -> State:
+        """What /readyz says."""
+        return self._api.state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._api.state = state
+
+    async def load(self, certificates: Former | None = None) -> None:
+        """Publish the certificates, and the leases that outlived the last run. Raises ConfigError.
+
+        `certificates` gives what the workers present already, when another process was here before.
+        """
+        if self._acme is not None:
+            await self._acme.recover()
+        if self._store is not None:
+            await self._store.load(certificates)
+        if self._snapshot is not None:
+            await self._snapshot.claim(self._name)
+            try:
+                services = await asyncio.to_thread(self._snapshot.load)
+            except BadSnapshot as error:
+                _log.error("starting without the leases of the last run: %s", error)
+            else:
+                restored = self._registry.restore(services, 0, time.monotonic())
+                if restored:
+                    _log.info("restored %d leases of the last run", restored)
+        await self._begin()
+
+    async def take_over(self, table: RoutingTable, certificates: Former) -> None:
+        """In place of `load`: go on where a control process stopped whose last table was `table`.
+
+        `certificates` gives what the workers present.
+        """
+        if self._acme is not None:
+            await self._acme.recover()
+        if self._store is not None:
+            try:
+                await self._store.load(certificates)
+            except ConfigError as error:  # the workers present those that they have
+                _log.error("%s", error)
+        restored = self._registry.restore(table.services.values(), table.version, time.monotonic())
+        _log.info("took over %d leases from the workers", restored)
+        if self._snapshot is not None:
+            await self._snapshot.claim(self._name)
+        await self._begin()
+
+    async def serve(self) -> None:
+        """Open the ports, and begin to follow certificates and to save leases."""
+        if self._store is not None:
+            self.own(self._store.run, "certificates")
+        if self._snapshot is not None:
+            snapshot = self._snapshot
+            self.own(lambda: snapshot.run(lambda: self._registry.table), "snapshot")
+        await self._open(self._api.runner(), self._listening.registration, self._api.door)
+        if self._listening.plain_http:
+            challenges = self._acme.http_challenge if self._acme else no_challenges
+            plain_http = PlainHttp(
+                self._https_port,
+                self._config.plain_http.acme_upstream,
+                challenges,
+                max_connections=self._shares.plain_http,
+            )
+            await self._open(plain_http.runner(), self._listening.plain_http, plain_http.door)
+        if self._acme is not None:
+            self.own(self._acme.run, "acme")
+
+    async def rescan(self) -> None:
+        """Look at the certificates now."""
+        if self._acme is not None:
+            self._acme.look()
+        if self._store is not None:
+            await self._store.rescan()
+
+    def own(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Keep something running until `close`; /readyz says when it does not."""
+        self._tasks.own(work, name)
+
+    def count_fault(self, where: str) -> None:
+        """A fault of portero's own that it survived."""
+        self._metrics.fault(where)
+
+    async def lend(self) -> None:
+        """Save the leases: another portero may take this one's place before it has ended."""
+        if self._snapshot is not None and self._has_leases:
+            await self._save(self._snapshot.lend)
+
+    async def close(self) -> None:
+        """Close the ports, end what runs, save the leases."""
+        for runner in reversed(self._runners):
+            await runner.cleanup()
+        await self._api.close()
+        await self._tasks.close()
+        if self._acme is not None:
+            self._acme.close()
+        if self._snapshot is not None and self._has_leases:
+            await self._save(self._snapshot.close)
+
+    # Private
+
+    @property
+    def _name(self) -> str:
+        """What tells this instance from others with the same state directory, also after a restart."""
+        return str(self._config.registration.listen)
+
+    async def _begin(self) -> None:
+        """From now on the registry is what counts: also what is on disk."""
+        self._has_leases = True
+        if self._snapshot is not None:
+            snapshot = self._snapshot
+            self._feed.on_table = lambda: snapshot.changed(self._registry.generation)
+        await self._api.start()
+
+    async def _save(self, save: Callable[[RoutingTable], None]) -> None:
+        try:
+            await asyncio.to_thread(save, self._registry.table)
+        except BadSnapshot as error:
+            _log.error("leases will not survive a restart: %s", error)
+
+    def _has_backend(self, name: str) -> bool:
+        service = self._registry.table.services.get(name)
+        return service is not None and bool(service.leases)
+
+    async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket], door: Door) -> None:
+        await runner.setup()
+        self._runners.append(runner)
+        for sock in sockets:
+            await OpenSite(runner, sock, door).start()
+
+    async def _publish_certificates(self, certificates: CertificateTable) -> None:
+        await self._feed.publish_certificates(certificates)
+        self._metrics.certificates({each.name: each.not_after for each in certificates.certificates})

@@ -1,0 +1,504 @@
+"""Tables go out to every worker, counters come back from all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from portero_py.core.certificates import Certificate, CertificateTable
+from portero_py.core.challenges import Challenges
+from portero_py.core.counters import Counters
+from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.registry import LINGER, Registry
+from portero_py.core.routing_table import RoutingTable
+from portero_py.feed.client import FeedClient
+from portero_py.feed.feed import Feed
+from portero_py.feed.messages import (
+    Ack,
+    Ask,
+    AskCertificates,
+    CertificateUpdate,
+    Departed,
+    FrameReader,
+    Hello,
+    TableUpdate,
+    encode,
+)
+from portero_py.feed.server import FeedServer
+from portero_py.run.sockets import Rendezvous
+
+
+class Worker:
+    """Writes down what it gets."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.got: list[object] = []
+
+    def apply(self, table: RoutingTable) -> None:
+        self.got.append(table)
+
+    def apply_certificates(self, certificates: Any) -> None:
+        self.got.append(certificates)
+
+    def apply_challenges(self, challenges: Any) -> None:
+        self.got.append(challenges)
+
+
+async def test_every_subscriber_has_a_table_when_its_publication_returns() -> None:
+    feed, workers, table = Feed(), [Worker(), Worker()], RoutingTable(1)
+    for worker in workers:
+        feed.subscribe(worker)
+    await feed.publish(table)
+    certificates: Any = "certificates"
+    await feed.publish_certificates(certificates)
+    challenges: Any = "challenges"
+    await feed.publish_challenges(challenges)
+    assert [worker.got for worker in workers] == [[table, "certificates", "challenges"]] * 2
+
+
+async def test_who_comes_late_gets_what_was_published_last() -> None:
+    feed, early, late = Feed(), Worker(), Worker()
+    feed.subscribe(early)
+    assert early.got == []
+    certificates: Any = "certificates"
+    await feed.publish_certificates(certificates)
+    await feed.publish(RoutingTable(1))
+    await feed.publish(RoutingTable(2))
+    challenges: Any = "challenges"
+    await feed.publish_challenges(challenges)
+    feed.subscribe(late)
+    # Certificates first: a handshake comes before a route.
+    assert late.got == ["certificates", "challenges", RoutingTable(2)]
+
+
+async def test_an_older_table_never_replaces_a_newer_one() -> None:
+    feed, worker = Feed(), Worker()
+    feed.subscribe(worker)
+    for version in (2, 1, 2, 3):
+        await feed.publish(RoutingTable(version))
+    assert worker.got == [RoutingTable(2), RoutingTable(2), RoutingTable(3)]
+
+
+async def test_who_left_gets_nothing_more_and_cannot_leave_twice() -> None:
+    feed, worker = Feed(), Worker()
+    feed.subscribe(worker)
+    feed.unsubscribe(worker)
+    await feed.publish(RoutingTable(1))
+    assert worker.got == []
+    with pytest.raises(ValueError, match="not in list"):
+        feed.unsubscribe(worker)
+
+
+def test_counters_are_the_sum_and_never_fall_when_a_worker_leaves() -> None:
+    feed, one, two = Feed(), Worker(), Worker()
+    for worker in (one, two):
+        feed.subscribe(worker)
+        worker.counters.exchange_done("app.example", b"GET", 200, 0.1)
+        worker.counters.connections_open = 3
+        worker.counters.exchanges_in_flight = 2
+        worker.counters.tasks = 7
+    assert feed.counters().services["app.example"].by_status()["GET", 200] == 2
+    assert (feed.counters().connections_open, feed.counters().tasks, feed.subscribers) == (6, 14, 2)
+    feed.unsubscribe(two)
+    total = feed.counters()
+    assert (total.tasks, feed.subscribers) == (7, 1)
+    assert total.services["app.example"].by_status()["GET", 200] == 2
+    assert (total.connections_open, total.exchanges_in_flight) == (3, 2)
+    assert feed.counters().services == total.services  # asking does not count
+    assert one.counters.services["app.example"].by_status()["GET", 200] == 1
+
+
+# Workers in other processes
+
+
+class Control:
+    """A control process's end of the feed, on a socket as the supervisor makes it."""
+
+    def __init__(self, rendezvous: Rendezvous, workers: int = 2, ack_seconds: float = 5.0) -> None:
+        self.feed = Feed(ack_seconds=ack_seconds)
+        self.serving: list[int] = []
+        self.server = FeedServer(self.feed, rendezvous.socket.dup(), workers, self.serving.append)
+
+
+class Desk:
+    """Control processes and workers that meet, all on this loop."""
+
+    def __init__(self) -> None:
+        self.rendezvous = Rendezvous()
+        self.controls: list[Control] = []
+        self.clients: list[tuple[FeedClient, asyncio.Task[None]]] = []
+
+    async def control(self, workers: int = 2, ack_seconds: float = 5.0) -> Control:
+        """Start one."""
+        control = Control(self.rendezvous, workers, ack_seconds)
+        self.controls.append(control)
+        await control.server.start()
+        return control
+
+    def worker(self, number: int = 0) -> tuple[Worker, FeedClient]:
+        """Start one; it connects when there is a control."""
+        worker = Worker()
+        client = FeedClient(worker, self.rendezvous.path, number, asyncio.get_running_loop().time)
+        self.clients.append((client, asyncio.create_task(client.run())))
+        return worker, client
+
+    async def end(self, client: FeedClient) -> None:
+        """End one worker in good order."""
+        [running] = [task for each, task in self.clients if each is client]
+        running.cancel()
+        await asyncio.wait([running])
+        await client.close()
+
+    async def close(self) -> None:
+        """End everything."""
+        for client, _ in self.clients:
+            await self.end(client)
+        for control in self.controls:
+            await control.server.close()
+        self.rendezvous.close()
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    found = Desk()
+    yield found
+    await found.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another task brings about."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def certificate(not_before: float) -> Certificate:
+    end = not_before + 90.0
+    return Certificate("a.example", b"chain", b"key", (), not_before, end, "ab", "a CA", 1, False, "/certs/a")
+
+
+def registry_with(*services: str) -> Registry:
+    registry = Registry()
+    for number, service in enumerate(services):
+        registry.register(LeaseRequest(service, Backend("::1", 8000 + number), 60), 0.0)
+    return registry
+
+
+async def test_a_publication_returns_when_every_process_has_applied_it(desk: Desk) -> None:
+    control, (one, _), (two, _) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    registry = registry_with("a.example")
+    await control.feed.publish(registry.table)
+    assert [one.got, two.got] == [[registry.table]] * 2
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    await control.feed.publish(registry.table)
+    assert one.got[-1] == two.got[-1] == registry.table
+
+
+async def test_a_process_that_comes_late_gets_certificates_challenges_and_table(desk: Desk) -> None:
+    control = await desk.control()
+    table, challenges = registry_with("a.example").table, Challenges(7, {}, {"token": "key"})
+    await control.feed.publish(table)
+    await control.feed.publish_challenges(challenges)
+    await control.feed.publish_certificates(CertificateTable((), 3))
+    worker, client = desk.worker()
+    async with asyncio.timeout(10):
+        await client.supplied()
+    [certificates, got, supplied] = worker.got
+    assert isinstance(certificates, CertificateTable)
+    assert isinstance(got, Challenges)
+    assert got.http == challenges.http
+    assert supplied == table
+
+
+@pytest.mark.parametrize("not_before", [100.0, 300.0])
+async def test_control_can_ask_which_certificates_the_workers_present(desk: Desk, not_before: float) -> None:
+    control, published, other = await desk.control(), certificate(200.0), certificate(not_before)
+    desk.worker(0)
+    await until(lambda: control.server.connected == 1)
+    assert await control.server.certificates_of(["a.example"]) == []
+    await control.feed.publish_certificates(CertificateTable([published], 1))
+    assert await control.server.certificates_of(["a.example", "b.example"]) == [published]
+    assert await control.server.certificates_of(["b.example"]) == []
+    # Another one presents another one: the later one counts.
+    reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
+    writer.write(encode(Hello(1, True, TableUpdate.between(None, RoutingTable()), Counters(), Departed())))
+    await until(lambda: control.server.connected == 2)
+    asked = asyncio.create_task(control.server.certificates_of(["a.example"]))
+    frames, question = FrameReader(), AskCertificates(("a.example",))
+    while question not in [message for _, message in frames.feed(await reader.read(1 << 16))]:
+        pass
+    writer.write(encode(CertificateUpdate(1, (other,))))
+    assert await asked == [max(published, other, key=lambda each: each.not_before)]
+    # And one that leaves instead of answering holds nobody up.
+    asked = asyncio.create_task(control.server.certificates_of(["a.example"]))
+    await reader.read(1 << 16)
+    writer.close()
+    assert await asked == [published]
+    await writer.wait_closed()
+
+
+async def test_control_without_workers_learns_of_no_certificates(desk: Desk) -> None:
+    control = await desk.control()
+    assert await control.server.certificates_of(["a.example"]) == []
+
+
+async def test_a_process_that_does_not_answer_holds_nobody_up_for_long(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    control, (worker, _) = await desk.control(ack_seconds=0.05), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
+    writer.write(encode(Hello(1, True, TableUpdate(0, "", ()), Counters(), Departed())))
+    await until(lambda: control.server.connected == 2)
+    registry = registry_with("a.example")
+    async with asyncio.timeout(5):
+        await control.feed.publish(registry.table)
+    assert worker.got == [registry.table]
+    # It reads again: what it was sent is all there, in order.
+    frames = FrameReader()
+    [(number, update)] = frames.feed(await reader.read(99999))
+    assert isinstance(update, TableUpdate)
+    assert update.applied_to(RoutingTable()) == registry.table
+    writer.write(encode(Ack(), number))
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    publishing = asyncio.create_task(control.feed.publish(registry.table))
+    [(number, update)] = frames.feed(await reader.read(99999))
+    writer.write(encode(Ack(), number))
+    await publishing
+    assert isinstance(update, TableUpdate)
+    assert [service.name for service in update.changed] == ["b.example"]
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_counters_of_processes_are_the_sum_and_stay_when_one_dies(desk: Desk) -> None:
+    control, (one, _), (two, client) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    for worker in (one, two):
+        worker.counters.exchange_done("a.example", b"GET", 200, 0.1)
+        worker.counters.connections_open = 3
+    await control.server.refresh()
+    assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 2
+    assert control.feed.counters().connections_open == 6
+    two.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    assert one.counters.tasks + two.counters.tasks == control.feed.counters().tasks > 0
+    await desk.end(client)  # in good order: its last word is its counters
+    await until(lambda: control.server.connected == 1)
+    assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 3
+    assert control.feed.counters().connections_open == 3
+
+
+async def test_it_is_known_how_many_serve(desk: Desk) -> None:
+    control, (_, one), (_, two) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    assert control.server.serving == 0
+    one.serving()
+    two.serving()
+    await until(lambda: control.serving[-1] == 2)
+    await desk.end(one)
+    await until(lambda: control.serving[-1] == 1)
+
+
+async def test_a_new_control_takes_leases_and_counts_over_from_the_workers(desk: Desk) -> None:
+    control, (one, feeds_one), (two, _) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    two.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    feeds_one.serving()
+    gone, its_feed = desk.worker(2)
+    await until(lambda: control.server.connected == 3)
+    gone.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    await desk.end(its_feed)
+    registry = registry_with("a.example", "b.example")
+    await control.feed.publish(registry.table)
+    await control.server.close()
+    successor = await desk.control()
+    table = await successor.server.recover()
+    assert table == registry.table
+    await until(lambda: successor.server.serving == 1)
+    await successor.server.refresh()
+    assert successor.feed.counters().services["a.example"].by_status()["GET", 200] == 2
+    # From here on it goes as before, and no worker refuses what a younger control says.
+    again = Registry()
+    again.restore(table.services.values(), table.version, 0.0)
+    await successor.feed.publish(again.table)
+    assert one.got[-1] == two.got[-1] == again.table
+    # What they had already was not sent again.
+    former, latest = one.got[-2:]
+    assert isinstance(former, RoutingTable)
+    assert isinstance(latest, RoutingTable)
+    assert latest.services["a.example"] is former.services["a.example"]
+
+
+async def test_what_departed_workers_counted_outlives_several_controls(desk: Desk) -> None:
+    first, (_, stays), (gone, goes) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: first.server.connected == 2)
+    gone.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    await desk.end(goes)
+    await until(lambda: first.server.connected == 1)
+    control = first
+    for _ in range(2):
+        await control.server.close()
+        control = await desk.control(workers=1)
+        assert await control.server.recover() is None
+        assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 1
+    late, _ = desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    assert late.got == []
+    assert stays is not goes
+
+
+async def test_challenges_of_a_new_control_replace_those_of_the_old_one(desk: Desk) -> None:
+    control, (worker, _) = await desk.control(), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    await control.feed.publish_challenges(Challenges(50, {}, {"old": "key"}))
+    await control.server.close()
+    successor = await desk.control()
+    await until(lambda: successor.server.connected == 1)
+    await successor.feed.publish_challenges(Challenges(1, {}, {"new": "key"}))
+    first, second = worker.got
+    assert isinstance(first, Challenges)
+    assert isinstance(second, Challenges)
+    assert second.version > first.version
+    assert second.http == {"new": "key"}
+
+
+@pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", encode(Ask()), b"\0\0\0\x01x"])
+async def test_a_connection_that_makes_no_sense_is_ended_and_does_no_harm(
+    desk: Desk, frame: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    control, (worker, _) = await desk.control(), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
+    writer.write(frame)
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    await control.feed.publish(RoutingTable(1))
+    assert worker.got == [RoutingTable(1)]
+    assert len(caplog.records) == 1
+
+
+async def test_a_worker_that_is_far_behind_gets_one_update_when_it_reads_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("portero_py.feed.server.MAX_UNSENT", -1)
+    control, (worker, _) = await desk.control(), desk.worker()
+    await until(lambda: control.server.connected == 1)
+    registry = registry_with("a.example")
+    await control.feed.publish(registry.table)
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    await control.feed.publish(registry.table)
+    assert worker.got == []
+    monkeypatch.setattr("portero_py.feed.server.MAX_UNSENT", 1 << 20)
+    await control.feed.publish_challenges(Challenges(1))  # any answer shows that it reads
+    await until(lambda: worker.got[-1] == registry.table)
+    assert len(worker.got) == 2
+
+
+async def test_a_worker_that_a_new_control_found_and_that_dies_later_is_gone_for_good(desk: Desk) -> None:
+    control, (stays, _), (_, goes) = await desk.control(), desk.worker(0), desk.worker(1)
+    await until(lambda: control.server.connected == 2)
+    registry = registry_with("a.example")
+    await control.feed.publish(registry.table)
+    await control.server.close()
+    successor = await desk.control()
+    table = await successor.server.recover()
+    assert table is not None
+    await desk.end(goes)
+    await until(lambda: successor.server.connected == 1)
+    again = Registry()
+    again.restore(table.services.values(), table.version, 0.0)
+    await successor.feed.publish(again.table)
+    assert stays.got[-1] == again.table
+    await successor.server.refresh()
+    emptied = asyncio.create_task(successor.server.emptied())
+    await successor.server.close()
+    async with asyncio.timeout(10):
+        await emptied
+
+
+class Broken(Worker):
+    """Raises whatever it is given."""
+
+    def apply(self, table: Any) -> None:
+        raise RuntimeError("a fault")
+
+    def apply_certificates(self, certificates: Any) -> None:
+        raise RuntimeError("a fault")
+
+    def apply_challenges(self, challenges: Any) -> None:
+        raise RuntimeError("a fault")
+
+
+async def test_a_publication_never_fails_for_one_subscriber(caplog: pytest.LogCaptureFixture) -> None:
+    feed, worker, faults = Feed(), Worker(), list[str]()
+    feed.count_fault = faults.append
+    for each in (Broken(), worker, Broken()):
+        feed.subscribe(each)
+    certificates: Any = "certificates"
+    challenges: Any = "challenges"
+    await feed.publish(RoutingTable(1))
+    await feed.publish_certificates(certificates)
+    await feed.publish_challenges(challenges)
+    feed.subscribe(Broken())  # one that comes late holds nobody up either
+    assert worker.got == [RoutingTable(1), "certificates", "challenges"]
+    assert faults == ["feed"] * 9
+    assert "a fault" in caplog.text
+
+
+async def test_an_update_that_a_worker_cannot_take_ends_neither_the_worker_nor_its_connection(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    control, (worker, _) = await desk.control(ack_seconds=0.05), desk.worker()
+    await until(lambda: control.server.connected == 1)
+
+    def refuse(certificates: Any) -> None:
+        raise RuntimeError("a fault")
+
+    worker.apply_certificates = refuse  # type: ignore[method-assign]
+    await control.feed.publish_certificates(CertificateTable((), 1))
+    await control.feed.publish(RoutingTable(1))
+    assert worker.got == [RoutingTable(1)]
+    assert control.server.connected == 1
+    assert worker.counters.errors["feed"] == 1
+    assert "a fault" in caplog.text
+
+
+async def test_counts_of_a_service_that_is_gone_are_not_in_the_sum_and_begin_anew_when_it_comes_back() -> (
+    None
+):
+    feed, one, gone = Feed(), Worker(), Worker()
+    for worker in (one, gone):
+        feed.subscribe(worker)
+        worker.counters.exchange_done("a.example", b"GET", 200, 0.1)
+        worker.counters.exchange_done("", b"GET", 404, 0.1)
+        worker.counters.retries["a.example"] += 1
+    feed.unsubscribe(gone)
+    registry = registry_with("a.example")
+    await feed.publish(registry.table)
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 2}
+    registry.release("a.example", host="::1", port=8000, now=0.0)
+    await feed.publish(registry.table)  # it lingers, and its counts are still seen
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 2}
+    registry.expire(LINGER)
+    await feed.publish(registry.table)
+    total = feed.counters()
+    assert set(total.services) == {""}
+    assert total.services[""].by_status() == {("GET", 404): 2}
+    assert total.retries == {}
+    assert feed.departed.services.keys() == {""}
+    one.counters.keep_only(registry.table.services)  # as a worker does with that table
+    registry.register(LeaseRequest("a.example", Backend("::1", 1), 60), LINGER)
+    await feed.publish(registry.table)
+    assert "a.example" not in feed.counters().services
+    one.counters.exchange_done("a.example", b"GET", 200, 0.1)
+    assert feed.counters().services["a.example"].by_status() == {("GET", 200): 1}

@@ -1,0 +1,162 @@
+"""Listeners that stop to accept when there is no room, and begin again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from portero_py.proxy.downstream import doors
+from portero_py.proxy.downstream.doors import TURN, Doors
+
+if TYPE_CHECKING:
+    from portero_py.proxy.downstream.listener import Connection, ListenerSite
+
+
+class Site:
+    """A listener that counts."""
+
+    def __init__(self) -> None:
+        self.accepts = True
+        self.stopped = False
+        self.resumed = 0
+        self.refuses: list[OSError] = []
+
+    def pause(self) -> None:
+        self.accepts = False
+
+    async def resume(self) -> None:
+        self.resumed += 1
+        await asyncio.sleep(0)
+        if self.refuses:
+            raise self.refuses.pop()
+        self.accepts = True
+
+    async def stop(self) -> None:
+        self.accepts, self.stopped = False, True
+
+
+class Client:
+    """A connection that closes when it is asked to, unless it is busy."""
+
+    def __init__(self, hall: Hall, *, busy: bool = False) -> None:
+        self._hall = hall
+        self._busy = busy
+        self.asked = 0
+
+    def start_drain(self) -> None:
+        self.asked += 1
+        if not self._busy:
+            self._hall.leave(self)
+
+    def kill(self) -> None: ...
+
+
+class Hall:
+    """Room for 16 behind two listeners."""
+
+    def __init__(self) -> None:
+        self.live: dict[Connection, float] = {}
+        self.doors = Doors(asyncio.get_running_loop(), 16, self.live, lambda: len(self.live))
+        self.sites = [Site(), Site()]
+        self.doors.sites += cast("list[ListenerSite]", self.sites)
+
+    def enter(self, count: int, *, age: float = 0.0, busy: bool = False) -> list[Client]:
+        came = [Client(self, busy=busy) for _ in range(count)]
+        for client in came:
+            self.live[client] = monotonic() - age
+            if len(self.live) >= 16:
+                self.doors.filled()
+        return came
+
+    def leave(self, client: Client) -> None:
+        self.live.pop(client, None)
+        if self.doors.are_shut:
+            self.doors.left()
+
+    @property
+    def accepts(self) -> bool:
+        assert self.sites[0].accepts == self.sites[1].accepts
+        return self.sites[0].accepts
+
+
+@pytest.fixture
+async def hall(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hall]:
+    monkeypatch.setattr(doors, "LOOK_SECONDS", 0.005)
+    made = Hall()
+    yield made
+    await made.doors.close()
+    assert all(site.stopped for site in made.sites)
+
+
+async def until(check: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not check():
+            await asyncio.sleep(0.001)
+
+
+async def test_they_shut_when_it_is_full_and_open_when_an_eighth_has_gone(hall: Hall) -> None:
+    clients = hall.enter(15)
+    await asyncio.sleep(0)
+    assert hall.accepts
+    clients += hall.enter(1)
+    await asyncio.sleep(0)
+    assert not hall.accepts
+    for client in clients[:2]:
+        hall.leave(client)
+    await until(lambda: not hall.doors.are_shut)
+    assert hall.accepts
+    hall.enter(2)
+    await asyncio.sleep(0)
+    assert not hall.accepts
+
+
+async def test_the_oldest_make_room_and_who_came_just_now_does_not(hall: Hall) -> None:
+    old = hall.enter(3, age=TURN + 1)
+    new = hall.enter(13)
+    await until(lambda: not hall.doors.are_shut)
+    assert [client.asked for client in old] == [1, 1, 0]
+    assert not any(client.asked for client in new)
+
+
+async def test_who_does_not_go_is_asked_once_and_then_the_next(hall: Hall) -> None:
+    tunnels = hall.enter(12, age=TURN + 2, busy=True)
+    clients = hall.enter(4, age=TURN + 1)
+    await until(lambda: not hall.doors.are_shut)
+    assert [client.asked for client in tunnels] == [1] * 12
+    assert sum(client.asked for client in clients) == 2
+
+
+async def test_nobody_is_asked_before_its_turn_is_over(hall: Hall) -> None:
+    clients = hall.enter(16, age=TURN - 60)
+    looks = hall.doors._looking
+    await until(lambda: hall.doors._looking is not looks)
+    await asyncio.sleep(0.02)
+    assert not any(client.asked for client in clients)
+    assert hall.doors.are_shut
+
+
+async def test_a_listener_that_cannot_open_is_tried_again(
+    hall: Hall, caplog: pytest.LogCaptureFixture
+) -> None:
+    hall.sites[0].refuses = [OSError("no descriptor"), OSError("no descriptor")]
+    hall.enter(16, age=TURN + 1)
+    await until(lambda: not hall.doors.are_shut)
+    assert hall.accepts
+    assert caplog.text.count("stay shut for now: no descriptor") == 2
+
+
+async def test_a_worker_that_drains_while_it_is_full_does_not_open_again(hall: Hall) -> None:
+    clients = hall.enter(16, busy=True)
+    await asyncio.sleep(0)
+    hall.leave(clients[0])
+    hall.leave(clients[1])  # they are about to open
+    await hall.doors.close()
+    for client in clients[2:]:
+        hall.leave(client)
+    hall.doors.filled()
+    await asyncio.sleep(0.02)
+    assert not any(site.accepts for site in hall.sites)
