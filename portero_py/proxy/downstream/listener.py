@@ -121,6 +121,9 @@ class Connection(Protocol):
     def start_drain(self) -> None:
         """Finish what was begun, take nothing new."""
 
+    def idle_seconds(self, now: float) -> float:
+        """For how long nothing has been going on, about; 0.0 while something is."""
+
     def kill(self) -> None:
         """End at once."""
 
