@@ -7,10 +7,10 @@ one fills the disk.
 The rules
 - A connection is *waiting* (for a request's head, or for its client to take the answer) or *busy* (a request
   is at work). Either has its time; when that is up it is aborted.
-- When there are too many, the one that has waited longest makes way, of the address that has most. So strangers
-  who say nothing push each other out, and who has something to say is heard: also when it has been said and
-  just not read yet, as in a burst of many agents behind one address. Only when nobody can make way is the new
-  one turned away.
+- When there are too many, the one that has waited longest makes way, of the address that has most. So
+  strangers who say nothing push each other out, and who has something to say is heard: also when it has been
+  said and just not read yet, as in a burst of many agents behind one address. Only when nobody can make way
+  is the new one turned away.
 - An IPv6 host has 2^64 addresses: a /64 counts as one.
 """
 

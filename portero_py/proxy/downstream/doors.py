@@ -10,7 +10,7 @@ connection closes, another one after its response (`start_drain`). Only when nob
 seconds, and it has been full for as long, others are asked too, those at work last: a client whose connection
 closes in the moment in which it sends a request has lost that. So clients that keep their connections take
 turns. Each has `TURN` seconds at least: a new one must have the time to say what it wants. With half a
-million descriptors none of this ever happens; it costs a comparison and a look at the clock a connection then.
+million descriptors none of this ever happens; a connection then costs a comparison and a look at the clock.
 """
 
 from __future__ import annotations
