@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from portero_py.wire.http2.connection import ServerConnection
 from portero_py.wire.http2.frames import (
     END_HEADERS,
     END_STREAM,
@@ -21,7 +22,6 @@ from portero_py.wire.http2.frames import (
 )
 from portero_py.wire.http2.heads import HeadLimits
 from portero_py.wire.http2.hpack import HeaderEncoder, HeaderList
-from portero_py.wire.http2.server import ServerConnection
 from portero_py.wire.http2.stream import Stream
 from portero_py.wire.message import RequestHead, ResponseHead
 

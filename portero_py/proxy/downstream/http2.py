@@ -36,9 +36,9 @@ from portero_py.errors import BodyTimeout, ClientGone
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving, Progress
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.replies import reply
+from portero_py.wire.http2.connection import Phase, ServerConnection
 from portero_py.wire.http2.frames import ErrorCode
 from portero_py.wire.http2.heads import HeadLimits
-from portero_py.wire.http2.server import Phase, ServerConnection
 from portero_py.wire.http2.stream import ENDING, HEAD, Stream
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from portero_py.wire.http2.output import BATCH_LIMIT
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
-    from portero_py.wire.http2.server import ServerConnection
+    from portero_py.wire.http2.connection import ServerConnection
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 # States of a response.

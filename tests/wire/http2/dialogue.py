@@ -12,6 +12,7 @@ from typing import NamedTuple
 import hpack
 
 from portero_py.errors import PorteroError
+from portero_py.wire.http2.connection import ServerConnection
 from portero_py.wire.http2.frames import (
     CONTINUATION,
     DATA,
@@ -25,7 +26,6 @@ from portero_py.wire.http2.frames import (
     settings_frame,
 )
 from portero_py.wire.http2.heads import HeadLimits
-from portero_py.wire.http2.server import ServerConnection
 from portero_py.wire.http2.stream import Stream
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 

@@ -8,6 +8,7 @@ from itertools import pairwise, permutations
 import pytest
 
 from portero_py.errors import ClientGone
+from portero_py.wire.http2.connection import FIRST_WINDOW
 from portero_py.wire.http2.ended import EARLY_STREAMS
 from portero_py.wire.http2.frames import (
     ACK,
@@ -30,7 +31,6 @@ from portero_py.wire.http2.frames import (
     settings_frame,
 )
 from portero_py.wire.http2.heads import HeadLimits
-from portero_py.wire.http2.server import FIRST_WINDOW
 from portero_py.wire.http2.stream import Stream
 from portero_py.wire.message import RequestHead, ResponseHead
 from tests.wire.http2.dialogue import GET, POST, Dialogue, frame

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portero_py.errors import ClientGone, PorteroError
+from portero_py.wire.http2.connection import ServerConnection
 from portero_py.wire.http2.frames import PREFACE, SETTINGS
 from portero_py.wire.http2.heads import HeadLimits
-from portero_py.wire.http2.server import ServerConnection
 from portero_py.wire.http2.stream import Stream
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 from tests.wire.http2.dialogue import GET, POST, Dialogue, frame, split_frames
