@@ -135,7 +135,7 @@ def test_what_is_dropped_is_collected() -> None:
     code = """if True:
         import gc, json
         from portero_py.wire.http1 import RequestParser
-        from portero_py.wire.http2.connection import ServerConnection
+        from portero_py.wire.http2.server import ServerConnection
         from portero_py.wire.http2.heads import HeadLimits
         gc.disable()
         class Shell:

@@ -1,7 +1,13 @@
-"""The server's side of one HTTP/2 connection (RFC 9113): bytes in, method calls and bytes out.
+"""One HTTP/2 connection of either role (RFC 9113): bytes in, method calls and bytes out.
+
+What differs by role is what a subclass says (`server.py`): how the connection begins (`greeting`, `preface`),
+what a complete header block means (`_on_block`), which stream a GOAWAY names (`_last_taken`), what a stream
+hears when the peer ends or breaks it (`_peer_reset`, `_peer_fault`), and how long our side wants to hear of a
+stream (`quiet_from`). The streams and their windows are in `streams.py`; all the rest is here: SETTINGS,
+PING, GOAWAY, the connection's windows, floods, header blocks, drains, the end.
 
 How a shell uses it
-    connection = ServerConnection(wake, make_stream, settings)   the first output is there at once
+    connection = ServerConnection(...)  the first output is there at once
     connection.receive(data, now)       calls methods of streams; then the shell writes
     `connection.output.take()`
     connection.behind                   after `receive`: bytes are left for the next turn of the event loop;
@@ -17,31 +23,20 @@ named, newer ones are ignored) -> OVER (a connection error, or the socket is gon
 (ConnectionFault) ends in a GOAWAY, every stream's `on_lost`, and OVER. `receive` raises only what a stream's
 method raises, which none should: then the shell calls `break_off()`.
 
-Memory
-What a client may send of a body that nobody reads is its stream's window: FIRST_WINDOW, and STREAM_WINDOW for
-up to GROWN_STREAMS streams whose backends have read. So a connection holds `streams` x 64 KiB + 3 MiB at most
-(11 MiB with 128 streams). The connection's window is opened again as soon as DATA has come: it bounds what is
-on its way, and a stream that stands still never stops another one.
-
 The traps
-- A GOAWAY never names a later stream than the one before it (RFC 9113, 6.8), though newer streams, which are
-  ignored, still move `last_stream`.
-- What a client sent before it learnt of our RST_STREAM is no offence (`http2_ended.py`), and its DATA counts
-  in the connection's window.
-- A client that sends malformed streams makes us reset them; that costs it `Floods.faults`, else it would have
-  found a way around the limit on its own resets.
+- Only a client opens streams, and there is no push: all of them are odd, in both directions.
+- The connection's window is opened again as soon as DATA has come, wanted or not: it bounds what is on its
+  way, and a stream that stands still never stops another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
-from portero_py.errors import BadRequest, ClientGone, PorteroError, WireError
+from portero_py.errors import PorteroError, WireError
 from portero_py.wire.http2.blocks import HeaderBlocks
-from portero_py.wire.http2.ended import EndedStreams
-from portero_py.wire.http2.floods import Floods
 from portero_py.wire.http2.frames import (
     ACK,
     CONTINUATION,
@@ -61,7 +56,6 @@ from portero_py.wire.http2.frames import (
     MAX_FRAME_SIZE,
     PADDED,
     PING,
-    PREFACE,
     PRIORITY,
     PRIORITY_FLAG,
     PUSH_PROMISE,
@@ -73,29 +67,20 @@ from portero_py.wire.http2.frames import (
     ErrorCode,
     InternalFault,
     goaway_frame,
-    our_settings,
     ping_frame,
     read_long,
     read_settings,
-    reset_frame,
     window_frame,
     without_padding,
 )
 from portero_py.wire.http2.heads import HeadLimits, read_trailers
 from portero_py.wire.http2.output import SENT_FRAME_LIMIT, Output
-from portero_py.wire.http2.stream import DONE, ENDING, Stream
-from portero_py.wire.message import RequestHead
+from portero_py.wire.http2.streams import Streams
 
-#: What a client may send of a body before it must wait: at first, and once its backend has read some of it.
-#: Enough for 100 Mbit/s at 20 ms a stream.
-FIRST_WINDOW: Final = 65_536
-STREAM_WINDOW: Final = 262_144
-#: How many streams of a connection may have the larger one at the same time.
-GROWN_STREAMS: Final = 16
 #: What may be on its way to us of all bodies together.
 CONNECTION_WINDOW: Final = 1_048_576
 
-#: Response frames that we send earn a client so many chores each.
+#: Frames of messages that we send earn a peer so many chores each.
 CREDIT: Final = 4
 
 #: What one call of `receive` does before the other connections have their turn, and what a frame of each type
@@ -115,63 +100,65 @@ class Phase(Enum):
     OVER = 3
 
 
-class ServerConnection:
-    """One connection; `make_stream(connection, number, window)` makes each of its streams."""
+#: What `phase` may become.
+TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
+    Phase.OPEN: frozenset({Phase.DRAINING, Phase.LAST, Phase.OVER}),
+    Phase.DRAINING: frozenset({Phase.LAST, Phase.OVER}),
+    Phase.LAST: frozenset({Phase.OVER}),
+    Phase.OVER: frozenset({Phase.OVER}),
+}
+
+
+class Connection(Streams):
+    """One connection. It begins with our `greeting`; the peer's frames begin behind its `preface`."""
 
     def __init__(
         self,
         wake: Callable[[], None],
-        make_stream: Callable[[ServerConnection, int, int], Stream],
+        blocks: HeaderBlocks[Any],
         limits: HeadLimits,
-        max_streams: int,
+        greeting: bytes,
+        preface: bytes,
+        quiet_from: int,
     ) -> None:
-        self._make_stream = make_stream
+        super().__init__(Output(wake), quiet_from)
         self._limits = limits
-        self._max_streams = max_streams
-        self._floods = Floods()
-        self._blocks = HeaderBlocks(limits)
-        self._now = 0.0
-        self.output = Output(wake)
+        self._blocks = blocks
         self.phase = Phase.OPEN
         #: The connection error that ended it.
         self.fault: ConnectionFault | None = None
-        # streams
-        self.streams: dict[int, Stream] = {}
-        self.last_stream = 0
-        self._accepted = LARGEST_STREAM
-        self.ended = EndedStreams()
-        self._grown = 0
-        self._client_leaves = False
+        self._peer_leaves = False
         # reading
-        self._preface = PREFACE
-        self._settled = False  # the client's first SETTINGS came
+        self._preface = preface
+        self._settled = False  # the peer's first SETTINGS came
         self._rest = b""
         self.behind = False
         self._returnable = 0
         self._body_bytes = 0
         self._credited = 0
-        self._greet()
+        # the connection's window cannot be changed by SETTINGS
+        self.output.control(greeting + window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     @property
     def finished(self) -> bool:
         """Nothing more will be sent or received."""
         if self.phase is Phase.OVER:
             return True
-        leaves = self.phase is Phase.LAST or self._client_leaves
+        leaves = self.phase is Phase.LAST or self._peer_leaves
         return leaves and not self.streams and not self.ended.early
 
     @property
     def progress(self) -> int:
-        """Grows while bodies move: with every byte of a request and every frame of a response that leaves."""
+        """Grows while bodies move: with every byte that comes and every frame of a message that leaves."""
         return self._body_bytes + self.output.frames
 
     @property
     def unfinished_head(self) -> int:
-        """What the client must finish soon: a header block (its stream), the preface (-1), nothing (0)."""
+        """What the peer must finish soon: a header block (its stream), the preface (-1), nothing (0)."""
         return self._blocks.stream if self._settled else -1
 
     def receive(self, data: bytes, now: float) -> None:
-        """Take bytes from the client at `now` (seconds). The shell writes the output afterwards."""
+        """Take bytes from the peer at `now` (seconds). The shell writes the output afterwards."""
         if self.phase is Phase.OVER:
             return
         output = self.output
@@ -217,18 +204,18 @@ class ServerConnection:
             output.told = False  # nothing to take: the next output has to be told
 
     def start_drain(self) -> None:
-        """Tell the client to open no more streams; those on their way are still served (RFC 9113, 6.8)."""
+        """Tell the peer to open no more streams; those on their way are still served (RFC 9113, 6.8)."""
         if self.phase is Phase.OPEN:
             self.phase = Phase.DRAINING
-            self.output.control(goaway_frame(self._accepted, ErrorCode.NO_ERROR))
+            self.output.control(goaway_frame(LARGEST_STREAM, ErrorCode.NO_ERROR))
             self.output.control(ping_frame(_DRAIN_PING, ack=False))
 
     def finish_drain(self) -> None:
-        """Name the last stream: the connection is idle, or the client did not answer the PING in time."""
+        """Name the last stream: the connection is idle, or the peer did not answer the PING in time."""
         if self.phase in (Phase.OPEN, Phase.DRAINING):
             self.phase = Phase.LAST
             self._accepted = self.last_stream
-            self.output.control(goaway_frame(self.last_stream, ErrorCode.NO_ERROR))
+            self.output.control(goaway_frame(self._last_taken(), ErrorCode.NO_ERROR))
 
     def lose(self, error: PorteroError) -> None:
         """End everything: every stream is told, nothing more is sent but what waits in the output.
@@ -259,39 +246,19 @@ class ServerConnection:
         if self.phase is not Phase.OVER:
             self._fail(InternalFault(ErrorCode.INTERNAL_ERROR, "a fault in the proxy itself"))
 
-    def reset_early(self) -> None:
-        """Reset the streams that were answered early and were there at the last call already."""
-        for number in self.ended.overdue():
-            self._refuse(number, ErrorCode.NO_ERROR)
+    # What a role says
 
-    # What streams call
+    def _on_block(self, number: int, ends: int, block: bytes) -> None:
+        """A complete header block came, with END_STREAM if `ends`: a head, or what `_on_more` is for."""
+        raise NotImplementedError
 
-    def forget(self, stream: Stream, *, reset: bool) -> bool:
-        """The stream is closed, `reset` if by us. Say whether its response was incomplete."""
-        if reset:
-            self.ended.reset(stream.id)
-        else:
-            self.ended.closed(stream.id)
-        return self._drop(stream)
+    def _last_taken(self) -> int:
+        """The last stream of the peer's that was or will be dealt with."""
+        raise NotImplementedError
 
-    def answered_early(self, stream: Stream) -> None:
-        """The stream's response is complete and its request is not: the stream itself is done with."""
-        self._drop(stream)
-        oldest = self.ended.answered(stream.id, stream.receive_window)
-        if oldest:
-            self._refuse(oldest, ErrorCode.NO_ERROR)
-
-    def give_back(self, stream: Stream) -> None:
-        """The client may send as much more on the stream as was delivered, and more than that at first."""
-        if stream.returnable * 2 >= stream.room and not stream.request_ended:
-            increment = stream.returnable
-            stream.returnable = 0
-            if stream.room == FIRST_WINDOW and self._grown < GROWN_STREAMS:
-                self._grown += 1
-                stream.room = STREAM_WINDOW
-                increment += STREAM_WINDOW - FIRST_WINDOW
-            stream.receive_window += increment
-            self.output.control(window_frame(stream.id, increment))
+    def _peer_reset(self, code: int) -> PorteroError:
+        """What a stream hears that the peer has reset."""
+        raise NotImplementedError
 
     # Private: HEADERS and DATA
 
@@ -301,27 +268,22 @@ class ServerConnection:
         if flags & (PADDED | PRIORITY_FLAG):
             payload = without_padding(flags, payload)
         if flags & END_HEADERS:
-            self._on_block(number, flags, payload)
+            self._on_block(number, flags & END_STREAM, payload)
         else:
             self._blocks.begin(number, flags, payload)
 
-    def _on_block(self, number: int, flags: int, block: bytes) -> None:
-        """A complete header block: a request, trailers, or something late."""
-        ends = flags & END_STREAM
-        if number > self.last_stream:
-            self.last_stream = number
-            self._on_request(number, ends, block)
-            return
+    def _on_more(self, number: int, ends: int, block: bytes) -> None:
+        """A header block behind a head: trailers, or something late."""
         received = self._blocks.decode(block)
         stream = self.streams.get(number)
         if stream is None:
             self._on_late(number, 0, ends=ends != 0, data=False)
-        elif stream.request_ended:
-            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS behind the end of the request")
+        elif stream.received:
+            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "HEADERS behind the end of the message")
         elif not ends:
-            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "HEADERS inside of the request")
-        elif stream.response >= ENDING:
-            stream.request_ended = True
+            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, "HEADERS inside of a message")
+        elif stream.sending >= self.quiet_from:
+            stream.received = True
         else:
             try:
                 trailers = read_trailers(received, self._limits)
@@ -333,28 +295,8 @@ class ServerConnection:
                     stream, ErrorCode.PROTOCOL_ERROR, "the body is shorter than Content-Length"
                 )
                 return
-            stream.request_ended = True
+            stream.received = True
             stream.on_end(trailers)
-
-    def _on_request(self, number: int, ends: int, block: bytes) -> None:
-        head = self._blocks.request(block, ends=ends != 0)
-        if number > self._accepted:
-            return
-        if len(self.streams) >= self._max_streams:
-            self._floods.resets.draw(self._now)
-            self._refuse(number, ErrorCode.REFUSED_STREAM)
-            return
-        stream = self.streams[number] = self._make_stream(self, number, FIRST_WINDOW)
-        if ends:
-            stream.request_ended = True
-        if isinstance(head, RequestHead):
-            if not ends:
-                stream.body_left = head.body_length  # CHUNKED is -1: unknown
-            stream.on_head(head)
-        elif isinstance(head, BadRequest):
-            self._stream_fault(stream, ErrorCode.PROTOCOL_ERROR, str(head))
-        else:
-            stream.on_refused(head)
 
     def _on_data(self, number: int, flags: int, payload: bytes) -> None:
         size = len(payload)
@@ -373,8 +315,8 @@ class ServerConnection:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on stream 0")
             self._on_late(number, size, ends=flags & END_STREAM != 0, data=True)
             return
-        if stream.request_ended:
-            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA behind the end of the request")
+        if stream.received:
+            self._stream_fault(stream, ErrorCode.STREAM_CLOSED, "DATA behind the end of the message")
             return
         if size > stream.receive_window:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
@@ -389,21 +331,17 @@ class ServerConnection:
                 )
                 return
         if flags & END_STREAM:
-            stream.request_ended = True
-        if payload and stream.response < ENDING:
+            stream.received = True
+        quiet_from = self.quiet_from
+        if payload and stream.sending < quiet_from:
             stream.idle_since = 0.0
             stream.on_body(payload)
-        if flags & END_STREAM and stream.response < ENDING:
+        if flags & END_STREAM and stream.sending < quiet_from:
             stream.on_end(None)
-        if stream.response < ENDING:
+        if stream.sending < quiet_from:
             stream.returnable += size
             if not stream.paused:
                 self.give_back(stream)
-
-    def _on_late(self, number: int, size: int, *, ends: bool, data: bool) -> None:
-        """HEADERS or DATA on a stream that has ended, or was never open."""
-        if number > self._accepted or self.ended.late(number, size, ends=ends, data=data):
-            self._floods.chores.draw(self._now)
 
     # Private: the other frames
 
@@ -419,7 +357,8 @@ class ServerConnection:
         elif kind == CONTINUATION:
             gathered = self._blocks.go_on(number, flags, payload)
             if gathered is not None:
-                self._on_block(number, *gathered)
+                begun, block = gathered
+                self._on_block(number, begun & END_STREAM, block)
         elif kind in (SETTINGS, PING, GOAWAY):
             if number:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame of the connection on a stream")
@@ -430,7 +369,7 @@ class ServerConnection:
             else:
                 self._on_goaway(payload)
         elif kind == PUSH_PROMISE:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, which nobody was allowed")
         else:
             self._floods.chores.draw(self._now)  # PRIORITY and unknown types: ignored
             if kind == PRIORITY:
@@ -475,7 +414,7 @@ class ServerConnection:
         if len(payload) < 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY has less than 8 bytes")
         self._floods.chores.draw(self._now)
-        self._client_leaves = True
+        self._peer_leaves = True
 
     def _on_rst_stream(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -484,9 +423,9 @@ class ServerConnection:
         self._floods.resets.draw(self._now)
         stream = self.streams.get(number)
         if stream is None:
-            self.ended.client_reset(number)
+            self.ended.peer_reset(number)
         elif self.forget(stream, reset=False):
-            stream.on_lost(ClientGone("the client reset the stream"))
+            stream.on_lost(self._peer_reset(read_long(payload)))
 
     def _on_window_update(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -513,11 +452,6 @@ class ServerConnection:
 
     # Private: the connection
 
-    def _greet(self) -> None:
-        """Our SETTINGS, and the connection's window, which SETTINGS cannot change."""
-        settings = our_settings(self._max_streams, FIRST_WINDOW, self._limits.list_bytes)
-        self.output.control(settings + window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
-
     def _take_preface(self, data: bytes) -> int:
         """Compare what came of the preface; return its length, or of what came of it."""
         preface = self._preface
@@ -527,33 +461,7 @@ class ServerConnection:
         self._preface = preface[length:]
         return length
 
-    def _refuse_idle(self, number: int) -> None:
-        if not number or number > self.last_stream:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame on an idle stream")
-
-    def _refuse(self, number: int, code: ErrorCode) -> None:
-        """Reset a stream that has no object."""
-        self.ended.reset(number)
-        self.output.control(reset_frame(number, code))
-
-    def _drop(self, stream: Stream) -> bool:
-        incomplete = stream.response < ENDING
-        stream.response = DONE
-        del self.streams[stream.id]
-        if stream.stalled:
-            stream.drop_queue()
-        if stream.room > FIRST_WINDOW:
-            self._grown -= 1
-        return incomplete
-
-    def _stream_fault(self, stream: Stream, code: ErrorCode, message: str) -> None:
-        self._floods.faults.draw(self._now)
-        self.output.control(reset_frame(stream.id, code))
-        if self.forget(stream, reset=True):
-            stream.on_lost(BadRequest(message))
-
     def _fail(self, fault: ConnectionFault) -> None:
         self.fault = fault
-        last = min(self.last_stream, self._accepted)
-        self.output.control(goaway_frame(last, fault.code, str(fault).encode()))
+        self.output.control(goaway_frame(self._last_taken(), fault.code, str(fault).encode()))
         self.lose(fault)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portero_py.wire.http2.connection import CONNECTION_WINDOW, FIRST_WINDOW, GROWN_STREAMS, STREAM_WINDOW
+from portero_py.wire.http2.connection import CONNECTION_WINDOW
 from portero_py.wire.http2.frames import (
     DATA,
     END_HEADERS,
@@ -25,6 +25,7 @@ from portero_py.wire.http2.frames import (
 )
 from portero_py.wire.http2.output import BATCH_LIMIT, SENT_FRAME_LIMIT
 from portero_py.wire.http2.stream import HIGH_WATER, SMALL
+from portero_py.wire.http2.streams import FIRST_WINDOW, GROWN_STREAMS, STREAM_WINDOW
 from portero_py.wire.message import ResponseHead
 from tests.wire.http2.dialogue import Dialogue, Frame, Recorded, frame
 
