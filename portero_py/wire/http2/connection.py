@@ -336,12 +336,14 @@ class Connection(Streams):
         if payload and stream.sending < quiet_from:
             stream.idle_since = 0.0
             stream.on_body(payload)
-        if flags & END_STREAM and stream.sending < quiet_from:
+        if stream.sending >= quiet_from:
+            return
+        if flags & END_STREAM:
             stream.on_end(None)
-        if stream.sending < quiet_from:
-            stream.returnable += size
-            if not stream.paused:
-                self.give_back(stream)
+            return
+        stream.returnable += size
+        if not stream.paused:
+            self.give_back(stream)
 
     # Private: the other frames
 

@@ -34,7 +34,7 @@ BATCH_LIMIT: Final = 262_144
 SENT_FRAME_LIMIT: Final = 65_536
 
 _ENDED: Final = tuple(bytes([flags | END_STREAM]) for flags in range(256))
-_FRAME = FRAME.pack
+_FRAME: Final = FRAME.pack
 
 
 class Waiting:

@@ -57,7 +57,7 @@ LOW_WATER: Final = 16_384
 #: Waiting pieces are put together up to this size.
 SMALL: Final = 4096
 
-_FRAME = FRAME.pack
+_FRAME: Final = FRAME.pack
 
 
 class Carrier:

@@ -414,14 +414,18 @@ def test_padding_counts_and_so_does_data_that_nobody_wants() -> None:
     assert windows(dialogue)[0] == CONNECTION_WINDOW // 2
 
 
-def test_the_body_of_a_request_whose_response_is_still_leaving_is_thrown_away() -> None:
+@pytest.mark.parametrize("trailers", [True, False])
+def test_the_body_of_a_request_whose_response_is_still_leaving_is_thrown_away(trailers: bool) -> None:
     dialogue = Dialogue()
     dialogue.send(settings_frame([(INITIAL_WINDOW_SIZE, 1)]))
     stream = dialogue.upload(1)
     stream.send_response(OK, b"abc")
     dialogue.data(1, FULL)
     assert dialogue.said == [("head", 1, b"POST", b"/up")]
-    dialogue.send_frame(HEADERS, END_HEADERS | END_STREAM, 1, dialogue.encoder.encode([("x", "y")]))
+    if trailers:
+        dialogue.send_frame(HEADERS, END_HEADERS | END_STREAM, 1, dialogue.encoder.encode([("x", "y")]))
+    else:
+        dialogue.data(1, b"the last of it", ends=True)
     dialogue.frames()
     dialogue.send(window_frame(1, 10))
     frames = dialogue.frames()
