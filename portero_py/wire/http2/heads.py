@@ -22,6 +22,7 @@ from portero_py.wire.headers import EXPECT, FORWARDED, HOST, LENGTH, REQUEST_KIN
 from portero_py.wire.http2.hpack import CONNECTION_SPECIFIC, HeaderList
 from portero_py.wire.message import CHUNKED, Fields, RequestHead
 
+#: RequestHead or ResponseHead.
 Head = TypeVar("Head")
 
 

@@ -2,7 +2,7 @@
 
 Every frame of one turn of the event loop goes out in one write: over TLS each write is a record and a system
 call. So frames are gathered in `pieces` as headers and payloads, body bytes uncopied until they are joined. A
-frame of the current batch can still be changed: that is how the last DATA frame of a response gets its
+frame of the current batch can still be changed: that is how the last DATA frame of a message gets its
 END_STREAM.
 
 Two things stop a body: a window (the stream's or the connection's, RFC 9113, 5.2) or the socket (`blocked`).
