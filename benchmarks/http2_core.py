@@ -22,7 +22,7 @@ from portero_py.wire.http2.frames import (
 from portero_py.wire.http2.heads import HeadLimits
 from portero_py.wire.http2.hpack import HeaderEncoder, HeaderList
 from portero_py.wire.http2.server import ServerConnection
-from portero_py.wire.http2.stream import Stream
+from portero_py.wire.http2.server_stream import ServerStream
 from portero_py.wire.message import RequestHead, ResponseHead
 
 STREAMS = 16
@@ -30,7 +30,7 @@ BATCHES = 1000
 ROUNDS = 7
 
 
-class Answering(Stream):
+class Answering(ServerStream):
     """Answers every request at once."""
 
     body = b"hello, world\n"

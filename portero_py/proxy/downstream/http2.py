@@ -36,10 +36,12 @@ from portero_py.errors import BodyTimeout, ClientGone
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving, Progress
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.replies import reply
+from portero_py.wire.http2.connection import Phase
 from portero_py.wire.http2.frames import ErrorCode
 from portero_py.wire.http2.heads import HeadLimits
-from portero_py.wire.http2.server import Phase, ServerConnection
-from portero_py.wire.http2.stream import ENDING, HEAD, Stream
+from portero_py.wire.http2.server import ServerConnection
+from portero_py.wire.http2.server_stream import ServerStream
+from portero_py.wire.http2.stream import ENDING, HEAD
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
@@ -85,7 +87,7 @@ class NewExchange(Protocol):
     ) -> StreamExchange: ...
 
 
-class Http2Stream(Stream):
+class Http2Stream(ServerStream):
     """One stream, as the downstream of its exchange."""
 
     __slots__ = ("_exchange", "_head", "_shell")
@@ -158,18 +160,18 @@ class Http2Stream(Stream):
             return
         elif self.stalled:
             self._time_out(ClientGone("the client did not take the response"))
-        elif not self.request_ended and not self.paused and self.response < ENDING:
+        elif not self.received and not self.paused and self.sending < ENDING:
             self._time_out(BodyTimeout("the client stopped in the middle of the body"))
 
     # Private
 
     def _time_out(self, error: PorteroError) -> None:
         """Tell the exchange, then answer if that is still possible."""
-        if self.response < ENDING:
+        if self.sending < ENDING:
             exchange = self._exchange
             assert exchange is not None
             exchange.downstream_gone(error)
-            if self.response == HEAD:
+            if self.sending == HEAD:
                 self._reply(error, exchange.request_id)
                 return
         self.reset(ErrorCode.CANCEL)

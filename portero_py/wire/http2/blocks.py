@@ -1,21 +1,21 @@
-"""Header blocks of a connection: gathered from HEADERS and CONTINUATION, decoded in order, read as requests.
+"""Header blocks of a connection: gathered from HEADERS and CONTINUATION, decoded in order, read as heads.
 
 - A block is decoded whatever becomes of its stream, or every later one would be decoded wrongly.
-- A block is bounded by its size and by its frames (CONTINUATION flood, CVE-2024-27316): a client that cuts 16
+- A block is bounded by its size and by its frames (CONTINUATION flood, CVE-2024-27316): a peer that cuts 16
   bytes into 16 frames is no better than one that sends 16 MiB.
-- A request block that leaves the table alone, such as every repetition of a request, means the same until the
-  table changes: it is decoded and checked once, and its head is shared (whole core: 2.5 instead of 7.5 µs).
+- The block of a message without a body that leaves the table alone, such as every repetition of a request,
+  means the same until the table changes: it is decoded and checked once, and its head is shared (whole core:
+  2.5 instead of 7.5 µs).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Generic
 
 from portero_py.errors import WireError
 from portero_py.wire.http2.frames import END_HEADERS, FRAME_LIMIT, ConnectionFault, ErrorCode
-from portero_py.wire.http2.heads import HeadLimits, RequestReader
+from portero_py.wire.http2.heads import Head, HeadReader
 from portero_py.wire.http2.hpack import BOMB_FACTOR, HeaderDecoder, HeaderList
-from portero_py.wire.message import RequestHead
 
 #: Decoded heads kept for each connection, and the longest block that is kept.
 KEPT_HEADS: Final = 16
@@ -24,17 +24,17 @@ KEPT_BLOCK: Final = 256
 SPARE_FRAMES: Final = 8
 
 
-class HeaderBlocks:
-    """The header blocks that one client sends. `stream` is that of the block being gathered, or 0."""
+class HeaderBlocks(Generic[Head]):
+    """The header blocks that one peer sends. `stream` is that of the block being gathered, or 0."""
 
     __slots__ = ("_decoder", "_flags", "_frames", "_heads", "_limit", "_pieces", "_reader", "_size", "stream")
 
-    def __init__(self, limits: HeadLimits) -> None:
-        self._reader = RequestReader(limits)
-        self._decoder = HeaderDecoder(limits.list_bytes)
-        self._heads: dict[bytes, RequestHead] = {}
+    def __init__(self, reader: HeadReader[Head], list_bytes: int) -> None:
+        self._reader = reader
+        self._decoder = HeaderDecoder(list_bytes)
+        self._heads: dict[bytes, Head] = {}
         # the block that is being gathered
-        self._limit = limits.list_bytes * BOMB_FACTOR
+        self._limit = list_bytes * BOMB_FACTOR
         self._pieces: list[bytes] = []
         self._flags = 0
         self._frames = 0
@@ -68,8 +68,8 @@ class HeaderBlocks:
             self._heads = {}
         return received
 
-    def request(self, block: bytes, *, ends: bool) -> RequestHead | WireError:
-        """Return the request that a complete block means, or what is wrong with it.
+    def head(self, block: bytes, *, ends: bool) -> Head | WireError:
+        """Return the head that a complete block means, or what is wrong with it.
 
         `ends`: no body follows. Nobody may change the head. Raises ConnectionFault.
         """

@@ -3,7 +3,7 @@
 Every frame that costs portero work and brings no request forward is drawn from a bucket; an empty one ends
 the connection with ENHANCE_YOUR_CALM. The figures leave busy, honest clients far below:
 
-    resets    RST_STREAM from the client (rapid reset, CVE-2023-44487), and streams beyond the limit.
+    resets    RST_STREAM from the peer (rapid reset, CVE-2023-44487), and streams beyond the limit.
               A browser cancels a page full of images at once: nghttp2's 1000, then 33 a second.
     faults    stream errors that portero had to answer with RST_STREAM (MadeYouReset, CVE-2025-8671).
               A correct client causes none.

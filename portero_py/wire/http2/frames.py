@@ -124,18 +124,6 @@ def settings_frame(settings: Iterable[tuple[int, int]]) -> bytes:
     return frame_header(len(payload), SETTINGS, 0, 0) + payload
 
 
-def our_settings(streams: int, window: int, list_bytes: int) -> bytes:
-    """Return the SETTINGS that open a connection: most streams, window of each, size of a header list."""
-    return settings_frame(
-        (
-            (MAX_CONCURRENT_STREAMS, streams),
-            (INITIAL_WINDOW_SIZE, window),
-            (MAX_HEADER_LIST_SIZE, list_bytes),
-            (NO_RFC7540_PRIORITIES, 1),
-        )
-    )
-
-
 def read_settings(payload: bytes) -> Iterator[tuple[int, int]]:
     """Return the checked (identifier, value) pairs of a SETTINGS frame; unknown ones are left out.
 

@@ -14,7 +14,7 @@ next request of the connection, which mostly has the same ones and another path
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from portero_py.errors import BadRequest, HeadTooLarge, TargetTooLong
 from portero_py.wire.framing import may_trail, request_body_length
@@ -22,9 +22,12 @@ from portero_py.wire.headers import EXPECT, FORWARDED, HOST, LENGTH, REQUEST_KIN
 from portero_py.wire.http2.hpack import CONNECTION_SPECIFIC, HeaderList
 from portero_py.wire.message import CHUNKED, Fields, RequestHead
 
+#: RequestHead or ResponseHead.
+Head = TypeVar("Head")
+
 
 class HeadLimits:
-    """What a request's head may measure: bytes of its target, of its list (RFC 9113, 6.5.2), fields."""
+    """What a head may measure: bytes of its target, of its list (RFC 9113, 6.5.2), fields."""
 
     __slots__ = ("list_bytes", "list_fields", "target_bytes")
 
@@ -34,7 +37,20 @@ class HeadLimits:
         self.list_fields = list_fields
 
 
-class RequestReader:
+class HeadReader(Generic[Head]):
+    """Reads the heads of one connection, those of requests or those of responses."""
+
+    __slots__ = ()
+
+    def read(self, received: HeaderList, *, ends: bool) -> Head:
+        """Return the head that `received` means; `ends` says that no body follows. Nobody may change it.
+
+        Raises WireError.
+        """
+        raise NotImplementedError
+
+
+class RequestReader(HeadReader[RequestHead]):
     """Reads the request heads of one connection."""
 
     __slots__ = ("_authority", "_last", "_limits", "_regular")

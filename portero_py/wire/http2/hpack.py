@@ -90,7 +90,7 @@ class HeaderEncoder:
         self._stable = b""
 
     def set_table_size(self, size: int) -> None:
-        """The client allows a dynamic table of `size` bytes; more than TABLE_SIZE is not used."""
+        """The peer allows a dynamic table of `size` bytes; more than TABLE_SIZE is not used."""
         size = min(size, TABLE_SIZE)
         self._smallest = min(self._smallest, size)
         self._table_size = size

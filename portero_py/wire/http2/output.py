@@ -2,7 +2,7 @@
 
 Every frame of one turn of the event loop goes out in one write: over TLS each write is a record and a system
 call. So frames are gathered in `pieces` as headers and payloads, body bytes uncopied until they are joined. A
-frame of the current batch can still be changed: that is how the last DATA frame of a response gets its
+frame of the current batch can still be changed: that is how the last DATA frame of a message gets its
 END_STREAM.
 
 Two things stop a body: a window (the stream's or the connection's, RFC 9113, 5.2) or the socket (`blocked`).
@@ -14,28 +14,44 @@ up. While anything waits there and nothing blocks, the connection's window is us
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from portero_py.wire.http2.frames import (
     DATA,
     DEFAULT_WINDOW,
+    END_HEADERS,
     END_STREAM,
+    FRAME,
     FRAME_LIMIT,
     HEADERS,
-    frame_header,
     header_frames,
 )
 from portero_py.wire.http2.hpack import HeaderEncoder
 
-if TYPE_CHECKING:
-    from portero_py.wire.http2.stream import Stream
-
 #: No more body bytes than this in one batch: the socket shall say that it is full before it is fed more.
 BATCH_LIMIT: Final = 262_144
-#: The largest frame that portero sends, even to clients that allow more: streams take turns by frames.
+#: The largest frame that portero sends, even to peers that allow more: streams take turns by frames.
 SENT_FRAME_LIMIT: Final = 65_536
 
 _ENDED: Final = tuple(bytes([flags | END_STREAM]) for flags in range(256))
+_FRAME: Final = FRAME.pack
+
+
+class Waiting:
+    """What has bytes that wait for their turn: the stream `id`; `window` is what the peer takes of it."""
+
+    __slots__ = ("id", "window")
+
+    id: int
+    window: int
+
+    def next_piece(self, room: int) -> tuple[memoryview, bool]:
+        """Take up to `room` bytes out of what waits; say whether they end the stream."""
+        raise NotImplementedError
+
+    def piece_sent(self, length: int, place: int, *, last: bool) -> None:
+        """The bytes that were taken, `length` of them, are in the frame at `place` of this batch."""
+        raise NotImplementedError
 
 
 class Output:
@@ -64,13 +80,13 @@ class Output:
         self.initial_window = DEFAULT_WINDOW
         self.frame_limit = FRAME_LIMIT
         self.blocked = False  # the socket takes no more
-        self.waiting: dict[Stream, None] = {}
+        self.waiting: dict[Waiting, None] = {}
         # batch
         self.pieces: list[bytes | memoryview] = []
         self.size = 0
         self.batch = 0
         self.told = False
-        #: Frames of responses that have left so far.
+        #: Frames of messages that have left so far.
         self.frames = 0
 
     def take(self) -> bytes:
@@ -100,7 +116,7 @@ class Output:
         place = len(pieces)
         length = len(block)
         if length <= self.frame_limit:
-            pieces.append(frame_header(length, HEADERS, flags | 4, stream))
+            pieces.append(_FRAME(length >> 8, length & 0xFF, HEADERS, flags | END_HEADERS, stream))
             pieces.append(block)
         else:
             pieces.extend(header_frames(stream, block, flags, self.frame_limit))
@@ -125,7 +141,7 @@ class Output:
             piece, last = stream.next_piece(room)
             length = len(piece)
             place = len(self.pieces)
-            self.pieces.append(frame_header(length, DATA, END_STREAM if last else 0, stream.id))
+            self.pieces.append(_FRAME(length >> 8, length & 0xFF, DATA, END_STREAM if last else 0, stream.id))
             self.pieces.append(piece)
             self.size += length + 9
             self.frames += 1

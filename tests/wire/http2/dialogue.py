@@ -26,7 +26,7 @@ from portero_py.wire.http2.frames import (
 )
 from portero_py.wire.http2.heads import HeadLimits
 from portero_py.wire.http2.server import ServerConnection
-from portero_py.wire.http2.stream import Stream
+from portero_py.wire.http2.server_stream import ServerStream
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 GET = [(":method", "GET"), (":scheme", "https"), (":authority", "app.example"), (":path", "/")]
@@ -60,7 +60,7 @@ def split_frames(data: bytes) -> list[Frame]:
     return frames
 
 
-class Recorded(Stream):
+class Recorded(ServerStream):
     """A stream that writes down what it is told; `Dialogue.answer` may react to a head."""
 
     dialogue: Dialogue
@@ -174,17 +174,17 @@ class Dialogue:
 
     # What the recorded streams do
 
-    def say(self, what: str, stream: Stream, *more: object) -> None:
+    def say(self, what: str, stream: ServerStream, *more: object) -> None:
         self.said.append((what, stream.id, *more))
 
-    def react(self, stream: Stream) -> None:
+    def react(self, stream: ServerStream) -> None:
         if self.answer is not None:
             stream.send_response(self.answer, b"hello")
 
     def _wake(self) -> None:
         self.woken += 1
 
-    def _stream(self, connection: ServerConnection, number: int, window: int) -> Stream:
+    def _stream(self, connection: ServerConnection, number: int, window: int) -> ServerStream:
         stream = Recorded(connection, number, window)
         stream.dialogue = self
         return stream

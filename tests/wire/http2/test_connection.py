@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise, permutations
 
 import pytest
@@ -30,8 +29,8 @@ from portero_py.wire.http2.frames import (
     settings_frame,
 )
 from portero_py.wire.http2.heads import HeadLimits
-from portero_py.wire.http2.server import FIRST_WINDOW
-from portero_py.wire.http2.stream import Stream
+from portero_py.wire.http2.server_stream import ServerStream
+from portero_py.wire.http2.streams import FIRST_WINDOW
 from portero_py.wire.message import RequestHead, ResponseHead
 from tests.wire.http2.dialogue import GET, POST, Dialogue, frame
 
@@ -184,7 +183,7 @@ def test_a_step_out_of_order_is_a_mistake_of_the_caller() -> None:
     for step in (stream.send_head, stream.send_informational):
         with pytest.raises(RuntimeError):
             step(OK)
-    with pytest.raises(RuntimeError, match="send_head"):
+    with pytest.raises(RuntimeError, match="send_response"):
         stream.send_response(OK, b"x")
 
 
@@ -349,7 +348,7 @@ def test_a_block_means_something_else_after_the_table_changed() -> None:
         assert opened is not None
         assert opened.head.fields == [(b"x", b"1")]
     dialogue.send_frame(HEADERS, 5, 1, b"\x40\x01x\x012")
-    assert upload.request_ended
+    assert upload.received
     dialogue.send_frame(HEADERS, 5, 9, base + b"\xbe")
     opened = dialogue.stream(9)
     assert opened is not None
@@ -458,7 +457,7 @@ def test_frames_behind_the_end_of_the_request_are_a_stream_error(late: bytes) ->
 
 
 def test_a_request_that_resets_itself_in_its_head_is_told_nothing_more() -> None:
-    class Aborting(Stream):
+    class Aborting(ServerStream):
         bodies = 0
 
         def on_head(self, head: RequestHead) -> None:
@@ -653,7 +652,7 @@ def test_what_a_stream_raises_is_raised_when_the_others_have_been_told() -> None
     dialogue.open(5)
     say = dialogue.say
 
-    def fall_over(what: str, stream: Stream, *more: object) -> None:
+    def fall_over(what: str, stream: ServerStream, *more: object) -> None:
         say(what, stream, *more)
         if stream is first or what == "body":
             raise ZeroDivisionError
@@ -731,7 +730,7 @@ def test_a_lost_connection_tells_every_stream_even_when_one_ends_another() -> No
     dialogue = Dialogue()
     first, second = dialogue.open(1), dialogue.open(3)
 
-    def end_the_other(what: str, stream: Stream, *more: object) -> None:
+    def end_the_other(what: str, stream: ServerStream, *more: object) -> None:
         dialogue.said.append((what, stream.id))
         if stream is first:
             second.reset(ErrorCode.CANCEL)
@@ -747,20 +746,3 @@ def test_the_shells_own_reasons_end_the_connection_once() -> None:
     dialogue.connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "too slow")
     dialogue.connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "too slow")
     assert dialogue.failed() == ErrorCode.ENHANCE_YOUR_CALM
-
-
-def test_an_abstract_stream_does_nothing_by_itself() -> None:
-    dialogue = Dialogue()
-    stream = Stream(dialogue.connection, 1, 0)
-    calls: list[Callable[[], None]] = [
-        lambda: stream.on_head(RequestHead(b"GET", b"/", b"a", b"2", [])),
-        lambda: stream.on_refused(ClientGone()),
-        lambda: stream.on_body(b""),
-        lambda: stream.on_end(None),
-        lambda: stream.on_lost(ClientGone()),
-        lambda: stream.on_held_up(),
-        lambda: stream.on_relieved(),
-    ]
-    for call in calls:
-        with pytest.raises(NotImplementedError):
-            call()

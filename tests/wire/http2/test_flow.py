@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portero_py.wire.http2.connection import CONNECTION_WINDOW
 from portero_py.wire.http2.frames import (
     DATA,
     END_HEADERS,
@@ -23,8 +24,8 @@ from portero_py.wire.http2.frames import (
     window_frame,
 )
 from portero_py.wire.http2.output import BATCH_LIMIT, SENT_FRAME_LIMIT
-from portero_py.wire.http2.server import CONNECTION_WINDOW, FIRST_WINDOW, GROWN_STREAMS, STREAM_WINDOW
 from portero_py.wire.http2.stream import HIGH_WATER, SMALL
+from portero_py.wire.http2.streams import FIRST_WINDOW, GROWN_STREAMS, STREAM_WINDOW
 from portero_py.wire.message import ResponseHead
 from tests.wire.http2.dialogue import Dialogue, Frame, Recorded, frame
 
@@ -413,14 +414,18 @@ def test_padding_counts_and_so_does_data_that_nobody_wants() -> None:
     assert windows(dialogue)[0] == CONNECTION_WINDOW // 2
 
 
-def test_the_body_of_a_request_whose_response_is_still_leaving_is_thrown_away() -> None:
+@pytest.mark.parametrize("trailers", [True, False])
+def test_the_body_of_a_request_whose_response_is_still_leaving_is_thrown_away(trailers: bool) -> None:
     dialogue = Dialogue()
     dialogue.send(settings_frame([(INITIAL_WINDOW_SIZE, 1)]))
     stream = dialogue.upload(1)
     stream.send_response(OK, b"abc")
     dialogue.data(1, FULL)
     assert dialogue.said == [("head", 1, b"POST", b"/up")]
-    dialogue.send_frame(HEADERS, END_HEADERS | END_STREAM, 1, dialogue.encoder.encode([("x", "y")]))
+    if trailers:
+        dialogue.send_frame(HEADERS, END_HEADERS | END_STREAM, 1, dialogue.encoder.encode([("x", "y")]))
+    else:
+        dialogue.data(1, b"the last of it", ends=True)
     dialogue.frames()
     dialogue.send(window_frame(1, 10))
     frames = dialogue.frames()

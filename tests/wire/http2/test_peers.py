@@ -13,18 +13,18 @@ from portero_py.errors import ClientGone, PorteroError
 from portero_py.wire.http2.frames import PREFACE, SETTINGS
 from portero_py.wire.http2.heads import HeadLimits
 from portero_py.wire.http2.server import ServerConnection
-from portero_py.wire.http2.stream import Stream
+from portero_py.wire.http2.server_stream import ServerStream
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 from tests.wire.http2.dialogue import GET, POST, Dialogue, frame, split_frames
 
 
-class Echo(Stream):
+class Echo(ServerStream):
     """Answers with the request's own body and trailers."""
 
     def on_head(self, head: RequestHead) -> None:
         fields = [(b"X-Path", head.target), (b"X-Method", head.method)]
         self.send_head(ResponseHead(200, b"OK", fields, -1))
-        if self.request_ended:
+        if self.received:
             self.send_end(None)
 
     def on_body(self, data: bytes) -> None:
