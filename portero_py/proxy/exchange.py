@@ -47,7 +47,7 @@ from portero_py.proxy.replies import reply
 if TYPE_CHECKING:
     from portero_py.core.model import Backend, Lease, Service
     from portero_py.proxy.endpoints import Downstream, Upstream
-    from portero_py.proxy.peer import Client
+    from portero_py.proxy.peer import Peer
     from portero_py.proxy.upstream.pool import BackendPool, Connecting
     from portero_py.proxy.worker import Worker
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
@@ -76,7 +76,7 @@ _ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE = Phase
 
 
 class Exchange:
-    """One request of `client`, which came in over `downstream` with `head`."""
+    """One request of `peer`, which came in over `downstream` with `head`."""
 
     # For the log. Class attributes are the state before anything happened: few exchanges set them all.
     request_id = b""
@@ -106,9 +106,9 @@ class Exchange:
     _kept_body: bytearray | None = None
     _trailers: Fields | None = None
 
-    def __init__(self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead) -> None:
+    def __init__(self, worker: Worker, peer: Peer, downstream: Downstream, head: RequestHead) -> None:
         self.worker = worker
-        self.client = client
+        self.peer = peer
         self.downstream = downstream
         self.head = head
         self.started = monotonic()
@@ -129,19 +129,19 @@ class Exchange:
         """
         worker = self.worker
         head = self.head
-        client = self.client
+        peer = self.peer
         if head.forwarded:
-            self.request_id = client.forwarding.request_id(head.forwarded) or worker.next_request_id()
+            self.request_id = peer.forwarding.request_id(head.forwarded) or worker.next_request_id()
         else:
             self.request_id = worker.next_request_id()
         service = worker.router.route(head.authority, worker.table)
         if service is not None:
             self.service = service.name
-        if client.certificate is not None and head.authority != client.covered:
-            if worker.misdirected(client.certificate, head.authority):
+        if peer.certificate is not None and head.authority != peer.covered:
+            if worker.misdirected(peer.certificate, head.authority):
                 self._refuse(Misdirected("this connection presented the certificate of another host"))
                 return
-            client.covered = head.authority
+            peer.covered = head.authority
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host"))
             return
@@ -370,7 +370,7 @@ class Exchange:
         head = self.head
         self._phase = _WAITING
         self._upstream = upstream
-        forwarded = self.client.forwarding.fields(head.authority, head.forwarded)
+        forwarded = self.peer.forwarding.fields(head.authority, head.forwarded)
         upstream.send_head(self, head, forwarded, self.request_id)
         if self._client_behind:
             upstream.pause_body()  # nobody will say it again

@@ -24,7 +24,7 @@ from portero_py.proxy.access_log import AccessLog
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.listener import FrontServer, ListenerSite
 from portero_py.proxy.downstream.sni import FrontTls
-from portero_py.proxy.peer import Clients
+from portero_py.proxy.peer import Peers
 from portero_py.proxy.upstream.pool import Pools
 from portero_py.proxy.upstream.tls import UpstreamTls
 from portero_py.wire.http1 import RequestParser, ResponseParser
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from portero_py.proxy.downstream.http2 import Http2Downstream
     from portero_py.proxy.downstream.leaving import Leaving
     from portero_py.proxy.exchange import Exchange
-    from portero_py.proxy.peer import Client
+    from portero_py.proxy.peer import Peer
 
 
 class Worker:
@@ -91,7 +91,7 @@ class Worker:
         self.config = config
         self.timeouts = config.timeouts
         self.limits = config.limits
-        self.clients = Clients(config.proxy.trusted_proxies)
+        self.peers = Peers(config.proxy.trusted_proxies)
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
         self.response_parser = ResponseParser(config.limits.header_fields)
         if config.log.access != self.access_log.style:
@@ -169,10 +169,10 @@ class Worker:
             self.loop.call_soon(connection.start_drain)  # what came with the handshake is still served
 
     def found_http2(
-        self, former: Http1Downstream, client: Client, transport: asyncio.Transport, start: bytes
+        self, former: Http1Downstream, peer: Peer, transport: asyncio.Transport, start: bytes
     ) -> None:
         """What looked like HTTP/1 is HTTP/2; `start` is all that the client said so far."""
-        self._server.found_http2(former, client, transport, start)
+        self._server.found_http2(former, peer, transport, start)
 
     def connection_succeeded(
         self, former: Http1Downstream | Http2Downstream, successor: Leaving | Http2Downstream
@@ -203,12 +203,12 @@ class Worker:
             self.access_log.exchange(exchange)
 
     def request_refused(
-        self, client: Client, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
+        self, peer: Peer, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
     ) -> None:
         """Count and log bytes that did not become a request."""
         self.counters.errors[error.reason] += 1
         if self.access_log.enabled:
-            self.access_log.refused(client, error, request_id, version)
+            self.access_log.refused(peer, error, request_id, version)
 
     # Private
 

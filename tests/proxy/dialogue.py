@@ -28,7 +28,7 @@ from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream.http1 import Http1Downstream
 from portero_py.proxy.downstream.leaving import Leaving
-from portero_py.proxy.peer import Client, Clients
+from portero_py.proxy.peer import Peer, Peers
 from portero_py.proxy.upstream.pool import BackendPool, Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
@@ -232,7 +232,7 @@ class World:
         self.pools = Pools(cast("Worker", self), RoutingTable())
         self.done: list[Exchange] = []
         self.refused: list[PorteroError] = []
-        self.clients = Clients(())
+        self.peers = Peers(())
         self.connected: list[ScriptedTransport] = []
         self.misdirects = False
         self.upstream_tls: Any = None
@@ -263,7 +263,7 @@ class World:
         transport.protocol = Http1Downstream(cast("Worker", self))
         transport.protocol.connection_made(transport)
         if tls:
-            transport.protocol._client.tls_version = "TLSv1.3"
+            transport.protocol._peer.tls_version = "TLSv1.3"
         self.connected.append(transport)
         return transport
 
@@ -341,7 +341,7 @@ class World:
         self.counters.exchanges_in_flight -= 1
         self.done.append(exchange)
 
-    def request_refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
+    def request_refused(self, peer: Peer, error: PorteroError, request_id: bytes) -> None:
         self.refused.append(error)
 
 

@@ -118,7 +118,7 @@ async def test_a_text_line_has_one_word_a_field_whatever_the_client_sent(
 async def test_bytes_that_were_no_request_have_their_line_too(world: World, pipe: tuple[int, int]) -> None:
     client = world.client()
     assert isinstance(client.protocol, Http1Downstream)
-    about = client.protocol._client
+    about = client.protocol._peer
     client.send(b"garbage\r\n\r\n")
     log, _ = open_log("json", pipe[1])
     log.refused(about, world.refused[0], b"id-9", b"1.1")

@@ -46,7 +46,7 @@ from portero_py.wire.http1 import PREFACE_HEAD, find_head, response_bytes
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
-    from portero_py.proxy.peer import Client
+    from portero_py.proxy.peer import Peer
     from portero_py.proxy.worker import Worker
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
@@ -80,7 +80,6 @@ class Http1Downstream(asyncio.Protocol):
         "_began_empty",
         "_body_paused",
         "_buffer",
-        "_client",
         "_decoder",
         "_ended",
         "_exchange",
@@ -88,6 +87,7 @@ class Http1Downstream(asyncio.Protocol):
         "_head_begun",
         "_held",
         "_keep_alive",
+        "_peer",
         "_processing",
         "_reading_paused",
         "_response_chunked",
@@ -104,7 +104,7 @@ class Http1Downstream(asyncio.Protocol):
     def __init__(self, worker: Worker) -> None:
         # connection
         self._worker = worker
-        self._client: Client = None  # type: ignore[assignment]  # set by connection_made
+        self._peer: Peer = None  # type: ignore[assignment]  # set by connection_made
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _HEAD
         self._buffer = b""
@@ -132,7 +132,7 @@ class Http1Downstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         worker = self._worker
-        self._client = worker.clients.of(transport)
+        self._peer = worker.peers.of(transport)
         worker.connection_opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -166,7 +166,7 @@ class Http1Downstream(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         state = self._state
         waits = self._writing_paused or self._turn is not None
-        if not self._client.tls_version:  # under TLS it is gone: see downstream_tls.py
+        if not self._peer.tls_version:  # under TLS it is gone: see downstream_tls.py
             if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
                 # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
                 self._ended = True
@@ -373,7 +373,7 @@ class Http1Downstream(asyncio.Protocol):
 
     def half_close(self) -> bool:
         """Tell the client that its backend has ended its side; see the file's head for TLS."""
-        if self._client.tls_version or self._transport.is_closing():
+        if self._peer.tls_version or self._transport.is_closing():
             return False
         self._transport.write_eof()
         return True
@@ -420,7 +420,7 @@ class Http1Downstream(asyncio.Protocol):
             self._refuse_head(error)
         except Exception:
             # Whoever called may stand for another exchange: this one is not his to end.
-            _log.exception("a fault of portero's own; the connection of %s ends", self._client.address)
+            _log.exception("a fault of portero's own; the connection of %s ends", self._peer.address)
             self._transport.abort()
         finally:
             self._processing = False
@@ -428,11 +428,11 @@ class Http1Downstream(asyncio.Protocol):
     def _refuse_head(self, error: WireError) -> None:
         """Answer what is no request, unless it is HTTP/2 that the client speaks."""
         first = self._head is None and not self._began_empty
-        if isinstance(error, Http2Preface) and first and not self._client.tls_version:
+        if isinstance(error, Http2Preface) and first and not self._peer.tls_version:
             start = PREFACE_HEAD + self._buffer
             self._state = _CLOSED
             self._buffer = b""
-            self._worker.found_http2(self, self._client, self._transport, start)
+            self._worker.found_http2(self, self._peer, self._transport, start)
         else:
             self._fail(error)
 
@@ -463,7 +463,7 @@ class Http1Downstream(asyncio.Protocol):
         worker = self._worker
         self._head = head = worker.request_parser.parse(raw)
         self._keep_alive = head.keep_alive
-        self._exchange = exchange = Exchange(worker, self._client, self, head)
+        self._exchange = exchange = Exchange(worker, self._peer, self, head)
         if head.body_length == 0:
             self._state = _RESPONSE
             self.deadline = 0.0
@@ -546,7 +546,7 @@ class Http1Downstream(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             head, request_id = None, self._worker.next_request_id()
-            self._worker.request_refused(self._client, error, request_id)
+            self._worker.request_refused(self._peer, error, request_id)
         else:
             head, request_id = self._head, exchange.request_id
             exchange.downstream_gone(error)

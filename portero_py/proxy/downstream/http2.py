@@ -44,7 +44,7 @@ from portero_py.wire.http2.stream import ENDING, HEAD, Stream
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
     from portero_py.proxy.endpoints import Downstream
-    from portero_py.proxy.peer import Client
+    from portero_py.proxy.peer import Peer
     from portero_py.proxy.worker import Worker
     from portero_py.wire.message import Fields, RequestHead
 
@@ -81,7 +81,7 @@ class NewExchange(Protocol):
     """How an exchange is made; `Exchange` itself outside of tests."""
 
     def __call__(
-        self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /
+        self, worker: Worker, peer: Peer, downstream: Downstream, head: RequestHead, /
     ) -> StreamExchange: ...
 
 
@@ -103,7 +103,7 @@ class Http2Stream(Stream):
     def on_head(self, head: RequestHead) -> None:
         shell = self._shell
         self._head = head
-        self._exchange = exchange = shell.new_exchange(shell.worker, shell.client, self, head)
+        self._exchange = exchange = shell.new_exchange(shell.worker, shell.peer, self, head)
         exchange.start()
 
     def on_refused(self, error: PorteroError) -> None:
@@ -196,21 +196,21 @@ class Http2Downstream(asyncio.Protocol):
         "_turn",
         "_unfinished",
         "_unfinished_since",
-        "client",
         "deadline",
         "new_exchange",
+        "peer",
         "worker",
     )
 
     def __init__(
         self,
         worker: Worker,
-        client: Client,
+        peer: Peer,
         transport: asyncio.Transport,
         new_exchange: NewExchange = Exchange,
     ) -> None:
         self.worker = worker
-        self.client = client
+        self.peer = peer
         self.new_exchange = new_exchange
         self._transport = transport
         limits = worker.limits
@@ -334,7 +334,7 @@ class Http2Downstream(asyncio.Protocol):
 
     def refused(self, error: PorteroError, request_id: bytes) -> None:
         """Log what did not become an exchange."""
-        self.worker.request_refused(self.client, error, request_id, b"2")
+        self.worker.request_refused(self.peer, error, request_id, b"2")
 
     # Private
 

@@ -24,7 +24,7 @@ from portero_py.proxy.downstream.tls import TlsTransport
 if TYPE_CHECKING:
     import socket
 
-    from portero_py.proxy.peer import Client
+    from portero_py.proxy.peer import Peer
     from portero_py.proxy.worker import Worker
 
 
@@ -52,11 +52,11 @@ class FrontServer(web.Server):
         )
 
     def found_http2(
-        self, former: Http1Downstream, client: Client, transport: asyncio.Transport, start: bytes
+        self, former: Http1Downstream, peer: Peer, transport: asyncio.Transport, start: bytes
     ) -> None:
         """A plain connection began with HTTP/2's preface; `start` is all that it said so far."""
         worker = self._worker
-        made = Http2Downstream(worker, client, transport)
+        made = Http2Downstream(worker, peer, transport)
         transport.set_protocol(made)
         worker.connection_succeeded(former, made)
         made.data_received(start)
@@ -98,7 +98,7 @@ class FrontServer(web.Server):
     def _handshake_done(self, transport: TlsTransport) -> asyncio.Protocol:
         worker = self._worker
         if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
-            http2 = Http2Downstream(worker, worker.clients.of(transport), transport)
+            http2 = Http2Downstream(worker, worker.peers.of(transport), transport)
             worker.connection_opened(http2)
             return http2
         http1 = Http1Downstream(worker)

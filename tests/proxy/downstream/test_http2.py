@@ -15,7 +15,7 @@ from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream.http2 import OUTPUT_LIMIT, Http2Downstream, Http2Stream
 from portero_py.proxy.downstream.leaving import Leaving
 from portero_py.proxy.endpoints import Downstream
-from portero_py.proxy.peer import Client
+from portero_py.proxy.peer import Peer
 from portero_py.proxy.worker import Worker
 from portero_py.wire.http2.frames import (
     CONTINUATION,
@@ -146,7 +146,7 @@ class FakeWorker:
         return b"request-1"
 
     def request_refused(
-        self, client: Client, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
+        self, peer: Peer, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
     ) -> None:
         self.refused.append(error.reason)
         self.versions.add(version)
@@ -163,7 +163,7 @@ class FakeWorker:
 class Scripted:
     """An exchange that writes down what it is told."""
 
-    def __init__(self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead) -> None:
+    def __init__(self, worker: Worker, peer: Peer, downstream: Downstream, head: RequestHead) -> None:
         assert isinstance(downstream, Http2Stream)
         self.downstream = downstream
         self.head = head
@@ -201,7 +201,7 @@ class Stage:
         self.decoder = hpack.Decoder()
         self.shell = Http2Downstream(
             cast("Worker", self.worker),
-            cast("Client", None),
+            cast("Peer", None),
             cast("asyncio.Transport", self.socket),
             self._exchange,
         )
@@ -212,10 +212,8 @@ class Stage:
         self.send(PREFACE + settings_frame(()))
         self.frames()
 
-    def _exchange(
-        self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /
-    ) -> Scripted:
-        made = Scripted(worker, client, downstream, head)
+    def _exchange(self, worker: Worker, peer: Peer, downstream: Downstream, head: RequestHead, /) -> Scripted:
+        made = Scripted(worker, peer, downstream, head)
         self.exchanges.append(made)
         return made
 
@@ -453,7 +451,7 @@ def test_a_long_quiet_response_keeps_its_connection() -> None:
 def test_a_client_that_never_sends_its_preface_is_closed() -> None:
     worker = FakeWorker(Limits())
     socket = Socket()
-    shell = Http2Downstream(cast("Worker", worker), cast("Client", None), cast("asyncio.Transport", socket))
+    shell = Http2Downstream(cast("Worker", worker), cast("Peer", None), cast("asyncio.Transport", socket))
     socket.shell = shell
     worker.deadlines.watch(shell)
     shell.data_received(PREFACE[:10])
@@ -658,8 +656,8 @@ def answering(stage: Stage) -> None:
         def start(self) -> None:
             self.downstream.send_response(ResponseHead(200, b"OK", [(b"ETag", b"x" * 100)], -1), b"")
 
-    def make(worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /) -> Scripted:
-        stage.exchanges.append(Immediate(worker, client, downstream, head))
+    def make(worker: Worker, peer: Peer, downstream: Downstream, head: RequestHead, /) -> Scripted:
+        stage.exchanges.append(Immediate(worker, peer, downstream, head))
         return stage.exchanges[-1]
 
     stage.shell.new_exchange = make
@@ -786,8 +784,8 @@ def test_a_fault_of_our_own_ends_the_connection_tells_everybody_and_is_logged(
     before = stage.request(1)
     made: list[Broken] = []
 
-    def make(worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /) -> Broken:
-        made.append(Broken(worker, client, downstream, head))
+    def make(worker: Worker, peer: Peer, downstream: Downstream, head: RequestHead, /) -> Broken:
+        made.append(Broken(worker, peer, downstream, head))
         made[-1].where = where
         return made[-1]
 
