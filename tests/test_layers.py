@@ -117,9 +117,12 @@ def test_imports_only_point_down(path: Path) -> None:
     assert [name for name in own if not begins_with(name, allowed)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="two circles are still to be undone: proxy/ and wire/http2/")
+#: Still to be undone.
+KNOWN_CIRCLES = [["wire/http2/output.py", "wire/http2/server.py", "wire/http2/stream.py"]]
+
+
 def test_no_two_files_need_each_other() -> None:
-    assert circles() == []
+    assert circles() == KNOWN_CIRCLES
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

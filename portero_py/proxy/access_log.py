@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from portero_py.core.counters import Counters
     from portero_py.errors import PorteroError
-    from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.endpoints import Record
     from portero_py.proxy.peer import Peer
 
 #: Most bytes that wait for the reader of the log.
@@ -58,7 +58,7 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._writer = _Writer(descriptor, lock) if self.enabled else None
 
-    def exchange(self, exchange: Exchange) -> None:
+    def exchange(self, exchange: Record) -> None:
         """Log a finished exchange."""
         head = exchange.head
         peer = exchange.peer

@@ -20,7 +20,7 @@ from portero_py.proxy.downstream.http1 import Http1Downstream
 from tests.proxy.dialogue import OK, World, get
 
 if TYPE_CHECKING:
-    from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.endpoints import Record
 
 
 class Timers:
@@ -50,7 +50,7 @@ def open_log(style: str, descriptor: int, counters: Counters | None = None) -> t
     return AccessLog(loop, counters or Counters(), style, descriptor), timers
 
 
-async def finished(world: World, request: bytes) -> Exchange:
+async def finished(world: World, request: bytes) -> Record:
     client = world.client()
     client.send(request)
     (await world.backend()).send(OK)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from portero_py.errors import PorteroError
     from portero_py.proxy.endpoints import Downstream
     from portero_py.proxy.peer import Peer
-    from portero_py.proxy.worker import Worker
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -85,7 +84,7 @@ def begin(world: World, downstream: ScriptedDownstream, length: int) -> Exchange
     """A POST with a body of `length` bytes, or CHUNKED, begins."""
     fields = [] if length == CHUNKED else [(b"Content-Length", b"%d" % length)]
     head = RequestHead(b"POST", b"/", b"app.example", b"1.1", fields, length)
-    exchange = Exchange(cast("Worker", world), cast("Peer", Someone()), cast("Downstream", downstream), head)
+    exchange = Exchange(world, cast("Peer", Someone()), cast("Downstream", downstream), head)
     exchange.start()
     return exchange
 

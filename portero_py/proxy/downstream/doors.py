@@ -18,12 +18,10 @@ import logging
 import math
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from portero_py.proxy.downstream.listener import Connection, ListenerSite
 
 #: Seconds between two looks while it is full.
 LOOK_SECONDS: Final = 0.1
@@ -35,6 +33,29 @@ MAX_ASKED: Final = 256
 _log = logging.getLogger(__name__)
 
 
+class Asked(Protocol):
+    """A connection that can be asked to go."""
+
+    def start_drain(self) -> None:
+        """Finish what was begun, take nothing new."""
+
+    def kill(self) -> None:
+        """End at once."""
+
+
+class Site(Protocol):
+    """A listening socket."""
+
+    def pause(self) -> None:
+        """Accept nobody for now: they wait."""
+
+    async def resume(self) -> None:
+        """Accept again. Raises OSError."""
+
+    async def stop(self) -> None:
+        """Accept nobody any more."""
+
+
 class Doors:
     """Open, until `filled`; then shut until there is room. `count` says how many clients there are."""
 
@@ -42,11 +63,11 @@ class Doors:
         self,
         loop: asyncio.AbstractEventLoop,
         most: int,
-        live: dict[Connection, float],
+        live: dict[Asked, float],
         count: Callable[[], int],
     ) -> None:
         # process
-        self.sites: list[ListenerSite] = []
+        self.sites: list[Site] = []
         self.are_shut = False
         self._loop = loop
         self._most = most
