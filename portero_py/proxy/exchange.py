@@ -94,7 +94,6 @@ class Exchange(RequestSide):
     _phase = _ROUTING
     _claim: BackendPool | None = None
     _connecting: Connecting | None = None
-    _upstream: Upstream | None = None
     _excluded: set[str] | None = None  # instance ids of leases that failed
     _fresh = False  # the next try needs a new connection
     _resent = 0
@@ -114,6 +113,8 @@ class Exchange(RequestSide):
         self.downstream = downstream
         self.head = head
         self.started = monotonic()
+        # Not above: of a protocol, the compiled build makes no default None.
+        self._upstream: Upstream | None = None
         self._request_ended = head.body_length == 0
         surroundings.counters.exchanges_in_flight += 1
 

@@ -170,9 +170,10 @@ class ScriptedTransport(asyncio.Transport):
 
 
 class ScriptedLoop:
-    """What the pool needs of a loop; each outcome in `outcomes` answers one attempt to connect."""
+    """A loop that connects to nobody; each outcome in `outcomes` answers one attempt to connect."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.time = clock
         self.outcomes: list[OSError | asyncio.Event] = []
         self.connections: list[ScriptedTransport] = []
         self.addresses: list[tuple[str, int]] = []
@@ -180,6 +181,11 @@ class ScriptedLoop:
 
     def call_soon(self, callback: Callable[..., None], *arguments: object) -> asyncio.Handle:
         return asyncio.get_running_loop().call_soon(callback, *arguments)
+
+    def call_later(
+        self, seconds: float, callback: Callable[..., None], *arguments: object
+    ) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, callback, *arguments)
 
     def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work)
@@ -219,7 +225,7 @@ class World(Surroundings):
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        loop = cast("asyncio.AbstractEventLoop", ScriptedLoop())
+        loop = cast("asyncio.AbstractEventLoop", ScriptedLoop(clock))
         connections = Connections(loop, sys.maxsize, lambda: 0)
         super().__init__(Config(log=Log(access="off")), loop, DeadlineWheel(clock()), connections)
         self.done: list[Record] = []

@@ -78,7 +78,7 @@ _HEAD, _BODY, _RESPONSE, _TUNNEL, _CLOSED = State
 #: The steps that may happen.
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     _HEAD: frozenset({_BODY, _RESPONSE, _CLOSED}),
-    _BODY: frozenset({_RESPONSE, _TUNNEL, _CLOSED}),
+    _BODY: frozenset({_RESPONSE, _CLOSED}),  # an upgrade has no body
     _RESPONSE: frozenset({_HEAD, _TUNNEL, _CLOSED}),
     _TUNNEL: frozenset({_CLOSED}),
     _CLOSED: frozenset({_CLOSED}),
