@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class Asked(Protocol):
-    """A connection that can be asked to go."""
+    """A connection that can be asked to go, and be ended."""
 
     def start_drain(self) -> None:
         """Finish what was begun, take nothing new."""

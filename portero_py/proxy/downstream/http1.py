@@ -178,7 +178,7 @@ class Http1Downstream(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         state = self._state
         waits = self._writing_paused or self._turn is not None
-        if not self._peer.tls_version:  # under TLS it is gone: see downstream_tls.py
+        if not self._peer.tls_version:  # under TLS it is gone: see tls.py
             if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
                 # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
                 self._ended = True
