@@ -1,4 +1,4 @@
-"""What surrounds the program agrees with it: README, changelog, units, image, workflows, scripts."""
+"""What surrounds the program agrees with it: README, docs, changelog, units, image, workflows, scripts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 
 TOP_LEVEL = {
     *("pyproject.toml", "portero_py", "tests", "certs.example", "systemd", "Dockerfile", "README.md"),
-    *("CHANGELOG.md", "Makefile", "LICENSE", "benchmarks", "docs", "examples"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "LICENSE", "benchmarks", "docs", "examples"),
     *(".github", ".ci", ".gitignore", ".dockerignore"),
 }
 #: systemd's own measure of what a service could do, in tenths: below 2.0 of 10.
@@ -47,6 +47,11 @@ def section(title: str) -> str:
     return found[1]
 
 
+def page(name: str) -> str:
+    """A page of the documentation."""
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
 def rows(text: str) -> list[list[str]]:
     """The cells of all table rows, without heads and rules."""
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -57,9 +62,9 @@ def rows(text: str) -> list[list[str]]:
     ]
 
 
-def commands(title: str) -> str:
-    """The shell blocks of a section, one after the other."""
-    return "\n".join(re.findall(r"^```sh\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL))
+def commands(text: str) -> str:
+    """The shell blocks of a text, one after the other."""
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
 def project_files() -> list[str]:
@@ -77,18 +82,18 @@ def project_files() -> list[str]:
     return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-# The README
+# The README and docs/
 
 
 def test_the_table_of_settings_names_every_flag_of_the_command_line_and_no_other() -> None:
-    written = {re.findall(r"--[a-z-]+", row[0])[0] for row in rows(section("Settings"))}
+    written = {re.findall(r"--[a-z-]+", row[0])[0] for row in rows(page("configuration"))}
     parameters = typer.main.get_command(app).params
     flags = {flag for each in parameters for flag in each.opts if flag.startswith("--")}
     assert written == flags - {"--help"}
 
 
 def test_the_table_of_settings_names_every_variable_and_every_key_of_the_file() -> None:
-    written = {re.findall(r"--[a-z-]+", row[0])[0]: row for row in rows(section("Settings"))}
+    written = {re.findall(r"--[a-z-]+", row[0])[0]: row for row in rows(page("configuration"))}
     for setting in SETTINGS:
         if not setting.flag:
             continue
@@ -101,8 +106,8 @@ def test_the_table_of_settings_names_every_variable_and_every_key_of_the_file() 
             assert f"`{setting.key}_file`" in row[2], setting.flag
 
 
-def test_the_file_in_the_readme_holds_every_time_and_limit_with_its_default() -> None:
-    example = re.search(r"```toml\n(.*?)```", section("Settings"), re.DOTALL)
+def test_the_file_in_the_docs_holds_every_time_and_limit_with_its_default() -> None:
+    example = re.search(r"```toml\n(.*?)```", page("configuration"), re.DOTALL)
     assert example
     config = Config()
     for name, values in tomllib.loads(example[1]).items():
@@ -112,7 +117,7 @@ def test_the_file_in_the_readme_holds_every_time_and_limit_with_its_default() ->
 
 def test_the_defaults_in_the_table_are_those_of_the_configuration() -> None:
     config = Config()
-    defaults = {re.findall(r"--[a-z-]+", row[0])[0]: row[3] for row in rows(section("Settings"))}
+    defaults = {re.findall(r"--[a-z-]+", row[0])[0]: row[3] for row in rows(page("configuration"))}
     assert defaults["--listen-addr"] == f"`{config.proxy.listen[0]}`"
     assert defaults["--register-addr"] == f"`{config.registration.listen}`"
     assert defaults["--tls-cert-dir"] == f"`{config.tls.cert_dir}`"
@@ -121,17 +126,17 @@ def test_the_defaults_in_the_table_are_those_of_the_configuration() -> None:
     assert defaults["--log"].startswith(f"`{config.log.level}`")
 
 
-def test_every_command_is_named_in_the_readme_and_no_other() -> None:
-    written = re.search(r"^Commands: (.*?)\n\n", section("Settings"), re.MULTILINE | re.DOTALL)
+def test_every_command_is_named_in_the_docs_and_no_other() -> None:
+    written = re.search(r"^Commands: (.*?)(?:\n\n|\Z)", page("configuration"), re.MULTILINE | re.DOTALL)
     assert written
     names = {name.split()[0] for name in re.findall(r"`([a-z][^`]*)`", written[1])}
     assert names == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-async def test_every_metric_is_named_in_the_readme_and_no_other() -> None:
+async def test_every_metric_is_named_in_the_docs_and_no_other() -> None:
     text = (await Metrics(Registry(""), Feed().counters).scrape()).decode()
     kinds = dict(re.findall(r"^# TYPE (portero_\w+) (\w+)$", text, re.MULTILINE))
-    assert set(re.findall(r"`(portero_\w+)`", section("Running it"))) == set(kinds)
+    assert set(re.findall(r"`(portero_\w+)`", page("operations"))) == set(kinds)
 
 
 def test_every_dependency_has_its_sentence() -> None:
@@ -166,11 +171,11 @@ def test_the_figures_in_the_readme_are_those_of_the_last_run() -> None:
 @pytest.mark.e2e
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_five_minute_tour_works_when_it_is_pasted(tmp_path: Path) -> None:
-    tour = commands("Five minutes with real backends")
+    tour = commands(section("Five minutes with real backends"))
     tour, end = tour.split("kill $(jobs -p)")
     explain = "portero-py explain https://app.localhost:8443/ | grep -c port="
     both = f'until [ "$({explain})" = 2 ]; do sleep 0.2; done'
-    script = tour.replace("sleep 2\n", f"{both}\n") + commands("The registration API")
+    script = tour.replace("sleep 2\n", f"{both}\n") + commands(page("registration"))
     assert both in script
     taken: set[int] = set()
     for port in ("8443", "9001", "9002", "18080"):

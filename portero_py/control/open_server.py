@@ -7,17 +7,20 @@ one fills the disk.
 The rules
 - A connection is *waiting* (for a request's head, or for its client to take the answer) or *busy* (a request
   is at work). Either has its time; when that is up it is aborted.
-- When there are too many, in all or of one address, the one that has waited longest makes way. So strangers
-  who say nothing push each other out, and who has something to say is heard. Only when all are busy is the
-  new one turned away.
+- When there are too many, the one that has waited longest makes way, of the address that has most. So
+  strangers who say nothing push each other out, and who has something to say is heard: also when it has been
+  said and just not read yet, as in a burst of many agents behind one address. Only when nobody can make way
+  is the new one turned away.
 - An IPv6 host has 2^64 addresses: a /64 counts as one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import socket
+import termios
 import time
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv6Address
@@ -56,7 +59,7 @@ quiet_logger.addFilter(_NotForMalformed())
 
 
 class Door:
-    """Lets connections in, `most` at a time, half as many of one address. `name` is for the log."""
+    """Lets connections in, `most` at a time. `name` is for the log."""
 
     def __init__(
         self,
@@ -70,9 +73,7 @@ class Door:
         self.busy_seconds = busy_seconds
         self._name = name
         self._most = most
-        self._most_of_one = max(most // 2, 1)
         self._inside: dict[asyncio.BaseTransport, _Guest] = {}
-        self._waiting: dict[_Guest, None] = {}  # who has waited longest is the first
         self._groups: dict[str, _Group] = {}
         self._gone = 0  # since the last line in the log
         self._said_at = -SAY_SECONDS
@@ -96,15 +97,9 @@ class Door:
 
     def enter(self, guest: _Guest) -> bool:
         """Let a new one in, if there is a place or somebody can make way."""
-        group = self._groups.get(guest.address)
-        if group is not None and group.size >= self._most_of_one:
-            former = next(iter(group.waiting), None)
-        elif len(self._inside) >= self._most:
-            former = next(iter(self._waiting), None)
-        else:
-            former = guest  # nobody
-        if former is not guest:
+        if len(self._inside) >= self._most:
             self._say()
+            former = self._who_makes_way()
             if former is None:
                 return False
             self.leave(former)
@@ -121,7 +116,6 @@ class Door:
         """One is gone, or has to go; harmless when it is gone already."""
         if self._inside.pop(guest.transport, None) is None:
             return
-        self._waiting.pop(guest, None)
         group = self._groups[guest.address]
         group.waiting.pop(guest, None)
         group.size -= 1
@@ -132,15 +126,21 @@ class Door:
         """One waits from now on, if it is still there."""
         if guest.transport not in self._inside:
             return
-        self._waiting[guest] = self._groups[guest.address].waiting[guest] = None
+        self._groups[guest.address].waiting[guest] = None
 
     def work(self, guest: _Guest) -> None:
         """One waits no longer."""
         if guest.transport in self._inside:
-            self._waiting.pop(guest, None)
             self._groups[guest.address].waiting.pop(guest, None)
 
     # Private
+
+    def _who_makes_way(self) -> _Guest | None:
+        for group in sorted(self._groups.values(), key=lambda group: group.size, reverse=True):
+            for guest in group.waiting:
+                if not guest.has_spoken():
+                    return guest
+        return None
 
     def _say(self) -> None:
         self._gone += 1
@@ -177,7 +177,7 @@ class OpenSite(web.BaseSite):
 
 
 class _Group:
-    """The connections of one address."""
+    """The connections of one address; of those who wait the one that has waited longest is the first."""
 
     __slots__ = ("size", "waiting")
 
@@ -201,6 +201,17 @@ class _Guest(asyncio.Protocol):
     def abort(self) -> None:
         """End it at once."""
         self.transport.abort()
+
+    def has_spoken(self) -> bool:
+        """Whether there is something of it that was not read yet."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is None:
+            return False
+        try:
+            unread = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+        except (OSError, ValueError):  # it is gone
+            return False
+        return any(unread)
 
     def begin(self) -> None:
         """A request is there."""

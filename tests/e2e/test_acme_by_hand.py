@@ -1,4 +1,4 @@
-"""The five lines of the README that try ACME by hand, pasted as they are, on other ports."""
+"""The five lines of docs/certificates.md that try ACME by hand, pasted as they are, on other ports."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 
 from tests.e2e.proxy_process import KEY, SECRET, clean_environment, free_port
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "certificates.md"
 
 
 def test_the_five_lines_bring_a_certificate(tmp_path: Path, need: Callable[[str], str]) -> None:
     for program in ("pebble", "pebble-challtestsrv", "openssl", "bash"):
         need(program)
-    found = re.search(r"try it with Pebble,.*?```\n(.*?)```", README.read_text(), re.DOTALL)
+    found = re.search(r"try it with Pebble,.*?```\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found
     script = found[1]
     assert script.count("\n") == 5

@@ -33,6 +33,9 @@ class Connection:
     def start_drain(self) -> None:
         self.drains += 1
 
+    def idle_seconds(self, now: float) -> float:
+        return 0.0
+
     def kill(self) -> None:
         self.kills += 1
 

@@ -214,6 +214,8 @@ class Load:
                 async with asyncio.timeout(PATIENCE):
                     status, body = await client.ask(request)
                 self.answered(kind, request, begun, place, status, body)
+                if client.told_to_leave:
+                    return
                 await asyncio.sleep(source.uniform(0.01, 0.07))
         except (OSError, EOFError, TimeoutError) as error:
             self.failed(kind, request, begun, place, error)
@@ -240,6 +242,8 @@ class Load:
                     return
                 await asyncio.sleep(source.uniform(0.03, 0.15))
                 requests = [self._request(source) for _ in range(STREAMS)]
+        except ToldToLeave:
+            self.journal.served[f"{kind}, told to leave"] += 1
         except (OSError, EOFError, TimeoutError, h2.exceptions.ProtocolError) as error:
             self.failed(kind, requests[0], begun, place, error)
         finally:
@@ -287,8 +291,14 @@ class _Client:
         self.writer.transport.abort()
 
 
+class ToldToLeave(Exception):
+    """A GOAWAY without an error: the proxy would answer still, but the h2 library reads no more."""
+
+
 class Http1(_Client):
-    """One HTTP/1.1 connection."""
+    """One HTTP/1.1 connection; `told_to_leave` when its last answer said that no other would follow."""
+
+    told_to_leave = False
 
     @classmethod
     async def open(cls, port: int, tls: ssl.SSLContext, name: str, place: Place) -> Http1:
@@ -302,6 +312,7 @@ class Http1(_Client):
         lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
         fields = {k.lower(): v.strip() for k, _, v in (line.partition(b":") for line in lines[1:])}
         status = int(lines[0].split(b" ", 2)[1])
+        self.told_to_leave = fields.get(b"connection", b"").lower() == b"close"
         if b"content-length" in fields:
             return status, await self.reader.readexactly(int(fields[b"content-length"]))
         body = b""
@@ -323,13 +334,14 @@ class Http2(_Client):
         self._bodies: dict[int, bytearray] = {}
         self._ended: set[int] = set()
         self._aborted = ""  # what the proxy said when it gave a stream or the connection up
+        self._frames = b""  # not yet looked at for a GOAWAY
 
     @classmethod
     async def open(cls, port: int, tls: ssl.SSLContext, name: str, place: Place) -> Http2:
         return cls(*await cls.connect(port, tls, name, place))
 
     async def ask(self, requests: list[Request]) -> list[tuple[int, bytes]]:
-        """Send all at once and read all answers. Raises OSError, EOFError, ProtocolError."""
+        """Send all at once and read all answers. Raises OSError, EOFError, ProtocolError, ToldToLeave."""
         streams = [self._begin(request) for request in requests]
         self._statuses, self._bodies, self._ended = {}, {stream: bytearray() for stream in streams}, set()
         self._send()
@@ -337,6 +349,7 @@ class Http2(_Client):
             data = await self.reader.read(1 << 16)
             if not data:
                 raise EOFError(f"{len(streams) - len(self._ended)} streams had not ended")
+            self._look_for_goaway(data)
             for event in self._h2.receive_data(data):
                 self._take(event)
             if self._aborted:
@@ -345,6 +358,16 @@ class Http2(_Client):
         return [(self._statuses[stream], bytes(self._bodies[stream])) for stream in streams]
 
     # Private
+
+    def _look_for_goaway(self, data: bytes) -> None:
+        self._frames += data
+        while len(self._frames) >= 9:
+            end = 9 + int.from_bytes(self._frames[:3], "big")
+            if len(self._frames) < end:
+                return
+            frame, self._frames = self._frames[:end], self._frames[end:]
+            if frame[3] == 7 and not any(frame[13:17]):  # GOAWAY with NO_ERROR
+                raise ToldToLeave
 
     def _begin(self, request: Request) -> int:
         stream = self._h2.get_next_available_stream_id()

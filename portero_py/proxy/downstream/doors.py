@@ -5,10 +5,12 @@ nobody; and libuv, whose accept then fails, takes what waits in the kernel's que
 there are at most `most` clients at a time, and then the listeners stop to accept: who comes waits, and is not
 refused.
 
-While it is full the oldest are asked to finish, an eighth at each look: an idle connection closes, another
-one after its response (`start_drain`). So clients that keep their connections take turns. Each has `TURN`
-seconds at least: a new one must have the time to say what it wants. With half a million descriptors none of
-this ever happens; what it costs then is a comparison and a look at the clock a connection.
+While it is full those who have been idle longest are asked to finish, an eighth at each look: an idle
+connection closes, another one after its response (`start_drain`). Only when nobody has been idle for `TURN`
+seconds, and it has been full for as long, others are asked too, those at work last: a client whose connection
+closes in the moment in which it sends a request has lost that. So clients that keep their connections take
+turns. Each has `TURN` seconds at least: a new one must have the time to say what it wants. With half a
+million descriptors none of this ever happens; a connection then costs a comparison and a look at the clock.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 0.1
 #: Seconds that a connection may live before it is asked to finish.
 TURN: Final = 2.0
-#: Most connections that are asked to finish at one look.
+#: Most connections that are asked to finish at one look, and that are looked at to find them.
 MAX_ASKED: Final = 256
+MAX_LOOKED_AT: Final = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ class Asked(Protocol):
 
     def start_drain(self) -> None:
         """Finish what was begun, take nothing new."""
+
+    def idle_seconds(self, now: float) -> float:
+        """For how long nothing has been going on, about; 0.0 while something is."""
 
     def kill(self) -> None:
         """End at once."""
@@ -71,10 +77,11 @@ class Doors:
         self.are_shut = False
         self._loop = loop
         self._most = most
-        self._live = live  # and when each was opened; the oldest first, who was asked last
+        self._live = live  # and when each was opened; who was looked at, or asked, is last
         self._count = count
         self._has_said = False
         # while shut
+        self._shut_at = 0.0
         self._looking: asyncio.TimerHandle | None = None
         self._opening: asyncio.Task[None] | None = None
 
@@ -108,6 +115,7 @@ class Doors:
             _log.warning("%d clients are all that the limit of open files allows: others wait", self._most)
         for site in self.sites:
             site.pause()
+        self._shut_at = monotonic()
         if self.sites:
             self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
@@ -116,14 +124,24 @@ class Doors:
         if self._count() < self._most:
             self._open()
         else:
-            asked = min(max(self._most // 8, 1), MAX_ASKED)
-            born_before = monotonic() - TURN
-            for connection, opened in list(islice(self._live.items(), asked)):
-                if opened < born_before:
-                    # To the end: a tunnel that goes on for hours is asked once, and then the next are.
-                    del self._live[connection]
-                    self._live[connection] = math.inf
-                    connection.start_drain()
+            for connection in self._longest_idle(min(max(self._most // 8, 1), MAX_ASKED)):
+                # To the end: a tunnel that goes on for hours is asked once, and then the next are.
+                del self._live[connection]
+                self._live[connection] = math.inf
+                connection.start_drain()
+
+    def _longest_idle(self, most: int) -> list[Asked]:
+        now = monotonic()
+        found = []
+        for connection, opened in list(islice(self._live.items(), MAX_LOOKED_AT)):
+            if len(self._live) > MAX_LOOKED_AT:
+                del self._live[connection]
+                self._live[connection] = opened
+            if opened < now - TURN:
+                found.append((connection.idle_seconds(now), connection))
+        least = TURN if now - self._shut_at < TURN else 0.0
+        found.sort(key=_seconds, reverse=True)
+        return [connection for seconds, connection in found[:most] if seconds >= least]
 
     def _open(self) -> None:
         if self._looking is not None and self._opening is None:
@@ -144,3 +162,7 @@ class Doors:
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
+
+
+def _seconds(found: tuple[float, Asked]) -> float:
+    return found[0]

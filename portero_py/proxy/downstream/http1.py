@@ -250,6 +250,14 @@ class Http1Downstream(asyncio.Protocol):
         if self._exchange is None and self._state is _HEAD and not self._buffer:
             self._close()
 
+    def idle_seconds(self, now: float) -> float:
+        """For how long no request has come; told by the deadline, so that no request has to note the time."""
+        if self._state is not _HEAD or self._buffer:
+            return 0.0
+        timeouts = self._surroundings.timeouts
+        patience = timeouts.head if self._head is None else timeouts.keep_alive
+        return max(now - (self.deadline - patience), 0.0)
+
     def kill(self) -> None:
         """End at once, whatever is going on."""
         self._transport.abort()

@@ -230,6 +230,13 @@ class Http2Downstream(asyncio.Protocol):
         self._connection.start_drain()
         self._look_by(self.surroundings.loop.time() + DRAIN_PAUSE)
 
+    def idle_seconds(self, now: float) -> float:
+        """For how long there has been no stream, by what the last sweep found."""
+        connection = self._connection
+        if connection.streams or connection.last_stream != self._last_stream:
+            return 0.0
+        return now - self._idle_since
+
     def kill(self) -> None:
         """End at once, whatever is going on."""
         self._transport.abort()

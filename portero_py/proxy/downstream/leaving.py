@@ -69,6 +69,10 @@ class Leaving(asyncio.Protocol):
     def start_drain(self) -> None:
         """It is leaving already."""
 
+    def idle_seconds(self, now: float) -> float:
+        """It is busy leaving."""
+        return 0.0
+
     def kill(self) -> None:
         """End at once."""
         self._transport.abort()

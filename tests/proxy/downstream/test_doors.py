@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -43,10 +44,14 @@ class Site:
 class Client:
     """A connection that closes when it is asked to, unless it is busy."""
 
-    def __init__(self, hall: Hall, *, busy: bool = False) -> None:
+    def __init__(self, hall: Hall, since: float, *, busy: bool = False) -> None:
         self._hall = hall
+        self.since = since
         self._busy = busy
         self.asked = 0
+
+    def idle_seconds(self, now: float) -> float:
+        return 0.0 if self._busy else now - self.since
 
     def start_drain(self) -> None:
         self.asked += 1
@@ -65,10 +70,13 @@ class Hall:
         self.sites = [Site(), Site()]
         self.doors.sites += cast("list[ListeningSite]", self.sites)
 
-    def enter(self, count: int, *, age: float = 0.0, busy: bool = False) -> list[Client]:
-        came = [Client(self, busy=busy) for _ in range(count)]
+    def enter(
+        self, count: int, *, age: float = 0.0, idle: float = math.inf, busy: bool = False
+    ) -> list[Client]:
+        now = monotonic()
+        came = [Client(self, now - min(idle, age), busy=busy) for _ in range(count)]
         for client in came:
-            self.live[client] = monotonic() - age
+            self.live[client] = now - age
             if len(self.live) >= 16:
                 self.doors.filled()
         return came
@@ -115,20 +123,41 @@ async def test_they_shut_when_it_is_full_and_open_when_an_eighth_has_gone(hall: 
     assert not hall.accepts
 
 
-async def test_the_oldest_make_room_and_who_came_just_now_does_not(hall: Hall) -> None:
-    old = hall.enter(3, age=TURN + 1)
-    new = hall.enter(13)
+async def test_who_is_idle_longest_makes_room_and_who_came_just_now_does_not(hall: Hall) -> None:
+    active = hall.enter(4, age=TURN + 60, idle=0.001)
+    idle = [hall.enter(1, age=TURN + 9, idle=TURN + age)[0] for age in (1, 3, 2)]
+    at_work = hall.enter(4, age=TURN + 60, busy=True)
+    new = hall.enter(5)
     await until(lambda: not hall.doors.are_shut)
-    assert [client.asked for client in old] == [1, 1, 0]
-    assert not any(client.asked for client in new)
+    assert [client.asked for client in idle] == [0, 1, 1]
+    assert not any(client.asked for client in (*active, *at_work, *new))
 
 
-async def test_who_does_not_go_is_asked_once_and_then_the_next(hall: Hall) -> None:
-    tunnels = hall.enter(12, age=TURN + 2, busy=True)
-    clients = hall.enter(4, age=TURN + 1)
+async def test_who_is_at_work_is_asked_last_once_and_when_it_has_been_full_for_long(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doors, "TURN", 0.02)
+    tunnels = hall.enter(12, age=100, busy=True)
+    clients = hall.enter(4, age=100, idle=0.001)
     await until(lambda: not hall.doors.are_shut)
-    assert [client.asked for client in tunnels] == [1] * 12
     assert sum(client.asked for client in clients) == 2
+    assert not any(client.asked for client in tunnels)
+    clients += hall.enter(2, busy=True, age=100)
+    for client in clients:
+        client._busy = True
+    await until(lambda: all(client.asked for client in tunnels))
+    assert [client.asked for client in tunnels] == [1] * 12
+    hall.leave(tunnels[0])
+    hall.leave(tunnels[1])
+
+
+async def test_of_very_many_some_are_looked_at_each_time(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "MAX_LOOKED_AT", 5)
+    new = hall.enter(12, age=TURN - 60)
+    old = hall.enter(4, age=TURN + 1)
+    await until(lambda: not hall.doors.are_shut)
+    assert sum(client.asked for client in old) == 2
+    assert not any(client.asked for client in new)
 
 
 async def test_nobody_is_asked_before_its_turn_is_over(hall: Hall) -> None:
