@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from portero_py.core.counters import Counters
     from portero_py.errors import PorteroError
-    from portero_py.proxy.exchange import Exchange
-    from portero_py.proxy.peer import Client
+    from portero_py.proxy.endpoints import Record
+    from portero_py.proxy.peer import Peer
 
 #: Most bytes that wait for the reader of the log.
 QUEUE_BYTES: Final = 16 << 20
@@ -58,16 +58,16 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._writer = _Writer(descriptor, lock) if self.enabled else None
 
-    def exchange(self, exchange: Exchange) -> None:
+    def exchange(self, exchange: Record) -> None:
         """Log a finished exchange."""
         head = exchange.head
-        client = exchange.client
+        peer = exchange.peer
         backend = exchange.backend
         error = exchange.error
         self._write(
             {
                 "time": _now(),
-                "client": client.address,
+                "client": peer.address,
                 "method": head.method.decode("latin-1"),
                 "host": head.authority.decode("latin-1"),
                 "path": head.target.partition(b"?")[0].decode("latin-1"),
@@ -82,27 +82,27 @@ class AccessLog:
                 "upstream_time": round(exchange.upstream_seconds, 6),
                 "retries": exchange.retries,
                 "request_id": exchange.request_id.decode("latin-1"),
-                "tls_version": client.tls_version,
-                "sni": client.sni,
+                "tls_version": peer.tls_version,
+                "sni": peer.sni,
                 "reason": error.reason if error is not None else "",
                 "error": str(error) if error is not None else "",
             }
         )
 
-    def refused(self, client: Client, error: PorteroError, request_id: bytes, version: bytes) -> None:
+    def refused(self, peer: Peer, error: PorteroError, request_id: bytes, version: bytes) -> None:
         """Log bytes that did not become a request; `version` is what the connection speaks."""
         self._write(
             {
                 "time": _now(),
-                "client": client.address,
+                "client": peer.address,
                 "method": "",
                 "host": "",
                 "path": "",
                 "protocol": _PROTOCOLS[version],
                 "status": error.status,
                 "request_id": request_id.decode("latin-1"),
-                "tls_version": client.tls_version,
-                "sni": client.sni,
+                "tls_version": peer.tls_version,
+                "sni": peer.sni,
                 "reason": error.reason,
                 "error": str(error),
             }

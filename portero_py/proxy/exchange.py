@@ -1,8 +1,8 @@
 """One request and its response: route, claim, send, relay, retry, release.
 
-The heart of the data plane. It knows a `Downstream` and an `Upstream` (proxy/endpoints.py) and never asks
-which HTTP version they speak. Everything happens inside event-loop callbacks; the only wait is for a new
-connection.
+The heart of the data plane. It knows a `Downstream` and an `Upstream` (proxy/endpoints.py, where what they
+may call here is said too) and never asks which HTTP version they speak. Everything happens inside event-loop
+callbacks; the only wait is for a new connection.
 
 Phases
     ROUTING -> CONNECTING -> WAITING -> RESPONDING -> DONE
@@ -42,14 +42,17 @@ from portero_py.errors import (
     NoSuchService,
     PorteroError,
 )
+from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
 
 if TYPE_CHECKING:
-    from portero_py.core.model import Backend, Lease, Service
+    from collections.abc import Mapping
+
+    from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Downstream, Upstream
-    from portero_py.proxy.peer import Client
+    from portero_py.proxy.peer import Peer
+    from portero_py.proxy.surroundings import Surroundings
     from portero_py.proxy.upstream.pool import BackendPool, Connecting
-    from portero_py.proxy.worker import Worker
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 #: How often a request may be sent again, over all backends.
@@ -74,27 +77,23 @@ class Phase(Enum):
 # Module constants: an enum member costs an attribute look-up more, several times a request.
 _ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE = Phase
 
+#: The steps that may happen.
+TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
+    _ROUTING: frozenset({_CONNECTING, _WAITING, _RESPONDING, _DONE}),
+    _CONNECTING: frozenset({_ROUTING, _WAITING, _RESPONDING, _DONE}),
+    _WAITING: frozenset({_ROUTING, _RESPONDING, _DONE}),
+    _RESPONDING: frozenset({_DONE}),
+    _DONE: frozenset(),
+}
 
-class Exchange:
-    """One request of `client`, which came in over `downstream` with `head`."""
 
-    # For the log. Class attributes are the state before anything happened: few exchanges set them all.
-    request_id = b""
-    service = ""
-    lease: Lease | None = None  # the last one that was tried
-    status = 0
-    upstream_status = 0
-    upstream_started = 0.0
-    upstream_seconds = 0.0
-    retries = 0
-    bytes_in = 0
-    bytes_out = 0
-    error: PorteroError | None = None
+class Exchange(RequestSide):
+    """One request of `peer`, which came in over `downstream` with `head`."""
+
     # The way of the request.
     _phase = _ROUTING
     _claim: BackendPool | None = None
     _connecting: Connecting | None = None
-    _upstream: Upstream | None = None
     _excluded: set[str] | None = None  # instance ids of leases that failed
     _fresh = False  # the next try needs a new connection
     _resent = 0
@@ -106,19 +105,18 @@ class Exchange:
     _kept_body: bytearray | None = None
     _trailers: Fields | None = None
 
-    def __init__(self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead) -> None:
-        self.worker = worker
-        self.client = client
+    def __init__(
+        self, surroundings: Surroundings, peer: Peer, downstream: Downstream, head: RequestHead
+    ) -> None:
+        self._surroundings = surroundings
+        self.peer = peer
         self.downstream = downstream
         self.head = head
         self.started = monotonic()
+        # Not above: of a protocol, the compiled build makes no default None.
+        self._upstream: Upstream | None = None
         self._request_ended = head.body_length == 0
-        worker.counters.exchanges_in_flight += 1
-
-    @property
-    def backend(self) -> Backend | None:
-        """The backend that was tried last."""
-        return None if self.lease is None else self.lease.backend
+        surroundings.counters.exchanges_in_flight += 1
 
     # What the downstream calls
 
@@ -127,28 +125,28 @@ class Exchange:
 
         Without a body (`body_length` 0) the request is complete with its head.
         """
-        worker = self.worker
+        surroundings = self._surroundings
         head = self.head
-        client = self.client
+        peer = self.peer
         if head.forwarded:
-            self.request_id = client.forwarding.request_id(head.forwarded) or worker.next_request_id()
+            self.request_id = peer.forwarding.request_id(head.forwarded) or surroundings.next_request_id()
         else:
-            self.request_id = worker.next_request_id()
-        service = worker.router.route(head.authority, worker.table)
+            self.request_id = surroundings.next_request_id()
+        service = surroundings.router.route(head.authority, surroundings.table)
         if service is not None:
             self.service = service.name
-        if client.certificate is not None and head.authority != client.covered:
-            if worker.misdirected(client.certificate, head.authority):
+        if peer.certificate is not None and head.authority != peer.covered:
+            if surroundings.misdirected(peer.certificate, head.authority):
                 self._refuse(Misdirected("this connection presented the certificate of another host"))
                 return
-            client.covered = head.authority
+            peer.covered = head.authority
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host"))
             return
         if head.method == b"CONNECT":
             self._refuse(MethodRefused("CONNECT is not served here"))
             return
-        limit = worker.limits.body_bytes
+        limit = surroundings.limits.body_bytes
         if limit and head.body_length > limit:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
             return
@@ -159,7 +157,7 @@ class Exchange:
         if self._phase is _DONE:
             return
         self.bytes_in += len(data)
-        limit = self.worker.limits.body_bytes
+        limit = self._surroundings.limits.body_bytes
         if limit and self.bytes_in > limit and not self.head.upgrade:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
         elif self._upstream is not None:
@@ -213,7 +211,7 @@ class Exchange:
         self._release()
         self._exclude()
         waited = monotonic() - self._connecting_since
-        if waited >= CONNECT_PATIENCE * self.worker.timeouts.connect:
+        if waited >= CONNECT_PATIENCE * self._surroundings.timeouts.connect:
             self._refuse(error)
         else:
             self._retry(error)
@@ -343,14 +341,14 @@ class Exchange:
 
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
-        worker = self.worker
-        lease = worker.balancers.pick(service, now, self._excluded or ())
+        surroundings = self._surroundings
+        lease = surroundings.balancers.pick(service, now, self._excluded or ())
         if lease is None:
             self._refuse(error or NoBackend("no backend can take the request now"))
             return
         head = self.head
         self.lease = lease
-        self._claim = pool = worker.pools.of(lease.backend, head.authority)
+        self._claim = pool = surroundings.pools.of(lease.backend, head.authority)
         pool.claims += 1
         if not self._fresh:
             upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
@@ -370,7 +368,7 @@ class Exchange:
         head = self.head
         self._phase = _WAITING
         self._upstream = upstream
-        forwarded = self.client.forwarding.fields(head.authority, head.forwarded)
+        forwarded = self.peer.forwarding.fields(head.authority, head.forwarded)
         upstream.send_head(self, head, forwarded, self.request_id)
         if self._client_behind:
             upstream.pause_body()  # nobody will say it again
@@ -405,13 +403,13 @@ class Exchange:
             self._excluded.add(self.lease.instance_id)
 
     def _retry(self, error: PorteroError) -> None:
-        worker = self.worker
-        service = worker.router.route(self.head.authority, worker.table)
+        surroundings = self._surroundings
+        service = surroundings.router.route(self.head.authority, surroundings.table)
         if service is None:
             self._refuse(error)
             return
         self.retries += 1
-        worker.counters.retries[self.service] += 1
+        surroundings.counters.retries[self.service] += 1
         self._phase = _ROUTING
         self._try_next(service, error, monotonic())
 
@@ -450,4 +448,4 @@ class Exchange:
         if self._phase is _DONE:
             return
         self._phase = _DONE
-        self.worker.exchange_done(self)
+        self._surroundings.exchange_done(self)

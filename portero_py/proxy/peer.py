@@ -1,6 +1,6 @@
 """What is known about the client at the far end of one downstream connection.
 
-What one connection leaves in `Clients` for another: only those from the same address find it. It is what
+What one connection leaves in `Peers` for another: only those from the same address find it. It is what
 follows from that address, and the forwarded fields for the last host, a function of address, scheme and host.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_KNOWN: Final = 4096
 
 
-class Client:
+class Peer:
     """The client's address, its TLS parameters, and how its requests are marked for the backends.
 
     `tls_version` is "" on a plain connection, "TLSv1.2" or "TLSv1.3" otherwise. `certificate` is the one
@@ -42,7 +42,7 @@ class Client:
         self.covered: bytes | None = None
 
 
-class Clients:
+class Peers:
     """Says who is at the far end of a transport.
 
     A client, or a proxy before many of them, makes many connections: what follows from its address is
@@ -53,19 +53,19 @@ class Clients:
         self._trusted_proxies = trusted_proxies
         self._known: dict[tuple[str, bytes], tuple[str, Forwarding]] = {}
 
-    def of(self, transport: asyncio.BaseTransport) -> Client:
-        """Return the client of one connection."""
-        peer = transport.get_extra_info("peername")
-        host, port = peer[:2] if isinstance(peer, tuple) and len(peer) >= 2 else ("unknown", 0)
+    def of(self, transport: asyncio.BaseTransport) -> Peer:
+        """Return who is at the far end of one connection."""
+        name = transport.get_extra_info("peername")
+        host, port = name[:2] if isinstance(name, tuple) and len(name) >= 2 else ("unknown", 0)
         tls = transport.get_extra_info("ssl_object")
         key = (host, b"https" if tls is not None else b"http")
         address, forwarding = self._known.get(key) or self._learn(key)
-        client = Client(address, port, forwarding)
+        peer = Peer(address, port, forwarding)
         if isinstance(tls, ssl.SSLObject):
-            client.tls_version = tls.version() or ""
-            client.sni = getattr(tls, "sni", "")
-            client.certificate = getattr(tls, "certificate", None)
-        return client
+            peer.tls_version = tls.version() or ""
+            peer.sni = getattr(tls, "sni", "")
+            peer.certificate = getattr(tls, "certificate", None)
+        return peer
 
     # Private
 

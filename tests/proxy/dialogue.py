@@ -6,7 +6,7 @@
     backend.send(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")
     assert client.received == ...
 
-`World` stands in for the worker: real parsers, router, balancers, pools and deadline wheel, no listener. The
+`World` is the surroundings of all of it, with a loop that connects to nobody and no listener. The
 scripted transport is as strict as uvloop's: writing behind a close or an end of file raises.
 Time: `world.clock` is the clock of all of it; `world.pass_time(seconds)` moves it and turns the wheel;
 nothing sleeps.
@@ -16,26 +16,25 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
-from portero_py.config.model import Config, Limits, Timeouts
-from portero_py.core.balancing.round_robin import Balancers
-from portero_py.core.counters import Counters
+from portero_py.config.model import Config, Log
 from portero_py.core.model import Backend, Lease, Service
-from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.deadlines import DeadlineWheel
+from portero_py.proxy.downstream.connection import Connections
 from portero_py.proxy.downstream.http1 import Http1Downstream
-from portero_py.proxy.downstream.leaving import Leaving
-from portero_py.proxy.peer import Client, Clients
-from portero_py.proxy.upstream.pool import BackendPool, Pools
-from portero_py.wire.http1 import RequestParser, ResponseParser
+from portero_py.proxy.surroundings import Surroundings
+from portero_py.proxy.upstream.connector import HttpConnector
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
-    from portero_py.proxy.exchange import Exchange
-    from portero_py.proxy.worker import Worker
+    from portero_py.proxy.endpoints import Record
+    from portero_py.proxy.peer import Peer
+    from portero_py.proxy.upstream.pool import BackendPool
+    from portero_py.proxy.upstream.tls import UpstreamTls
 
 HIGH_WATER = 65536
 GET = b"GET / HTTP/1.1\r\nHost: app.example\r\n\r\n"
@@ -171,9 +170,10 @@ class ScriptedTransport(asyncio.Transport):
 
 
 class ScriptedLoop:
-    """What the pool needs of a loop; each outcome in `outcomes` answers one attempt to connect."""
+    """A loop that connects to nobody; each outcome in `outcomes` answers one attempt to connect."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.time = clock
         self.outcomes: list[OSError | asyncio.Event] = []
         self.connections: list[ScriptedTransport] = []
         self.addresses: list[tuple[str, int]] = []
@@ -181,6 +181,11 @@ class ScriptedLoop:
 
     def call_soon(self, callback: Callable[..., None], *arguments: object) -> asyncio.Handle:
         return asyncio.get_running_loop().call_soon(callback, *arguments)
+
+    def call_later(
+        self, seconds: float, callback: Callable[..., None], *arguments: object
+    ) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, callback, *arguments)
 
     def create_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(work)
@@ -213,34 +218,30 @@ class Clock:
         return self.now
 
 
-class World:
-    """The worker's stand-in."""
+class World(Surroundings):
+    """The surroundings of a dialogue, which write down what ended and know what is random."""
+
+    loop: Any  # a ScriptedLoop
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.loop = ScriptedLoop()
-        self.counters = Counters()
-        self.draining = False
-        self.router = Router()
-        self.balancers = Balancers()
-        self.deadlines = DeadlineWheel(clock())
-        self.timeouts = Timeouts()
-        self.limits = Limits()
-        self.config = Config()
-        self.request_parser = RequestParser(self.limits.request_line, self.limits.header_fields)
-        self.response_parser = ResponseParser(self.limits.header_fields)
-        self.pools = Pools(cast("Worker", self), RoutingTable())
-        self.done: list[Exchange] = []
+        loop = cast("asyncio.AbstractEventLoop", ScriptedLoop(clock))
+        connections = Connections(loop, sys.maxsize, lambda: 0)
+        super().__init__(Config(log=Log(access="off")), loop, DeadlineWheel(clock()), connections)
+        self.done: list[Record] = []
         self.refused: list[PorteroError] = []
-        self.clients = Clients(())
         self.connected: list[ScriptedTransport] = []
         self.misdirects = False
-        self.upstream_tls: Any = None
         self._ids = 0
         self._seen = 0
+        self.upstream_tls(cast("UpstreamTls", None))
         self.register(1)
 
     # The test's side
+
+    def upstream_tls(self, policy: UpstreamTls) -> None:
+        """How connections to backends that speak TLS are made."""
+        self.pools.connector = HttpConnector(self, policy)
 
     def register(self, backends: int) -> None:
         """Lease so many backends for app.example."""
@@ -260,10 +261,10 @@ class World:
     def client(self, *, tls: bool = False) -> ScriptedTransport:
         """A client connects."""
         transport = ScriptedTransport(tls=tls)
-        transport.protocol = Http1Downstream(cast("Worker", self))
+        transport.protocol = Http1Downstream(self)
         transport.protocol.connection_made(transport)
         if tls:
-            transport.protocol._client.tls_version = "TLSv1.3"
+            transport.protocol._peer.tls_version = "TLSv1.3"
         self.connected.append(transport)
         return transport
 
@@ -272,7 +273,8 @@ class World:
         await settle()
         assert len(self.loop.connections) > self._seen, "no connection was made"
         self._seen += 1
-        return self.loop.connections[self._seen - 1]
+        made: ScriptedTransport = self.loop.connections[self._seen - 1]
+        return made
 
     async def idle_backend(self) -> ScriptedTransport:
         """A connection that waits in the pool after one exchange of another client."""
@@ -315,7 +317,7 @@ class World:
         assert len(self.deadlines) == 0, "a connection is still watched"
         assert self.counters.connections_open == 0
 
-    # The worker's side
+    # What is asked of it
 
     def next_request_id(self) -> bytes:
         self._ids += 1
@@ -324,24 +326,15 @@ class World:
     def misdirected(self, presented: object, authority: bytes) -> bool:
         return self.misdirects
 
-    def connection_opened(self, connection: Http1Downstream) -> None:
-        self.deadlines.watch(connection)
-        self.counters.connections_open += 1
-
-    def connection_succeeded(self, former: Http1Downstream, successor: Leaving) -> None:
-        self.deadlines.forget(former)
-        self.deadlines.watch(successor)
-
-    def connection_closed(self, connection: Http1Downstream | Leaving) -> None:
-        self.deadlines.forget(connection)
-        self.counters.connections_open -= 1
-
-    def exchange_done(self, exchange: Exchange) -> None:
+    def exchange_done(self, exchange: Record) -> None:
         assert exchange.status, "an exchange without a status"
-        self.counters.exchanges_in_flight -= 1
+        super().exchange_done(exchange)
         self.done.append(exchange)
 
-    def request_refused(self, client: Client, error: PorteroError, request_id: bytes) -> None:
+    def request_refused(
+        self, peer: Peer, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
+    ) -> None:
+        super().request_refused(peer, error, request_id, version)
         self.refused.append(error)
 
 

@@ -20,7 +20,7 @@ from portero_py.proxy.downstream.http1 import Http1Downstream
 from tests.proxy.dialogue import OK, World, get
 
 if TYPE_CHECKING:
-    from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.endpoints import Record
 
 
 class Timers:
@@ -50,7 +50,7 @@ def open_log(style: str, descriptor: int, counters: Counters | None = None) -> t
     return AccessLog(loop, counters or Counters(), style, descriptor), timers
 
 
-async def finished(world: World, request: bytes) -> Exchange:
+async def finished(world: World, request: bytes) -> Record:
     client = world.client()
     client.send(request)
     (await world.backend()).send(OK)
@@ -118,7 +118,7 @@ async def test_a_text_line_has_one_word_a_field_whatever_the_client_sent(
 async def test_bytes_that_were_no_request_have_their_line_too(world: World, pipe: tuple[int, int]) -> None:
     client = world.client()
     assert isinstance(client.protocol, Http1Downstream)
-    about = client.protocol._client
+    about = client.protocol._peer
     client.send(b"garbage\r\n\r\n")
     log, _ = open_log("json", pipe[1])
     log.refused(about, world.refused[0], b"id-9", b"1.1")

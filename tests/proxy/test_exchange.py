@@ -63,7 +63,7 @@ async def test_connect_is_a_405(world: World) -> None:
 async def test_a_host_of_another_certificate_is_a_421(world: World) -> None:
     client = world.client()
     assert isinstance(client.protocol, Http1Downstream)
-    client.protocol._client.certificate = cast("Certificate", object())
+    client.protocol._peer.certificate = cast("Certificate", object())
     client.send(GET)
     (await world.backend()).send(OK)
     world.misdirects = True
@@ -587,7 +587,7 @@ async def test_a_fault_in_the_next_request_is_not_the_last_ones(
 async def test_a_trusted_proxys_request_id_is_kept(world: World) -> None:
     client = world.client()
     assert isinstance(client.protocol, Http1Downstream)
-    client.protocol._client.forwarding._trusted = True
+    client.protocol._peer.forwarding._trusted = True
     client.send(get(b"/", b"X-Request-ID: theirs\r\nX-Forwarded-For: 198.51.100.1\r\n"))
     backend = await world.backend()
     assert b"\r\nX-Request-ID: theirs\r\n" in backend.received

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from portero_py.proxy.peer import MAX_KNOWN, Client, Clients
+from portero_py.proxy.peer import MAX_KNOWN, Peer, Peers
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,12 +28,12 @@ class Transport:
         return self._info[name]
 
 
-def client(peer: object, tls: object = None) -> Client:
-    return Clients(TRUSTED).of(cast("asyncio.Transport", Transport(peer, tls)))
+def peer(name: object, tls: object = None) -> Peer:
+    return Peers(TRUSTED).of(cast("asyncio.Transport", Transport(name, tls)))
 
 
 @pytest.mark.parametrize(
-    ("peer", "address", "trusted"),
+    ("name", "address", "trusted"),
     [
         (("192.0.2.1", 5), "192.0.2.1", True),
         (("198.51.100.1", 5), "198.51.100.1", False),
@@ -47,8 +47,8 @@ def client(peer: object, tls: object = None) -> Client:
         ((), "unknown", False),
     ],
 )
-def test_the_address_and_whether_it_is_trusted(peer: object, address: str, trusted: bool) -> None:
-    about = client(peer)
+def test_the_address_and_whether_it_is_trusted(name: object, address: str, trusted: bool) -> None:
+    about = peer(name)
     assert about.address == address
     sent = [(b"X-Forwarded-For", b"203.0.113.9")]
     chain = dict(about.forwarding.fields(b"app.example", sent).fields)[b"X-Forwarded-For"]
@@ -56,7 +56,7 @@ def test_the_address_and_whether_it_is_trusted(peer: object, address: str, trust
 
 
 def test_a_plain_client_has_no_tls() -> None:
-    about = client(("192.0.2.1", 5))
+    about = peer(("192.0.2.1", 5))
     assert (about.tls_version, about.sni, about.certificate, about.port) == ("", "", None, 5)
     assert dict(about.forwarding.fields(b"a", ()).fields)[b"X-Forwarded-Proto"] == b"http"
 
@@ -72,22 +72,22 @@ def test_a_tls_client_says_what_was_negotiated() -> None:
         def version(self) -> str:
             return "TLSv1.3"
 
-    about = client(("192.0.2.1", 5), Tls())
+    about = peer(("192.0.2.1", 5), Tls())
     assert (about.tls_version, about.sni) == ("TLSv1.3", "app.example")
     assert about.certificate is Tls.certificate
     assert dict(about.forwarding.fields(b"a", ()).fields)[b"X-Forwarded-Proto"] == b"https"
 
 
 def test_nobody_is_trusted_unless_the_configuration_says_so() -> None:
-    about = Clients(()).of(cast("asyncio.Transport", Transport(("192.0.2.1", 5))))
+    about = Peers(()).of(cast("asyncio.Transport", Transport(("192.0.2.1", 5))))
     assert about.forwarding.request_id([(b"X-Request-ID", b"theirs")]) == b""
 
 
 def test_what_follows_from_an_address_is_remembered_for_some() -> None:
-    clients = Clients(TRUSTED)
+    peers = Peers(TRUSTED)
 
-    def of(host: str, port: int, tls: object = None) -> Client:
-        return clients.of(cast("asyncio.Transport", Transport((host, port), tls)))
+    def of(host: str, port: int, tls: object = None) -> Peer:
+        return peers.of(cast("asyncio.Transport", Transport((host, port), tls)))
 
     first = of("192.0.2.1", 5)
     again = of("192.0.2.1", 6)

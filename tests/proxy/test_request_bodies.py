@@ -24,8 +24,7 @@ from tests.proxy.dialogue import OK, Clock, ScriptedTransport, World, post, sett
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
     from portero_py.proxy.endpoints import Downstream
-    from portero_py.proxy.peer import Client
-    from portero_py.proxy.worker import Worker
+    from portero_py.proxy.peer import Peer
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -85,9 +84,7 @@ def begin(world: World, downstream: ScriptedDownstream, length: int) -> Exchange
     """A POST with a body of `length` bytes, or CHUNKED, begins."""
     fields = [] if length == CHUNKED else [(b"Content-Length", b"%d" % length)]
     head = RequestHead(b"POST", b"/", b"app.example", b"1.1", fields, length)
-    exchange = Exchange(
-        cast("Worker", world), cast("Client", Someone()), cast("Downstream", downstream), head
-    )
+    exchange = Exchange(world, cast("Peer", Someone()), cast("Downstream", downstream), head)
     exchange.start()
     return exchange
 

@@ -20,12 +20,10 @@ import logging
 import math
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from portero_py.proxy.downstream.listener import Connection, ListenerSite
 
 #: Seconds between two looks while it is full.
 LOOK_SECONDS: Final = 0.1
@@ -38,6 +36,32 @@ MAX_LOOKED_AT: Final = 4096
 _log = logging.getLogger(__name__)
 
 
+class Asked(Protocol):
+    """A connection that can be asked to go, and be ended."""
+
+    def start_drain(self) -> None:
+        """Finish what was begun, take nothing new."""
+
+    def idle_seconds(self, now: float) -> float:
+        """For how long nothing has been going on, about; 0.0 while something is."""
+
+    def kill(self) -> None:
+        """End at once."""
+
+
+class Site(Protocol):
+    """A listening socket."""
+
+    def pause(self) -> None:
+        """Accept nobody for now: they wait."""
+
+    async def resume(self) -> None:
+        """Accept again. Raises OSError."""
+
+    async def stop(self) -> None:
+        """Accept nobody any more."""
+
+
 class Doors:
     """Open, until `filled`; then shut until there is room. `count` says how many clients there are."""
 
@@ -45,11 +69,11 @@ class Doors:
         self,
         loop: asyncio.AbstractEventLoop,
         most: int,
-        live: dict[Connection, float],
+        live: dict[Asked, float],
         count: Callable[[], int],
     ) -> None:
         # process
-        self.sites: list[ListenerSite] = []
+        self.sites: list[Site] = []
         self.are_shut = False
         self._loop = loop
         self._most = most
@@ -106,7 +130,7 @@ class Doors:
                 self._live[connection] = math.inf
                 connection.start_drain()
 
-    def _longest_idle(self, most: int) -> list[Connection]:
+    def _longest_idle(self, most: int) -> list[Asked]:
         now = monotonic()
         found = []
         for connection, opened in list(islice(self._live.items(), MAX_LOOKED_AT)):
@@ -140,5 +164,5 @@ class Doors:
             self._looking = None
 
 
-def _seconds(found: tuple[float, Connection]) -> float:
+def _seconds(found: tuple[float, Asked]) -> float:
     return found[0]

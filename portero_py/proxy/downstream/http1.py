@@ -45,9 +45,12 @@ from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder,
 from portero_py.wire.http1 import PREFACE_HEAD, find_head, response_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from portero_py.errors import PorteroError
-    from portero_py.proxy.peer import Client
-    from portero_py.proxy.worker import Worker
+    from portero_py.proxy.endpoints import RequestSide
+    from portero_py.proxy.peer import Peer
+    from portero_py.proxy.surroundings import Surroundings
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 #: Bytes of pipelined requests that are kept before reading stops.
@@ -72,6 +75,15 @@ class State(Enum):
 
 _HEAD, _BODY, _RESPONSE, _TUNNEL, _CLOSED = State
 
+#: The steps that may happen.
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    _HEAD: frozenset({_BODY, _RESPONSE, _CLOSED}),
+    _BODY: frozenset({_RESPONSE, _CLOSED}),  # an upgrade has no body
+    _RESPONSE: frozenset({_HEAD, _TUNNEL, _CLOSED}),
+    _TUNNEL: frozenset({_CLOSED}),
+    _CLOSED: frozenset({_CLOSED}),
+}
+
 
 class Http1Downstream(asyncio.Protocol):
     """Implements `Downstream` for one exchange after the other."""
@@ -80,7 +92,6 @@ class Http1Downstream(asyncio.Protocol):
         "_began_empty",
         "_body_paused",
         "_buffer",
-        "_client",
         "_decoder",
         "_ended",
         "_exchange",
@@ -88,23 +99,24 @@ class Http1Downstream(asyncio.Protocol):
         "_head_begun",
         "_held",
         "_keep_alive",
+        "_peer",
         "_processing",
         "_reading_paused",
         "_response_chunked",
         "_response_started",
         "_state",
+        "_surroundings",
         "_transport",
         "_turn",
         "_unsent",
-        "_worker",
         "_writing_paused",
         "deadline",
     )
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, surroundings: Surroundings) -> None:
         # connection
-        self._worker = worker
-        self._client: Client = None  # type: ignore[assignment]  # set by connection_made
+        self._surroundings = surroundings
+        self._peer: Peer = None  # type: ignore[assignment]  # set by connection_made
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _HEAD
         self._buffer = b""
@@ -115,9 +127,9 @@ class Http1Downstream(asyncio.Protocol):
         self._writing_paused = False
         self._unsent = 0  # bytes that the client had not taken when it was last looked at
         self._ended = False  # the client has closed its side
-        self.deadline = monotonic() + worker.timeouts.head
+        self.deadline = monotonic() + surroundings.timeouts.head
         # exchange
-        self._exchange: Exchange | None = None
+        self._exchange: RequestSide | None = None
         self._head: RequestHead | None = None
         self._head_begun = False  # some bytes of it have come, and its deadline is set
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
@@ -131,9 +143,9 @@ class Http1Downstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        worker = self._worker
-        self._client = worker.clients.of(transport)
-        worker.connection_opened(self)
+        surroundings = self._surroundings
+        self._peer = surroundings.peers.of(transport)
+        surroundings.connection_opened(self)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -141,7 +153,7 @@ class Http1Downstream(asyncio.Protocol):
             if (
                 not self._buffer
                 and data.find(b"\r\n\r\n") == len(data) - 4
-                and 4 < len(data) <= self._worker.limits.header_bytes
+                and 4 < len(data) <= self._surroundings.limits.header_bytes
                 and data[0] != 0x0D
                 and not self._writing_paused
             ):
@@ -166,7 +178,7 @@ class Http1Downstream(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         state = self._state
         waits = self._writing_paused or self._turn is not None
-        if not self._client.tls_version:  # under TLS it is gone: see downstream_tls.py
+        if not self._peer.tls_version:  # under TLS it is gone: see tls.py
             if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
                 # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
                 self._ended = True
@@ -179,7 +191,7 @@ class Http1Downstream(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._worker.connection_closed(self)
+        self._surroundings.connection_closed(self)
         self._state = _CLOSED
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -188,7 +200,7 @@ class Http1Downstream(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._writing_paused = True
         self._unsent = self._transport.get_write_buffer_size()
-        self.deadline = monotonic() + self._worker.timeouts.body_idle
+        self.deadline = monotonic() + self._surroundings.timeouts.body_idle
         if self._exchange is not None:
             self._exchange.downstream_paused()
 
@@ -201,7 +213,7 @@ class Http1Downstream(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.downstream_resumed()
         elif self._state is _HEAD and self._buffer:
-            self.deadline = monotonic() + self._worker.timeouts.head
+            self.deadline = monotonic() + self._surroundings.timeouts.head
             self._process()
             if self._reading_paused:
                 self._update_reading()
@@ -215,7 +227,9 @@ class Http1Downstream(asyncio.Protocol):
             unsent = self._transport.get_write_buffer_size()
             if unsent < self._unsent:  # slow, not idle
                 self._unsent = unsent
-                self.deadline = now + (CLOSE_SECONDS if state is _CLOSED else self._worker.timeouts.body_idle)
+                self.deadline = now + (
+                    CLOSE_SECONDS if state is _CLOSED else self._surroundings.timeouts.body_idle
+                )
             elif state is _CLOSED:
                 self.kill()
             else:
@@ -240,7 +254,7 @@ class Http1Downstream(asyncio.Protocol):
         """For how long no request has come; told by the deadline, so that no request has to note the time."""
         if self._state is not _HEAD or self._buffer:
             return 0.0
-        timeouts = self._worker.timeouts
+        timeouts = self._surroundings.timeouts
         patience = timeouts.head if self._head is None else timeouts.keep_alive
         return max(now - (self.deadline - patience), 0.0)
 
@@ -261,7 +275,7 @@ class Http1Downstream(asyncio.Protocol):
         if self._state is _RESPONSE:
             request = self._head
             assert request is not None
-            keep_alive = self._keep_alive and not self._worker.draining
+            keep_alive = self._keep_alive and not self._surroundings.draining
             if not keep_alive:
                 extra = b"Connection: close\r\n"
             else:
@@ -296,7 +310,7 @@ class Http1Downstream(asyncio.Protocol):
                 extra = b"Transfer-Encoding: chunked\r\n"
             else:
                 self._keep_alive = False
-        if self._state is not _RESPONSE or self._worker.draining:
+        if self._state is not _RESPONSE or self._surroundings.draining:
             self._keep_alive = False
         if not self._keep_alive:
             extra += b"Connection: close\r\n"
@@ -381,7 +395,7 @@ class Http1Downstream(asyncio.Protocol):
 
     def half_close(self) -> bool:
         """Tell the client that its backend has ended its side; see the file's head for TLS."""
-        if self._client.tls_version or self._transport.is_closing():
+        if self._peer.tls_version or self._transport.is_closing():
             return False
         self._transport.write_eof()
         return True
@@ -394,7 +408,7 @@ class Http1Downstream(asyncio.Protocol):
         self._response_started = False
         self._response_chunked = False
         self._body_paused = False
-        self.deadline = monotonic() + self._worker.timeouts.keep_alive
+        self.deadline = monotonic() + self._surroundings.timeouts.keep_alive
         if self._reading_paused:
             self._update_reading()
         if self._buffer:
@@ -417,7 +431,7 @@ class Http1Downstream(asyncio.Protocol):
             ):
                 if not left:
                     if self._turn is None:
-                        self._turn = self._worker.loop.call_soon(self._next_turn)
+                        self._turn = self._surroundings.loop.call_soon(self._next_turn)
                     break
                 left -= 1
                 if not self._next_request():
@@ -428,7 +442,7 @@ class Http1Downstream(asyncio.Protocol):
             self._refuse_head(error)
         except Exception:
             # Whoever called may stand for another exchange: this one is not his to end.
-            _log.exception("a fault of portero's own; the connection of %s ends", self._client.address)
+            _log.exception("a fault of portero's own; the connection of %s ends", self._peer.address)
             self._transport.abort()
         finally:
             self._processing = False
@@ -436,11 +450,11 @@ class Http1Downstream(asyncio.Protocol):
     def _refuse_head(self, error: WireError) -> None:
         """Answer what is no request, unless it is HTTP/2 that the client speaks."""
         first = self._head is None and not self._began_empty
-        if isinstance(error, Http2Preface) and first and not self._client.tls_version:
+        if isinstance(error, Http2Preface) and first and not self._peer.tls_version:
             start = PREFACE_HEAD + self._buffer
             self._state = _CLOSED
             self._buffer = b""
-            self._worker.found_http2(self, self._client, self._transport, start)
+            self._surroundings.found_http2(self, self._peer, self._transport, start)
         else:
             self._fail(error)
 
@@ -452,8 +466,8 @@ class Http1Downstream(asyncio.Protocol):
             self._update_reading()
 
     def _next_request(self) -> bool:
-        worker = self._worker
-        limits = worker.limits
+        surroundings = self._surroundings
+        limits = surroundings.limits
         data = self._buffer
         end = data.find(b"\r\n\r\n")
         if 0 < end <= limits.header_bytes and data[0] != 0x0D:
@@ -468,10 +482,10 @@ class Http1Downstream(asyncio.Protocol):
         return True
 
     def _take_head(self, raw: bytes) -> None:
-        worker = self._worker
-        self._head = head = worker.request_parser.parse(raw)
+        surroundings = self._surroundings
+        self._head = head = surroundings.request_parser.parse(raw)
         self._keep_alive = head.keep_alive
-        self._exchange = exchange = Exchange(worker, self._client, self, head)
+        self._exchange = exchange = Exchange(surroundings, self._peer, self, head)
         if head.body_length == 0:
             self._state = _RESPONSE
             self.deadline = 0.0
@@ -484,8 +498,8 @@ class Http1Downstream(asyncio.Protocol):
 
         Drops the empty lines before it. Raises a WireError for what can never become a head.
         """
-        worker = self._worker
-        limits = worker.limits
+        surroundings = self._surroundings
+        limits = surroundings.limits
         if data[0] == 0x0D:  # RFC 9112, 2.2: empty lines before a request are ignored
             match = _EMPTY_LINES.match(data)
             assert match is not None
@@ -497,13 +511,13 @@ class Http1Downstream(asyncio.Protocol):
             end = 0
         if not end and data and not self._head_begun:
             self._head_begun = True
-            self.deadline = monotonic() + worker.timeouts.head
-            worker.deadlines.sooner(self)
+            self.deadline = monotonic() + surroundings.timeouts.head
+            surroundings.deadlines.sooner(self)
         self._buffer = data
         return end
 
-    def _begin_body(self, exchange: Exchange, length: int) -> None:
-        self.deadline = monotonic() + self._worker.timeouts.body_idle
+    def _begin_body(self, exchange: RequestSide, length: int) -> None:
+        self.deadline = monotonic() + self._surroundings.timeouts.body_idle
         self._state = _BODY
         self._decoder = body_decoder(length, BadRequest)
         exchange.start()
@@ -524,7 +538,7 @@ class Http1Downstream(asyncio.Protocol):
             exchange.request_body(data)
             return
         if not self._reading_paused:
-            self.deadline = monotonic() + self._worker.timeouts.body_idle
+            self.deadline = monotonic() + self._surroundings.timeouts.body_idle
         decoder = self._decoder
         assert decoder is not None
         try:
@@ -540,7 +554,7 @@ class Http1Downstream(asyncio.Protocol):
         self._decoder = None
         self._body_complete(exchange, body, decoder.trailers or None)
 
-    def _body_complete(self, exchange: Exchange, data: bytes, trailers: Fields | None) -> None:
+    def _body_complete(self, exchange: RequestSide, data: bytes, trailers: Fields | None) -> None:
         if data:
             exchange.request_body(data)
         if self._exchange is exchange and self._state is _BODY:
@@ -553,8 +567,8 @@ class Http1Downstream(asyncio.Protocol):
         """Answer `error` if that is still possible, then end the connection."""
         exchange, self._exchange = self._exchange, None
         if exchange is None:
-            head, request_id = None, self._worker.next_request_id()
-            self._worker.request_refused(self._client, error, request_id)
+            head, request_id = None, self._surroundings.next_request_id()
+            self._surroundings.request_refused(self._peer, error, request_id)
         else:
             head, request_id = self._head, exchange.request_id
             exchange.downstream_gone(error)
@@ -604,7 +618,7 @@ class Http1Downstream(asyncio.Protocol):
         self._buffer = b""
         self._body_paused = False
         self._update_reading()
-        Leaving(self._worker, self._transport, self)
+        Leaving(self._surroundings, self._transport, self)
 
     def _close(self) -> None:
         """Close once everything is written."""
@@ -635,4 +649,4 @@ class Http1Downstream(asyncio.Protocol):
         """Set the deadline of the body: there is none while the backend is behind, not the client."""
         if not self._writing_paused:  # then it is the response's
             paused = self._reading_paused
-            self.deadline = 0.0 if paused else monotonic() + self._worker.timeouts.body_idle
+            self.deadline = 0.0 if paused else monotonic() + self._surroundings.timeouts.body_idle

@@ -45,9 +45,9 @@ from portero_py.wire.http2.stream import ENDING, HEAD
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
-    from portero_py.proxy.endpoints import Downstream
-    from portero_py.proxy.peer import Client
-    from portero_py.proxy.worker import Worker
+    from portero_py.proxy.endpoints import Downstream, RequestSide
+    from portero_py.proxy.peer import Peer
+    from portero_py.proxy.surroundings import Surroundings
     from portero_py.wire.message import Fields, RequestHead
 
 #: Most seconds between two sweeps; less when a time-out is short.
@@ -66,25 +66,12 @@ LINGER_BYTES: Final = 64 << 20
 _log = logging.getLogger(__name__)
 
 
-class StreamExchange(Protocol):
-    """What a stream needs of an exchange."""
-
-    request_id: bytes
-
-    def start(self) -> None: ...
-    def request_body(self, data: bytes) -> None: ...
-    def request_end(self, trailers: Fields | None) -> None: ...
-    def downstream_paused(self) -> None: ...
-    def downstream_resumed(self) -> None: ...
-    def downstream_gone(self, error: PorteroError) -> None: ...
-
-
 class NewExchange(Protocol):
     """How an exchange is made; `Exchange` itself outside of tests."""
 
     def __call__(
-        self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /
-    ) -> StreamExchange: ...
+        self, surroundings: Surroundings, peer: Peer, downstream: Downstream, head: RequestHead, /
+    ) -> RequestSide: ...
 
 
 class Http2Stream(ServerStream):
@@ -97,7 +84,7 @@ class Http2Stream(ServerStream):
     ) -> None:
         super().__init__(connection, number, window)
         self._shell = shell
-        self._exchange: StreamExchange | None = None
+        self._exchange: RequestSide | None = None
         self._head: RequestHead | None = None
 
     # What the core calls
@@ -105,11 +92,11 @@ class Http2Stream(ServerStream):
     def on_head(self, head: RequestHead) -> None:
         shell = self._shell
         self._head = head
-        self._exchange = exchange = shell.new_exchange(shell.worker, shell.client, self, head)
+        self._exchange = exchange = shell.new_exchange(shell.surroundings, shell.peer, self, head)
         exchange.start()
 
     def on_refused(self, error: PorteroError) -> None:
-        request_id = self._shell.worker.next_request_id()
+        request_id = self._shell.surroundings.next_request_id()
         self._reply(error, request_id)
         self._shell.refused(error, request_id)
 
@@ -125,7 +112,7 @@ class Http2Stream(ServerStream):
         if self._exchange is not None:
             self._exchange.downstream_gone(error)
         else:
-            self._shell.refused(error, self._shell.worker.next_request_id())
+            self._shell.refused(error, self._shell.surroundings.next_request_id())
 
     def on_held_up(self) -> None:
         assert self._exchange is not None
@@ -198,24 +185,24 @@ class Http2Downstream(asyncio.Protocol):
         "_turn",
         "_unfinished",
         "_unfinished_since",
-        "client",
         "deadline",
         "new_exchange",
-        "worker",
+        "peer",
+        "surroundings",
     )
 
     def __init__(
         self,
-        worker: Worker,
-        client: Client,
+        surroundings: Surroundings,
+        peer: Peer,
         transport: asyncio.Transport,
         new_exchange: NewExchange = Exchange,
     ) -> None:
-        self.worker = worker
-        self.client = client
+        self.surroundings = surroundings
+        self.peer = peer
         self.new_exchange = new_exchange
         self._transport = transport
-        limits = worker.limits
+        limits = surroundings.limits
         self._connection = ServerConnection(
             self._wake,
             lambda connection, number, window: Http2Stream(self, connection, number, window),
@@ -228,14 +215,14 @@ class Http2Downstream(asyncio.Protocol):
         self._early: asyncio.TimerHandle | None = None  # until the next look at early answers
         self._progress: Progress | None = None  # while the socket is full, or closes
         # what the last sweep found
-        now = worker.loop.time()
+        now = surroundings.loop.time()
         self._idle_since = now
         self._last_stream = 0
         self._unfinished = self._connection.unfinished_head
         self._unfinished_since = now
         self._seen = 0
         self._moved = now
-        timeouts = worker.timeouts
+        timeouts = surroundings.timeouts
         shortest = min(timeouts.head, timeouts.body_idle, timeouts.keep_alive)
         self._look = min(LOOK, max(1.0, shortest / 4))
         self.deadline = now + self._look
@@ -243,7 +230,7 @@ class Http2Downstream(asyncio.Protocol):
     def start_drain(self) -> None:
         """Take no new streams, finish the others, then close."""
         self._connection.start_drain()
-        self._look_by(self.worker.loop.time() + DRAIN_PAUSE)
+        self._look_by(self.surroundings.loop.time() + DRAIN_PAUSE)
 
     def idle_seconds(self, now: float) -> float:
         """For how long there has been no stream, by what the last sweep found."""
@@ -260,7 +247,7 @@ class Http2Downstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            self._connection.receive(data, self.worker.loop.time())
+            self._connection.receive(data, self.surroundings.loop.time())
         except Exception:
             self._break_off()
         self._write()
@@ -272,25 +259,25 @@ class Http2Downstream(asyncio.Protocol):
             self._stop_timers()
             self._progress = Progress(self._transport)
             self._transport.close()
-            self._look_by(self.worker.loop.time() + CLOSE_SECONDS)
+            self._look_by(self.surroundings.loop.time() + CLOSE_SECONDS)
             self._connection.lose(ClientGone("the client closed the connection"))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._stop_timers()
-        self.worker.connection_closed(self)
+        self.surroundings.connection_closed(self)
         self._connection.lose(ClientGone("the client closed the connection"))
 
     def pause_writing(self) -> None:
         self._connection.output.blocked = True
         self._progress = Progress(self._transport)
-        self._moved = self.worker.loop.time()
+        self._moved = self.surroundings.loop.time()
 
     def resume_writing(self) -> None:
         self._connection.output.blocked = False
         self._progress = None
-        self._moved = self.worker.loop.time()
+        self._moved = self.surroundings.loop.time()
         self._pump()
         self._write()
 
@@ -312,7 +299,7 @@ class Http2Downstream(asyncio.Protocol):
 
     def _sweep(self, now: float) -> None:
         connection = self._connection
-        timeouts = self.worker.timeouts
+        timeouts = self.surroundings.timeouts
         seen, self._seen = self._seen, connection.progress
         if self._progress is not None:
             # What is put behind a full socket has not moved.
@@ -343,12 +330,12 @@ class Http2Downstream(asyncio.Protocol):
 
     def refused(self, error: PorteroError, request_id: bytes) -> None:
         """Log what did not become an exchange."""
-        self.worker.request_refused(self.client, error, request_id, b"2")
+        self.surroundings.request_refused(self.peer, error, request_id, b"2")
 
     # Private
 
     def _wake(self) -> None:
-        self.worker.loop.call_soon(self._write)
+        self.surroundings.loop.call_soon(self._write)
 
     def _write(self) -> None:
         """Write what there is, as far as the socket takes it; close when nothing more will come."""
@@ -357,7 +344,7 @@ class Http2Downstream(asyncio.Protocol):
         connection = self._connection
         output = connection.output
         if connection.ended.early and self._early is None:
-            self._early = self.worker.loop.call_later(RESET_PAUSE, self._reset_early)
+            self._early = self.surroundings.loop.call_later(RESET_PAUSE, self._reset_early)
         while output.pieces and not output.blocked:
             self._transport.write(output.take())
             if output.waiting:
@@ -367,7 +354,7 @@ class Http2Downstream(asyncio.Protocol):
             return
         full = output.size > OUTPUT_LIMIT
         if connection.behind and not full and self._turn is None:
-            self._turn = self.worker.loop.call_soon(self._next_turn)
+            self._turn = self.surroundings.loop.call_soon(self._next_turn)
         if self._reading == (full or connection.behind):
             self._reading = not self._reading
             if self._reading:
@@ -403,7 +390,7 @@ class Http2Downstream(asyncio.Protocol):
     def _close(self) -> None:
         fault = self._connection.fault
         if fault is not None:
-            self.refused(fault, self.worker.next_request_id())
+            self.refused(fault, self.surroundings.next_request_id())
         output = self._connection.output
         if output.pieces:
             self._transport.write(output.take())
@@ -411,7 +398,7 @@ class Http2Downstream(asyncio.Protocol):
         self._stop_timers()
         if not self._reading:
             self._transport.resume_reading()
-        Leaving(self.worker, self._transport, self, LINGER_BYTES)
+        Leaving(self.surroundings, self._transport, self, LINGER_BYTES)
 
     def _stop_timers(self) -> None:
         if self._turn is not None:
@@ -424,4 +411,4 @@ class Http2Downstream(asyncio.Protocol):
     def _look_by(self, deadline: float) -> None:
         if deadline < self.deadline or self.deadline == 0.0:
             self.deadline = deadline
-            self.worker.deadlines.sooner(self)
+            self.surroundings.deadlines.sooner(self)

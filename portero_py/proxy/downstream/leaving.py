@@ -16,9 +16,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from portero_py.proxy.downstream.http1 import Http1Downstream
-    from portero_py.proxy.downstream.http2 import Http2Downstream
-    from portero_py.proxy.worker import Worker
+    from portero_py.proxy.downstream.connection import Connection
+    from portero_py.proxy.surroundings import Surroundings
 
 #: How long, and how many bytes, the rest of a request is read and thrown away.
 LINGER_SECONDS: Final = 5.0
@@ -48,23 +47,23 @@ class Progress:
 class Leaving(asyncio.Protocol):
     """Takes the transport of `former` over until the client closes; LINGER_SECONDS, `most` bytes at most."""
 
-    __slots__ = ("_left", "_progress", "_transport", "_worker", "deadline")
+    __slots__ = ("_left", "_progress", "_surroundings", "_transport", "deadline")
 
     def __init__(
         self,
-        worker: Worker,
+        surroundings: Surroundings,
         transport: asyncio.Transport,
-        former: Http1Downstream | Http2Downstream,
+        former: Connection,
         most: int = LINGER_BYTES,
     ) -> None:
-        self._worker = worker
+        self._surroundings = surroundings
         self._transport = transport
         self._left = most
         self._progress = Progress(transport)
         waits = transport.get_write_buffer_size()
         self.deadline = monotonic() + (CLOSE_SECONDS if waits else LINGER_SECONDS)
         transport.set_protocol(self)
-        worker.connection_succeeded(former, self)
+        surroundings.connection_succeeded(former, self)
         transport.write_eof()
 
     def start_drain(self) -> None:
@@ -86,7 +85,7 @@ class Leaving(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._worker.connection_closed(self)
+        self._surroundings.connection_closed(self)
 
     # The deadline wheel
 

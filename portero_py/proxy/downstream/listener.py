@@ -11,12 +11,10 @@ stays open and clients wait in its queue (`doors`).
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from portero_py.proxy.downstream.doors import Doors
 from portero_py.proxy.downstream.http1 import Http1Downstream
 from portero_py.proxy.downstream.http2 import Http2Downstream
 from portero_py.proxy.downstream.tls import TlsTransport
@@ -24,108 +22,65 @@ from portero_py.proxy.downstream.tls import TlsTransport
 if TYPE_CHECKING:
     import socket
 
-    from portero_py.proxy.peer import Client
-    from portero_py.proxy.worker import Worker
+    from portero_py.proxy.deadlines import Deadlines
+    from portero_py.proxy.downstream.connection import Connection
+    from portero_py.proxy.downstream.sni import FrontTls
+    from portero_py.proxy.peer import Peer
+    from portero_py.proxy.surroundings import Surroundings
 
 
 class FrontServer(web.Server):
-    """The protocol factory of all listeners, and the set of live connections; `most` of them."""
+    """The protocol factory of all listeners."""
 
-    def __init__(self, worker: Worker, most: int) -> None:
+    def __init__(self, surroundings: Surroundings, tls: FrontTls, handshakes: Deadlines) -> None:
         super().__init__(_never_called)
-        self._worker = worker
-        self._most = most
-        self._live: dict[Connection, float] = {}  # and when each was opened; the oldest first
-        self.doors = Doors(worker.loop, most, self._live, self._count)
-        self._emptied = asyncio.Event()
+        self._surroundings = surroundings
+        self._tls = tls
+        self._handshakes = handshakes
+        surroundings.found_http2 = self._found_http2
 
     def __call__(self) -> Http1Downstream:  # type: ignore[override]  # our protocol in place of aiohttp's
-        return Http1Downstream(self._worker)
+        return Http1Downstream(self._surroundings)
 
     def secure(self) -> TlsTransport:
         """Make the protocol for a connection of a TLS listener."""
-        worker = self._worker
-        if self._count() + 1 >= self._most:
-            self.doors.filled()
+        surroundings = self._surroundings
+        surroundings.connections.greets()
         return TlsTransport(
-            worker.front_tls, worker.handshakes, worker.timeouts.handshake, self._handshake_done
+            self._tls, self._handshakes, surroundings.timeouts.handshake, self._handshake_done
         )
 
-    def found_http2(
-        self, former: Http1Downstream, client: Client, transport: asyncio.Transport, start: bytes
-    ) -> None:
-        """A plain connection began with HTTP/2's preface; `start` is all that it said so far."""
-        worker = self._worker
-        made = Http2Downstream(worker, client, transport)
-        transport.set_protocol(made)
-        worker.connection_succeeded(former, made)
-        made.data_received(start)
-        if worker.draining:
-            made.start_drain()
-
-    def opened(self, connection: Connection) -> None:
-        """A connection begins to live."""
-        self._live[connection] = monotonic()
-        if len(self._live) >= self._most:
-            self.doors.filled()
-
-    def closed(self, connection: Connection) -> None:
-        """A connection is gone, or somebody else stands for it now."""
-        self._live.pop(connection, None)
-        if self.doors.are_shut:
-            self.doors.left()
-        if not self._live:
-            self._emptied.set()
-
     def pre_shutdown(self) -> None:
-        """Ask every connection to finish: GOAWAY, or Connection: close."""
-        for connection in list(self._live):
-            connection.start_drain()
+        """Ask every connection to finish."""
+        self._surroundings.connections.start_drain()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Wait until the connections are gone, `timeout` seconds at most, then end the rest."""
-        await self._wait_until_empty(timeout or 0.0)
-        for connection in list(self._live):
-            connection.kill()
-        await self._wait_until_empty(1.0)
+        await self._surroundings.connections.end(timeout or 0.0)
 
     # Private
 
-    def _count(self) -> int:
-        """Return how many clients there are, those included that are in the middle of a handshake."""
-        return len(self._live) + len(self._worker.handshakes)
-
     def _handshake_done(self, transport: TlsTransport) -> asyncio.Protocol:
-        worker = self._worker
+        surroundings = self._surroundings
         if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
-            http2 = Http2Downstream(worker, worker.clients.of(transport), transport)
-            worker.connection_opened(http2)
+            http2 = Http2Downstream(surroundings, surroundings.peers.of(transport), transport)
+            surroundings.connection_opened(http2)
             return http2
-        http1 = Http1Downstream(worker)
+        http1 = Http1Downstream(surroundings)
         http1.connection_made(transport)
         return http1
 
-    async def _wait_until_empty(self, seconds: float) -> None:
-        if self._live:
-            self._emptied.clear()
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._emptied.wait()
-            except TimeoutError:
-                pass
-
-
-class Connection(Protocol):
-    """A client's connection, as its life cycle sees it."""
-
-    def start_drain(self) -> None:
-        """Finish what was begun, take nothing new."""
-
-    def idle_seconds(self, now: float) -> float:
-        """For how long nothing has been going on, about; 0.0 while something is."""
-
-    def kill(self) -> None:
-        """End at once."""
+    def _found_http2(
+        self, former: Connection, peer: Peer, transport: asyncio.Transport, start: bytes
+    ) -> None:
+        """A plain connection began with HTTP/2's preface; `start` is all that it said so far."""
+        surroundings = self._surroundings
+        made = Http2Downstream(surroundings, peer, transport)
+        transport.set_protocol(made)
+        surroundings.connection_succeeded(former, made)
+        made.data_received(start)
+        if surroundings.draining:
+            made.start_drain()
 
 
 class ListenerSite(web.BaseSite):

@@ -24,7 +24,6 @@ a request that somebody else is going to send (response-queue poisoning).
 
 from __future__ import annotations
 
-import asyncio
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
@@ -36,15 +35,19 @@ from portero_py.errors import (
     UpstreamClosed,
     UpstreamTimeout,
 )
+from portero_py.proxy.upstream.connection import UpstreamConnection
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import find_head, request_bytes
 from portero_py.wire.message import CHUNKED, UNTIL_CLOSE
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+
     from portero_py.errors import PorteroError
-    from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.endpoints import ResponseSide
+    from portero_py.proxy.surroundings import Surroundings
     from portero_py.proxy.upstream.pool import BackendPool
-    from portero_py.proxy.worker import Worker
     from portero_py.wire.headers import Forwarded
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
@@ -68,9 +71,20 @@ class State(Enum):
 
 _IDLE, _HEAD, _BODY, _UNTIL_CLOSE, _TUNNEL, _HALF_TUNNEL, _CLOSED = State
 
+#: The steps that may happen.
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    _IDLE: frozenset({_HEAD, _CLOSED}),
+    _HEAD: frozenset({_IDLE, _BODY, _UNTIL_CLOSE, _TUNNEL, _CLOSED}),
+    _BODY: frozenset({_IDLE, _CLOSED}),
+    _UNTIL_CLOSE: frozenset({_CLOSED}),
+    _TUNNEL: frozenset({_HALF_TUNNEL, _CLOSED}),
+    _HALF_TUNNEL: frozenset({_CLOSED}),
+    _CLOSED: frozenset({_CLOSED}),
+}
 
-class UpstreamHttp1(asyncio.Protocol):
-    """Implements `Upstream` for one exchange after the other."""
+
+class UpstreamHttp1(UpstreamConnection):
+    """Is itself the `Upstream` of one exchange after the other."""
 
     __slots__ = (
         "_body_chunked",
@@ -85,18 +99,16 @@ class UpstreamHttp1(asyncio.Protocol):
         "_request_ended",
         "_reusable",
         "_state",
+        "_surroundings",
         "_transport",
         "_uses",
-        "_worker",
         "_write_left",
         "_writing_paused",
-        "deadline",
-        "idle_since",
     )
 
-    def __init__(self, worker: Worker, pool: BackendPool) -> None:
+    def __init__(self, surroundings: Surroundings, pool: BackendPool) -> None:
         # connection
-        self._worker = worker
+        self._surroundings = surroundings
         self._pool = pool
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _IDLE
@@ -107,7 +119,7 @@ class UpstreamHttp1(asyncio.Protocol):
         self.deadline = 0.0
         self.idle_since = 0.0
         # exchange
-        self._exchange: Exchange | None = None
+        self._exchange: ResponseSide | None = None
         self._method = b""
         self._outgoing: bytes | None = None  # the head, held back for the first body bytes
         self._body_chunked = False
@@ -123,6 +135,10 @@ class UpstreamHttp1(asyncio.Protocol):
         """Say whether a request may be sent on this idle connection."""
         return self._state is _IDLE and not self._transport.is_closing()
 
+    def upstream(self) -> UpstreamHttp1 | None:
+        """Return itself, when it is usable."""
+        return self if self._state is _IDLE and not self._transport.is_closing() else None
+
     def close(self) -> None:
         """End the connection."""
         self._state = _CLOSED
@@ -131,7 +147,7 @@ class UpstreamHttp1(asyncio.Protocol):
     # What the exchange calls
 
     def send_head(
-        self, exchange: Exchange, head: RequestHead, forwarded: Forwarded, request_id: bytes
+        self, exchange: ResponseSide, head: RequestHead, forwarded: Forwarded, request_id: bytes
     ) -> None:
         """Begin an exchange. Before a body the head waits for the first bytes of it, or for `send_end`."""
         self._exchange = exchange
@@ -142,7 +158,7 @@ class UpstreamHttp1(asyncio.Protocol):
         length = head.body_length
         self._request_ended = length == 0
         if length == 0:
-            self.deadline = exchange.upstream_started + self._worker.timeouts.upstream_head
+            self.deadline = exchange.upstream_started + self._surroundings.timeouts.upstream_head
             self._transport.write(request_bytes(head, forwarded, request_id))
             return
         self._body_chunked = length == CHUNKED
@@ -150,7 +166,7 @@ class UpstreamHttp1(asyncio.Protocol):
         self._outgoing = request_bytes(head, forwarded, request_id)
         if head.expects_continue:
             self._let_out()
-            self.deadline = exchange.upstream_started + self._worker.timeouts.upstream_head
+            self.deadline = exchange.upstream_started + self._surroundings.timeouts.upstream_head
 
     def send_body(self, data: bytes) -> None:
         """Send body bytes, or bytes of a tunnel."""
@@ -191,7 +207,7 @@ class UpstreamHttp1(asyncio.Protocol):
             self._outgoing = (self._outgoing or b"") + last_chunk(trailers)
         self._let_out()
         if self._state is _HEAD:
-            self.deadline = monotonic() + self._worker.timeouts.upstream_head
+            self.deadline = monotonic() + self._surroundings.timeouts.upstream_head
 
     def abort(self) -> None:
         """The exchange was given up: what this connection carries is of no use any more."""
@@ -220,7 +236,7 @@ class UpstreamHttp1(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        self._worker.deadlines.watch(self)
+        self._surroundings.deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -256,7 +272,7 @@ class UpstreamHttp1(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._worker.deadlines.forget(self)
+        self._surroundings.deadlines.forget(self)
         if self._state is _IDLE:
             self._pool.discard(self)
         elif self._exchange is not None:
@@ -270,7 +286,7 @@ class UpstreamHttp1(asyncio.Protocol):
         self._writing_paused = True
         if self._exchange is not None:
             self._write_left = self._transport.get_write_buffer_size()
-            self.deadline = monotonic() + self._worker.timeouts.upstream_idle
+            self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
             self._exchange.upstream_paused()
 
     def resume_writing(self) -> None:
@@ -298,7 +314,7 @@ class UpstreamHttp1(asyncio.Protocol):
             left = self._transport.get_write_buffer_size()
             if left < self._write_left:  # slow, not idle
                 self._write_left = left
-                self.deadline = now + self._worker.timeouts.upstream_idle
+                self.deadline = now + self._surroundings.timeouts.upstream_idle
                 return
         self._exchange = None
         self._state = _CLOSED
@@ -320,27 +336,27 @@ class UpstreamHttp1(asyncio.Protocol):
             outgoing, self._outgoing = self._outgoing, None
             self._transport.write(outgoing)
 
-    def _read(self, data: bytes, exchange: Exchange) -> None:
+    def _read(self, data: bytes, exchange: ResponseSide) -> None:
         state = self._state
         if state is _HEAD:
             self._read_head(self._buffer + data if self._buffer else data, exchange)
         elif state is _BODY:
-            self.deadline = monotonic() + self._worker.timeouts.upstream_idle
+            self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
             self._read_body(data, exchange)
         elif state is _UNTIL_CLOSE:
-            self.deadline = monotonic() + self._worker.timeouts.upstream_idle
+            self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
             exchange.response_body(data)
         elif state is _TUNNEL:
             self._expect_bytes()
             exchange.response_body(data)
 
-    def _read_head(self, data: bytes, exchange: Exchange) -> None:
-        worker = self._worker
+    def _read_head(self, data: bytes, exchange: ResponseSide) -> None:
+        surroundings = self._surroundings
         if self._outgoing is not None:
             # The request is still here: this was meant for somebody else (RFC 9112, 9.2).
             raise BadResponse("a response before the request")
         while True:
-            limit = worker.limits.header_bytes
+            limit = surroundings.limits.header_bytes
             end = data.find(b"\r\n\r\n") + 4  # as `find_head` would say, without the call
             if not 4 < end <= limit:
                 end = find_head(data, limit, limit, BadResponse)
@@ -349,7 +365,7 @@ class UpstreamHttp1(asyncio.Protocol):
                 return
             self._buffer = b""
             raw = data if end == len(data) else data[:end]
-            head, self._reusable = worker.response_parser.parse(raw, self._method)
+            head, self._reusable = surroundings.response_parser.parse(raw, self._method)
             rest = data[end:]
             if head.status >= 200 or head.status == 101:
                 break
@@ -357,7 +373,7 @@ class UpstreamHttp1(asyncio.Protocol):
             if self._informational > MAX_INFORMATIONAL:
                 raise BadResponse("too many informational responses")
             if self._request_ended:
-                self.deadline = monotonic() + worker.timeouts.upstream_head  # it is at work
+                self.deadline = monotonic() + surroundings.timeouts.upstream_head  # it is at work
             exchange.response_informational(head)
             if not rest or self._exchange is not exchange:
                 return
@@ -373,7 +389,7 @@ class UpstreamHttp1(asyncio.Protocol):
             self._release(now, extra=extra)
             exchange.response(head, rest[:length] if extra else rest, now)
             return
-        self.deadline = monotonic() + worker.timeouts.upstream_idle
+        self.deadline = monotonic() + surroundings.timeouts.upstream_idle
         if length == UNTIL_CLOSE:
             self._state = _UNTIL_CLOSE
         else:
@@ -383,7 +399,7 @@ class UpstreamHttp1(asyncio.Protocol):
         if rest and self._exchange is exchange:
             self._read(rest, exchange)
 
-    def _switch(self, exchange: Exchange, head: ResponseHead, rest: bytes) -> None:
+    def _switch(self, exchange: ResponseSide, head: ResponseHead, rest: bytes) -> None:
         if not head.upgrade or head.upgrade.lower() != exchange.head.upgrade.lower():
             raise BadResponse("a switch to a protocol that was not asked for")  # RFC 9110, 7.8
         self._state = _TUNNEL
@@ -394,14 +410,14 @@ class UpstreamHttp1(asyncio.Protocol):
         if rest and self._exchange is exchange:
             exchange.response_body(rest)
 
-    def _half_close(self, exchange: Exchange) -> bool:
+    def _half_close(self, exchange: ResponseSide) -> bool:
         """The backend has closed its side of the tunnel: say whether the other side goes on."""
         if self._request_ended or not self._transport.can_write_eof() or not exchange.tunnel_half_closed():
             return False
         self._state = _HALF_TUNNEL
         return True
 
-    def _read_body(self, data: bytes, exchange: Exchange) -> None:
+    def _read_body(self, data: bytes, exchange: ResponseSide) -> None:
         decoder = self._decoder
         assert decoder is not None
         body, rest = decoder.decode(data)
@@ -458,7 +474,7 @@ class UpstreamHttp1(asyncio.Protocol):
             except Exception:
                 exchange.broke()
 
-    def _break(self, exchange: Exchange) -> None:
+    def _break(self, exchange: ResponseSide) -> None:
         """Something of our own raised: end both sides, whichever of them was done with it already."""
         if self._state is _IDLE:
             self._pool.discard(self)
@@ -479,7 +495,7 @@ class UpstreamHttp1(asyncio.Protocol):
 
     def _expect_bytes(self) -> None:
         """Set the deadline that fits the state, after a pause."""
-        timeouts = self._worker.timeouts
+        timeouts = self._surroundings.timeouts
         if self._state is _HEAD:
             seconds = timeouts.upstream_head if self._request_ended else 0.0
         elif self._state is _HALF_TUNNEL or (

@@ -25,19 +25,19 @@ import errno
 import logging
 import ssl
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from portero_py.core.names import normalise_host
 from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, UpstreamTlsFailed
-from portero_py.proxy.upstream.http1 import UpstreamHttp1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portero_py.core.model import Backend, Lease, Service
+    from portero_py.core.router import Router
     from portero_py.core.routing_table import RoutingTable
-    from portero_py.proxy.exchange import Exchange
-    from portero_py.proxy.worker import Worker
+    from portero_py.proxy.endpoints import ResponseSide, Upstream
+    from portero_py.proxy.upstream.connection import UpstreamConnection
 
     PoolKey = tuple[str, int, str, str] | tuple[Backend, str]
 
@@ -52,7 +52,6 @@ STEP: Final = 500
 
 _log = logging.getLogger(__name__)
 
-
 #: What a system call says when the process or the machine has no descriptor left.
 NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 
@@ -62,23 +61,30 @@ class Connecting:
 
     __slots__ = ("exchange",)
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange: Exchange | None = exchange
+    def __init__(self, exchange: ResponseSide) -> None:
+        self.exchange: ResponseSide | None = exchange
 
     def give_up(self) -> None:
         """The exchange is over: the connection, when it comes, goes to the pool."""
         self.exchange = None
 
 
+class Connector(Protocol):
+    """Makes connections, of whatever HTTP version."""
+
+    async def connect(self, pool: BackendPool) -> UpstreamConnection:
+        """Connect to the backend of `pool`. Raises PorteroError, OSError or ssl.SSLError."""
+
+
 class BackendPool:
     """The connections to one backend, under one server name when it speaks TLS."""
 
-    def __init__(self, worker: Worker, backend: Backend, server_name: str) -> None:
+    def __init__(self, pools: Pools, backend: Backend, server_name: str) -> None:
         self.backend = backend
+        self.server_name = server_name
         self.claims = 0
-        self._worker = worker
-        self._server_name = server_name
-        self._idle: list[UpstreamHttp1] = []
+        self._pools = pools
+        self._idle: list[UpstreamConnection] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False  # the backend left: nothing is kept
         self._fault_told = False
@@ -93,38 +99,38 @@ class BackendPool:
         """Whether there is nothing here: no claim, no connection that is idle or being made."""
         return not (self.claims or self._idle or self._tasks)
 
-    def take(self, now: float, *, retriable: bool) -> UpstreamHttp1 | None:
-        """Return an idle connection that is alive as far as can be known, or None."""
+    def take(self, now: float, *, retriable: bool) -> Upstream | None:
+        """Return an idle connection's upstream, alive as far as can be known, or None."""
         idle = self._idle
         while idle:
             if not retriable and idle[-1].idle_since < now - FRESH_SECONDS:
                 return None
-            upstream = idle.pop()
-            if upstream.is_usable():
+            upstream = idle.pop().upstream()
+            if upstream is not None:
                 return upstream
         return None
 
-    def put(self, upstream: UpstreamHttp1, now: float) -> None:
+    def put(self, connection: UpstreamConnection, now: float) -> None:
         """Take back a usable connection whose response is complete."""
         if self._closed or len(self._idle) >= MAX_IDLE:
-            upstream.close()
+            connection.close()
             return
-        upstream.idle_since = now
-        upstream.deadline = now + IDLE_SECONDS
-        self._idle.append(upstream)
+        connection.idle_since = now
+        connection.deadline = now + IDLE_SECONDS
+        self._idle.append(connection)
 
-    def discard(self, upstream: UpstreamHttp1) -> None:
+    def discard(self, connection: UpstreamConnection) -> None:
         """An idle connection is gone."""
-        if upstream in self._idle:
-            self._idle.remove(upstream)
+        if connection in self._idle:
+            self._idle.remove(connection)
 
-    def connect(self, exchange: Exchange) -> Connecting:
+    def connect(self, exchange: ResponseSide) -> Connecting:
         """Make a connection; the exchange hears `upstream_ready` or `connect_failed`."""
         if self._closed:  # who was sent here found the backend in the table
             self._closed = False
-            self._worker.pools.watch(self, exchange.service)
+            self._pools.watch(self, exchange.service)
         connecting = Connecting(exchange)
-        task = self._worker.loop.create_task(self._connect(connecting))
+        task = self._pools.loop.create_task(self._connect(connecting))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return connecting
@@ -137,8 +143,8 @@ class BackendPool:
     def empty(self) -> None:
         """Close every idle connection, and go on."""
         idle, self._idle = self._idle, []
-        for upstream in idle:
-            upstream.close()
+        for connection in idle:
+            connection.close()
 
     def reopen(self) -> None:
         """The backend registered again."""
@@ -156,17 +162,14 @@ class BackendPool:
     async def _connect(self, connecting: Connecting) -> None:
         error: PorteroError
         try:
-            upstream = await self._open()
-        except TimeoutError:
-            seconds = self._worker.timeouts.connect
-            error = ConnectFailed(f"backend {self.backend.address} did not answer within {seconds:g} s")
+            connection = await self._open()
         except (ssl.SSLError, ssl.CertificateError) as failure:
             error = UpstreamTlsFailed(f"TLS with backend {self.backend.address} failed: {failure}")
         except OSError as failure:
             reason = failure.strerror or str(failure)
             error = ConnectFailed(f"backend {self.backend.address} cannot be reached: {reason}")
-        except (UpstreamTlsFailed, OutOfDescriptors) as failure:
-            error = failure
+        except PorteroError as failure:
+            error = failure.with_traceback(None)  # it would hold this frame, which holds it
         except asyncio.CancelledError:
             exchange = connecting.exchange
             if exchange is not None:
@@ -179,8 +182,7 @@ class BackendPool:
                 self._fault_told = True
                 _log.error("backend %s cannot be connected to", self.backend.address, exc_info=failure)
         else:
-            if upstream.is_usable():
-                self._connected(connecting, upstream)
+            if self._connected(connecting, connection):
                 return
             # Lost between the connection's beginning and this task's turn: nobody would ever be told.
             error = ConnectFailed(f"backend {self.backend.address} closed the connection at once")
@@ -191,64 +193,52 @@ class BackendPool:
             except Exception:
                 exchange.broke()
 
-    def _connected(self, connecting: Connecting, upstream: UpstreamHttp1) -> None:
+    def _connected(self, connecting: Connecting, connection: UpstreamConnection) -> bool:
+        """Give the connection to who waits for it, or keep it; False when it is lost already."""
         exchange = connecting.exchange
         if exchange is None:
-            self.put(upstream, monotonic())
-            return
+            if connection.is_usable():
+                self.put(connection, monotonic())
+            return True
+        upstream = connection.upstream()
+        if upstream is None:
+            return False
         try:
             exchange.upstream_ready(upstream)
         except Exception:
             exchange.broke()
             upstream.abort()
+        return True
 
-    async def _open(self) -> UpstreamHttp1:
+    async def _open(self) -> UpstreamConnection:
+        pools = self._pools
         try:
-            return await self._open_once()
+            return await pools.connector.connect(self)
         except OSError as failure:
             if failure.errno not in NO_DESCRIPTORS:
                 raise
             # The backend has no part in it. Idle connections, of whomever, are worth less than this one.
-            self._worker.pools.close_idle()
+            pools.close_idle()
             await asyncio.sleep(0)  # uvloop closes them then
         try:
-            return await self._open_once()
+            return await pools.connector.connect(self)
         except OSError as failure:
             if failure.errno not in NO_DESCRIPTORS:
                 raise
             raise OutOfDescriptors("there is no descriptor left for a connection to a backend") from failure
 
-    async def _open_once(self) -> UpstreamHttp1:
-        worker = self._worker
-        backend = self.backend
-        loop = worker.loop
-        context = worker.upstream_tls.context(backend) if backend.use_tls else None
-        async with asyncio.timeout(worker.timeouts.connect):
-            transport, upstream = await loop.create_connection(
-                lambda: UpstreamHttp1(worker, self),
-                backend.host,
-                backend.port,
-                ssl=context,
-                server_hostname=(self._server_name or backend.host) if context else None,
-            )
-        if context is not None:
-            try:
-                worker.upstream_tls.check_pin(backend, transport)
-            except BaseException:
-                transport.abort()
-                raise
-        return upstream
-
 
 class Pools:
-    """All pools of a worker.
+    """All pools of a worker. `connector` makes their connections: to be set before the first is asked for.
 
     `follow(table)` with every new table, then `prune()`, in turns of the event loop of its own, until it
     says that it is done.
     """
 
-    def __init__(self, worker: Worker, table: RoutingTable) -> None:
-        self._worker = worker
+    def __init__(self, loop: asyncio.AbstractEventLoop, router: Router, table: RoutingTable) -> None:
+        self.loop = loop
+        self.connector: Connector
+        self._router = router
         self._pools: dict[PoolKey, BackendPool] = {}
         self._tls_keys: dict[Backend, set[PoolKey]] = {}  # the pools of a backend, one a server name
         self._round: list[PoolKey] = []  # still to be looked at, before all of them are looked at again
@@ -321,10 +311,10 @@ class Pools:
 
     def _make(self, key: PoolKey, backend: Backend, server_name: str, authority: bytes) -> BackendPool:
         self._drop_empty(2)  # one more than is made
-        pool = self._pools[key] = BackendPool(self._worker, backend, server_name)
+        pool = self._pools[key] = BackendPool(self, backend, server_name)
         if backend.use_tls:
             self._tls_keys.setdefault(backend, set()).add(key)
-        service = self._worker.router.route(authority, self._latest)
+        service = self._router.route(authority, self._latest)
         if service is not None:
             self.watch(pool, service.name)
         return pool

@@ -14,7 +14,8 @@ from portero_py.proxy.downstream import doors
 from portero_py.proxy.downstream.doors import TURN, Doors
 
 if TYPE_CHECKING:
-    from portero_py.proxy.downstream.listener import Connection, ListenerSite
+    from portero_py.proxy.downstream.doors import Asked
+    from portero_py.proxy.downstream.doors import Site as ListeningSite
 
 
 class Site:
@@ -64,10 +65,10 @@ class Hall:
     """Room for 16 behind two listeners."""
 
     def __init__(self) -> None:
-        self.live: dict[Connection, float] = {}
+        self.live: dict[Asked, float] = {}
         self.doors = Doors(asyncio.get_running_loop(), 16, self.live, lambda: len(self.live))
         self.sites = [Site(), Site()]
-        self.doors.sites += cast("list[ListenerSite]", self.sites)
+        self.doors.sites += cast("list[ListeningSite]", self.sites)
 
     def enter(
         self, count: int, *, age: float = 0.0, idle: float = math.inf, busy: bool = False

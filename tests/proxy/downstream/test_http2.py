@@ -14,9 +14,9 @@ from portero_py.errors import BodyTimeout, ClientGone, NoBackend, PorteroError, 
 from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream.http2 import OUTPUT_LIMIT, Http2Downstream, Http2Stream
 from portero_py.proxy.downstream.leaving import Leaving
-from portero_py.proxy.endpoints import Downstream
-from portero_py.proxy.peer import Client
-from portero_py.proxy.worker import Worker
+from portero_py.proxy.endpoints import Downstream, RequestSide
+from portero_py.proxy.peer import Peer
+from portero_py.proxy.surroundings import Surroundings
 from portero_py.wire.http2.frames import (
     CONTINUATION,
     DATA,
@@ -132,7 +132,7 @@ class Socket:
 IDLE = Timeouts().body_idle
 
 
-class FakeWorker:
+class FakeSurroundings:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.timeouts = Timeouts(head=15, body_idle=60, keep_alive=75)
@@ -146,7 +146,7 @@ class FakeWorker:
         return b"request-1"
 
     def request_refused(
-        self, client: Client, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
+        self, peer: Peer, error: PorteroError, request_id: bytes, version: bytes = b"1.1"
     ) -> None:
         self.refused.append(error.reason)
         self.versions.add(version)
@@ -160,10 +160,12 @@ class FakeWorker:
         self.deadlines.forget(connection)
 
 
-class Scripted:
+class Scripted(RequestSide):
     """An exchange that writes down what it is told."""
 
-    def __init__(self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead) -> None:
+    def __init__(
+        self, surroundings: Surroundings, peer: Peer, downstream: Downstream, head: RequestHead
+    ) -> None:
         assert isinstance(downstream, Http2Stream)
         self.downstream = downstream
         self.head = head
@@ -193,29 +195,29 @@ class Stage:
     """A connection that has exchanged its greetings."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self.worker = FakeWorker(limits or Limits())
-        self.loop = self.worker.loop
+        self.surroundings = FakeSurroundings(limits or Limits())
+        self.loop = self.surroundings.loop
         self.socket = Socket()
         self.exchanges: list[Scripted] = []
         self.encoder = hpack.Encoder()
         self.decoder = hpack.Decoder()
         self.shell = Http2Downstream(
-            cast("Worker", self.worker),
-            cast("Client", None),
+            cast("Surroundings", self.surroundings),
+            cast("Peer", None),
             cast("asyncio.Transport", self.socket),
             self._exchange,
         )
         self.socket.shell = self.shell
-        self.worker.deadlines.watch(self.shell)
+        self.surroundings.deadlines.watch(self.shell)
         self.loop.run()
         assert [one.kind for one in self.frames()] == [SETTINGS, WINDOW_UPDATE]
         self.send(PREFACE + settings_frame(()))
         self.frames()
 
     def _exchange(
-        self, worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /
+        self, surroundings: Surroundings, peer: Peer, downstream: Downstream, head: RequestHead, /
     ) -> Scripted:
-        made = Scripted(worker, client, downstream, head)
+        made = Scripted(surroundings, peer, downstream, head)
         self.exchanges.append(made)
         return made
 
@@ -247,7 +249,7 @@ class Stage:
         end = self.loop.now + seconds
         while self.loop.now < end:
             self.loop.now = min(end, self.loop.now + 1.0)
-            self.worker.deadlines.advance(self.loop.now)
+            self.surroundings.deadlines.advance(self.loop.now)
             self.loop.run()
 
 
@@ -274,7 +276,7 @@ def test_an_answer_inside_of_the_request_leaves_with_the_read() -> None:
     stage.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, block) + frame(PING, 0, 0, bytes(8)))
     assert len(stage.socket.writes) == 1
     assert [one.kind for one in stage.frames()] == [RST_STREAM, PING]
-    assert stage.worker.refused == ["bad_request"]
+    assert stage.surroundings.refused == ["bad_request"]
     assert stage.exchanges == []
 
 
@@ -301,7 +303,7 @@ def test_a_head_over_a_limit_is_answered_without_an_exchange(
     assert head[":status"] == status
     assert frames[-1].flags == END_STREAM
     assert frames[-1].payload.startswith(status.encode())
-    assert stage.worker.refused == [reason]
+    assert stage.surroundings.refused == [reason]
     assert stage.exchanges == []
 
 
@@ -327,7 +329,7 @@ def test_a_client_that_resets_or_vanishes_ends_its_exchanges() -> None:
     assert other.said == ["start"]
     stage.shell.connection_lost(None)
     assert other.said == ["start", ClientGone]
-    assert len(stage.worker.deadlines) == 0
+    assert len(stage.surroundings.deadlines) == 0
     stage.loop.run()
 
 
@@ -348,9 +350,9 @@ def test_a_connection_error_is_sent_counted_and_closes(monkeypatch: pytest.Monke
     assert stage.goaways() == [ErrorCode.PROTOCOL_ERROR]
     assert stage.socket.ended
     assert not stage.socket.closed
-    assert stage.worker.refused == ["http2_connection"]
+    assert stage.surroundings.refused == ["http2_connection"]
     assert exchange.said[-1] != "start"
-    assert stage.worker.versions == {b"2"}
+    assert stage.surroundings.versions == {b"2"}
     stage.send(b"more")
     assert stage.socket.writes == []
     stage.wait(7)
@@ -451,17 +453,19 @@ def test_a_long_quiet_response_keeps_its_connection() -> None:
 
 
 def test_a_client_that_never_sends_its_preface_is_closed() -> None:
-    worker = FakeWorker(Limits())
+    surroundings = FakeSurroundings(Limits())
     socket = Socket()
-    shell = Http2Downstream(cast("Worker", worker), cast("Client", None), cast("asyncio.Transport", socket))
+    shell = Http2Downstream(
+        cast("Surroundings", surroundings), cast("Peer", None), cast("asyncio.Transport", socket)
+    )
     socket.shell = shell
-    worker.deadlines.watch(shell)
+    surroundings.deadlines.watch(shell)
     shell.data_received(PREFACE[:10])
     for _ in range(21):
-        worker.loop.now += 1
-        worker.deadlines.advance(worker.loop.now)
+        surroundings.loop.now += 1
+        surroundings.deadlines.advance(surroundings.loop.now)
     assert socket.ended
-    assert worker.refused == ["http2_connection"]
+    assert surroundings.refused == ["http2_connection"]
 
 
 def test_a_client_that_ends_its_side_and_does_not_take_the_rest_is_ended() -> None:
@@ -658,8 +662,10 @@ def answering(stage: Stage) -> None:
         def start(self) -> None:
             self.downstream.send_response(ResponseHead(200, b"OK", [(b"ETag", b"x" * 100)], -1), b"")
 
-    def make(worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /) -> Scripted:
-        stage.exchanges.append(Immediate(worker, client, downstream, head))
+    def make(
+        surroundings: Surroundings, peer: Peer, downstream: Downstream, head: RequestHead, /
+    ) -> Scripted:
+        stage.exchanges.append(Immediate(surroundings, peer, downstream, head))
         return stage.exchanges[-1]
 
     stage.shell.new_exchange = make
@@ -786,8 +792,8 @@ def test_a_fault_of_our_own_ends_the_connection_tells_everybody_and_is_logged(
     before = stage.request(1)
     made: list[Broken] = []
 
-    def make(worker: Worker, client: Client, downstream: Downstream, head: RequestHead, /) -> Broken:
-        made.append(Broken(worker, client, downstream, head))
+    def make(surroundings: Surroundings, peer: Peer, downstream: Downstream, head: RequestHead, /) -> Broken:
+        made.append(Broken(surroundings, peer, downstream, head))
         made[-1].where = where
         return made[-1]
 
@@ -816,7 +822,7 @@ def test_a_fault_of_our_own_ends_the_connection_tells_everybody_and_is_logged(
     assert stage.socket.ended
     assert len(made[0].said) > 1, "its own exchange is told as well"
     assert before.said[-1] is InternalFault
-    assert stage.worker.refused == ["internal_error"]
+    assert stage.surroundings.refused == ["internal_error"]
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 

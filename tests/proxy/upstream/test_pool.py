@@ -18,7 +18,8 @@ from portero_py.proxy.upstream.pool import FRESH_SECONDS, IDLE_SECONDS
 from tests.proxy.dialogue import GET, OK, ScriptedTransport, World, post, settle, statuses
 
 if TYPE_CHECKING:
-    from portero_py.proxy.exchange import Exchange
+    from portero_py.proxy.endpoints import ResponseSide
+    from portero_py.proxy.upstream.tls import UpstreamTls
 
 
 async def test_the_last_connection_that_was_used_is_the_next(world: World) -> None:
@@ -380,7 +381,7 @@ class TestTls:
                 "*.app.example": Service("*.app.example", leases),
             },
         )
-        world.upstream_tls = self.Policy()
+        world.upstream_tls(cast("UpstreamTls", self.Policy()))
         return world
 
     async def test_names_do_not_share_connections_and_spellings_of_one_name_do(
@@ -420,7 +421,9 @@ class TestTls:
         held.claims -= 1
 
     async def test_a_wrong_certificate_is_a_502_and_nothing_was_sent(self, tls_world: World) -> None:
-        tls_world.upstream_tls = self.Policy(UpstreamTlsFailed("not the certificate of this backend"))
+        tls_world.upstream_tls(
+            cast("UpstreamTls", self.Policy(UpstreamTlsFailed("not the certificate of this backend")))
+        )
         client = tls_world.client()
         client.send(GET)
         backend = await tls_world.backend()
@@ -469,6 +472,6 @@ async def test_any_other_error_after_that_is_the_backend_s_own(world: World) -> 
 
 
 def test_a_connection_that_is_given_up_has_no_exchange() -> None:
-    connecting = pool.Connecting(cast("Exchange", object()))
+    connecting = pool.Connecting(cast("ResponseSide", object()))
     connecting.give_up()
     assert connecting.exchange is None
