@@ -308,7 +308,8 @@ class Registry:
         for lease in leases.values():
             first, *others = self._held[lease.service, lease.backend.host, lease.backend.port]
             if lease.instance_id == first:
-                entries.append(replace(lease, also=tuple(leases[other] for other in others)))
+                also = tuple([leases[other] for other in others])
+                entries.append(replace(lease, also=also) if also else lease)
         return entries
 
     def _drop(self, service: str) -> None:
