@@ -20,7 +20,7 @@ NEVER: Final = math.inf
 
 
 class LeaseState(Enum):
-    """Whether a backend is to be tried. Nothing probes backends yet: READY from the start, or DRAINING."""
+    """Whether a backend is to be tried. Nothing probes or drains one yet: all begin READY."""
 
     STARTING = "starting"
     READY = "ready"
