@@ -8,7 +8,9 @@ The rules
 - One write at a time, and never an older table over a newer one: what is written at the end waits for what is
   being written.
 - A steady clock says nothing after a restart: times in the file are wall-clock times. What has expired
-  meanwhile is dropped, and if the clock was set back no lease is longer than it was when it was granted.
+  meanwhile is dropped, and if the clock was set back no lease is longer than it was when it was granted. Null
+  is the time of what never ends.
+- Each source's lease is written by itself, also where several have one address.
 - A file that cannot be used is no reason not to start: it is set aside, named in the log, and backends
   register again. Neither is a disk that is full: leases go on in memory, and saving them is tried again.
 """
@@ -30,7 +32,7 @@ from typing import Any, Final
 import orjson
 
 from portero_py.control.slots import PATIENCE, Slot, claim
-from portero_py.core.model import Lease, Service
+from portero_py.core.model import NEVER, Lease, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot
 from portero_py.feed.messages import lease_from
@@ -215,7 +217,8 @@ class Snapshot:
         shift, now = self._wall_clock() - self._clock(), self._clock()
         services: dict[str, list[Lease]] = {}
         for lease in leases:
-            expires_at = min(lease.expires_at - shift, now + lease.ttl_seconds)
+            longest = NEVER if lease.ttl_seconds is None else now + lease.ttl_seconds
+            expires_at = min(lease.expires_at - shift, longest)
             if now < expires_at:
                 services.setdefault(lease.service, []).append(replace(lease, expires_at=expires_at))
         return [Service(name, tuple(found)) for name, found in services.items()]
@@ -225,7 +228,8 @@ class Snapshot:
         leases = [
             replace(lease, expires_at=lease.expires_at + shift)
             for service in table.services.values()
-            for lease in service.leases
+            for entry in service.leases
+            for lease in entry.grants
         ]
         return orjson.dumps({"format": _FORMAT, "leases": leases})
 

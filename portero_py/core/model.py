@@ -1,8 +1,31 @@
-"""The nouns of the registry: a backend, its lease, a service."""
+"""The nouns of the registry: a backend, its lease, a service.
+
+How long a lease takes exchanges is said once, in `Lease.serves_until`: the latest end of all that was granted
+for its address, or never while it drains. `can_serve(now)` asks it; on the hot path it is compared directly,
+because a call costs more than the comparison.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Final
+
+#: The source of what backends registered by themselves.
+API: Final = "api"
+
+#: The `expires_at` of a lease without an end. JSON knows no infinity: there it is null.
+NEVER: Final = math.inf
+
+
+class LeaseState(Enum):
+    """Whether a backend is to be tried. Nothing probes or drains one yet: all begin READY."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DOWN = "down"
+    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +50,56 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A backend's registration. It serves while `now < expires_at` (seconds of the registry's clock)."""
+    """A backend's registration by one source, until `expires_at` (seconds of the registry's clock, or NEVER).
+
+    `source` is `api`, `static`, `docker` or `node:<name>`. `instance_id` is unique in the service, whatever
+    the sources. In a routing table an address stands once: `also` holds what other sources granted for it.
+    """
 
     service: str
     instance_id: str
     backend: Backend
     expires_at: float
-    ttl_seconds: int
+    ttl_seconds: int | None  # None: for ever
     weight: int = 1
     health_path: str = ""
+    source: str = API
+    state: LeaseState = LeaseState.READY
+    also: tuple[Lease, ...] = ()
+    #: It may take an exchange while `now < serves_until`.
+    serves_until: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        until = -math.inf if self.state is LeaseState.DRAINING else self.ends_at
+        object.__setattr__(self, "serves_until", until)
+
+    @property
+    def ends_at(self) -> float:
+        """When the last of what was granted for this address ends."""
+        if not self.also:
+            return self.expires_at
+        return max(self.expires_at, *(other.expires_at for other in self.also))
+
+    @property
+    def grants(self) -> tuple[Lease, ...]:
+        """What each source granted, one lease for each, the oldest first."""
+        return (replace(self, also=()), *self.also) if self.also else (self,)
+
+    def can_serve(self, now: float) -> bool:
+        """Whether it may take an exchange now."""
+        return now < self.serves_until
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What a backend asks for when it registers or renews. `service` is normalised (`core.names`).
+    """What is asked for when a backend registers or renews. `service` is normalised (`core.names`).
 
-    Without an `instance_id` the address says who it is.
+    Without an `instance_id` the address says who it is. An `instance_id` has no spaces.
     """
 
     service: str
     backend: Backend
-    ttl_seconds: int
+    ttl_seconds: int | None  # None: for ever
     instance_id: str = ""
     weight: int = 1
     health_path: str = ""

@@ -3,9 +3,16 @@
 The rules
 - A lease belongs to a service and is named by its instance id in it. Registering the same instance id again
   renews it, wherever the backend is by now; without an instance id the same host and port renew.
-- An address is in a service once: an instance that turns up at another one's address (a backend that was
-  restarted under a new id) takes that lease's place. Otherwise it would get two turns.
-- A lease serves while `now < expires_at`. `expire(now)` only tidies up: the balancer looks at the time too.
+- Each lease has one source, and only that source renews, moves or releases it. So that no source's instance
+  is another's, the ids of all but the API's carry their source: "one (docker)".
+- An address is in a service once for each source: an instance that turns up at another one's address (a
+  backend that was restarted under a new id) takes that lease's place. Otherwise it would get two turns.
+- What several sources have at one address is one backend with one turn: one lease in the table, the oldest,
+  whose terms hold (weight, TLS, health path), with the others in its `also`. Each of them ends by itself, and
+  the backend is there until the last one does: what one source releases stays by the other.
+- A lease keeps its state when it is renewed or moves; whoever joins others at an address takes theirs on.
+- A lease takes exchanges while `now < serves_until` (`core.model`); some never end. `expire(now)` only tidies
+  up: the balancer looks at the time too.
 - A service whose last lease expired or was released stays known, without leases, for `LINGER` seconds:
   the clients of a single backend that is just being replaced get 503 and come back, not 404. After that it
   is gone. A lingering exact name still hides the wildcard above it, so that a redeploy never shows
@@ -17,11 +24,13 @@ The rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import Final
 
 from portero_py.core.expiry_queue import ExpiryQueue
-from portero_py.core.model import Lease, LeaseRequest, Service
+from portero_py.core.model import API, NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.names import normalise_service_name
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError, NoSuchLease, RegistryFull
@@ -57,7 +66,9 @@ class Registry:
         self._max_leases = max_leases
         self._max_leases_per_service = max_leases_per_service
         self._leases: dict[str, dict[str, Lease]] = {}  # service -> instance id -> lease, oldest first
-        self._instances: dict[tuple[str, str, int], str] = {}  # service, host, port -> instance id
+        # service, host, port -> instance ids, the oldest first: one for each source that has it
+        self._held: dict[tuple[str, str, int], tuple[str, ...]] = {}
+        self._joined: dict[str, int] = {}  # service -> leases at an address that an older one has too
         self._lease_ends: ExpiryQueue[tuple[str, str]] = ExpiryQueue()  # service, instance id
         self._linger_ends: ExpiryQueue[str] = ExpiryQueue()  # services without leases
         self._services: dict[str, Service] = {default: Service(default, ())} if default else {}
@@ -97,51 +108,89 @@ class Registry:
     def lease_count(self) -> int:
         return len(self._lease_ends)
 
-    def find(self, service: str, instance_id: str = "", host: str = "", port: int = 0) -> Lease | None:
-        """The lease with that instance id or, when that is "", at that host and port."""
-        instance_id = instance_id or self._instances.get((service, host, port), "")
-        return self._leases.get(service, {}).get(instance_id)
+    def find(
+        self, service: str, instance_id: str = "", host: str = "", port: int = 0, *, source: str = API
+    ) -> Lease | None:
+        """The lease of `source` with that instance id or, when that is "", at that host and port."""
+        leases = self._leases.get(service, {})
+        if instance_id:
+            return leases.get(_named(instance_id, source))
+        at_address = (leases[held_by] for held_by in self._held.get((service, host, port), ()))
+        return next((lease for lease in at_address if lease.source == source), None)
 
-    def register(self, request: LeaseRequest, now: float) -> Lease:
+    def of_source(self, source: str) -> list[Lease]:
+        """All that this source has granted; it looks at every lease."""
+        return [
+            lease for leases in self._leases.values() for lease in leases.values() if lease.source == source
+        ]
+
+    def register(self, request: LeaseRequest, now: float, source: str = API) -> Lease:
         """Grant or renew a lease for `request.ttl_seconds` from `now`. Raises RegistryFull."""
         service, backend = request.service, request.backend
-        lease = Lease(
-            service=service,
-            instance_id=self._instance_id(request),
-            backend=backend,
-            expires_at=now + request.ttl_seconds,
-            ttl_seconds=request.ttl_seconds,
-            weight=request.weight,
-            health_path=request.health_path,
-        )
+        at_address = self.find(service, "", backend.host, backend.port, source=source)
+        if request.instance_id:
+            instance_id = _named(request.instance_id, source)
+        else:
+            instance_id = at_address.instance_id if at_address else _named(backend.address, source)
         leases = self._leases.get(service, {})
-        former = leases.get(lease.instance_id)
-        evicted = self._evicted(lease)
+        former = leases.get(instance_id)
+        evicted = at_address if at_address is not None and at_address.instance_id != instance_id else None
         if former is None and evicted is None:
             self._make_room(service, len(leases))
         if evicted is not None:
             self._forget(evicted)
+        if former is not None and not _same_address(former.backend, backend):
+            self._leave(former)
+        lease = Lease(
+            service=service,
+            instance_id=instance_id,
+            backend=backend,
+            expires_at=NEVER if request.ttl_seconds is None else now + request.ttl_seconds,
+            ttl_seconds=request.ttl_seconds,
+            weight=request.weight,
+            health_path=request.health_path,
+            source=source,
+            state=self._state_at(backend, former, service),
+        )
         if former is None or former.backend != backend:
             self.generation += 1
-        if former is not None:
-            del self._instances[service, former.backend.host, former.backend.port]
-        self._leases.setdefault(service, {})[lease.instance_id] = lease
-        self._instances[service, backend.host, backend.port] = lease.instance_id
-        self._lease_ends.set((service, lease.instance_id), lease.expires_at)
+        self._hold(lease)
         self._linger_ends.discard(service)
         self._changed(service)
         return lease
 
     def release(
-        self, service: str, instance_id: str = "", host: str = "", port: int = 0, *, now: float
+        self,
+        service: str,
+        instance_id: str = "",
+        host: str = "",
+        port: int = 0,
+        *,
+        now: float,
+        source: str = API,
     ) -> Lease:
         """End one lease, found as in `find`: the next table does not have it. Raises NoSuchLease."""
-        lease = self.find(service, instance_id, host, port)
+        lease = self.find(service, instance_id, host, port, source=source)
         if lease is None:
             raise NoSuchLease(f"no such lease for {service}: it was never registered here, or it expired")
         self._forget(lease)
         self._left(service, now)
         return lease
+
+    def retain(self, source: str, requests: Iterable[LeaseRequest], now: float) -> list[Lease]:
+        """End what `source` was granted beside what `requests` would renew; what has ended."""
+        kept = set()
+        for asked in requests:
+            found = self.find(
+                asked.service, asked.instance_id, asked.backend.host, asked.backend.port, source=source
+            )
+            if found is not None:
+                kept.add((found.service, found.instance_id))
+        ended = [lease for lease in self.of_source(source) if (lease.service, lease.instance_id) not in kept]
+        for lease in ended:
+            self._forget(lease)
+            self._left(lease.service, now)
+        return ended
 
     def expire(self, now: float) -> list[Lease]:
         """Drop what has ended: leases, which are returned, and services that lingered long enough."""
@@ -159,44 +208,41 @@ class Registry:
     def next_expiry(self) -> float | None:
         """When `expire` has something to do next; None when nothing ever ends."""
         times = [at for at in (self._lease_ends.next(), self._linger_ends.next()) if at is not None]
-        return min(times, default=None)
+        first = min(times, default=NEVER)
+        return None if math.isinf(first) else first
 
-    def restore(self, services: Iterable[Service], version: int, now: float) -> int:
+    def restore(
+        self, services: Iterable[Service], version: int, now: float, sources: Container[str] | None = None
+    ) -> int:
         """Take over what another registry had granted; returns the number of leases.
 
         `services` are those of its table, of that `version`; the next table's version is greater. What has
-        ended by `now` is dropped. To be called before the first registration.
+        ended by `now` is dropped, and so is what comes from none of `sources`, if they are given: nobody
+        would ever end it. To be called before the first registration.
         """
         restored = 0
         for service in services:
-            leases: dict[str, Lease] = {}
-            for lease in service.leases:
-                address = (service.name, lease.backend.host, lease.backend.port)
-                if now < lease.expires_at and address not in self._instances:
-                    leases[lease.instance_id] = lease
-                    self._instances[address] = lease.instance_id
-                    self._lease_ends.set((service.name, lease.instance_id), lease.expires_at)
-            if leases:
-                self._leases[service.name] = leases
-            elif service.name != self._default:
+            for lease in (grant for entry in service.leases for grant in entry.grants):
+                is_there = lease.instance_id in self._leases.get(service.name, {}) or self.find(
+                    service.name, "", lease.backend.host, lease.backend.port, source=lease.source
+                )
+                is_ours = sources is None or lease.source in sources
+                if now < lease.expires_at and is_ours and not is_there:
+                    self._hold(lease)
+                    restored += 1
+            if service.name not in self._leases and service.name != self._default:
                 self._linger_ends.set(service.name, now + LINGER)
             self._changed(service.name)
-            restored += len(leases)
         self._version = max(self._version, version + 1)
         return restored
 
     # Private
 
-    def _instance_id(self, request: LeaseRequest) -> str:
-        if request.instance_id:
-            return request.instance_id
-        backend = request.backend
-        return self._instances.get((request.service, backend.host, backend.port)) or backend.address
-
-    def _evicted(self, lease: Lease) -> Lease | None:
-        """The other instance's lease that holds this lease's address."""
-        held_by = self.find(lease.service, "", lease.backend.host, lease.backend.port)
-        return None if held_by is None or held_by.instance_id == lease.instance_id else held_by
+    def _state_at(self, backend: Backend, former: Lease | None, service: str) -> LeaseState:
+        held_by = self._held.get((service, backend.host, backend.port))
+        if held_by:
+            return self._leases[service][held_by[0]].state
+        return LeaseState.READY if former is None else former.state
 
     def _make_room(self, service: str, leases_of_service: int) -> None:
         if self.lease_count >= self._max_leases:
@@ -211,13 +257,36 @@ class Registry:
         self._linger_ends.discard(lingering)
         self._drop(lingering)
 
+    def _hold(self, lease: Lease) -> None:
+        """Put a lease into every index, a renewed one in its old place."""
+        service, instance_id = lease.service, lease.instance_id
+        place = service, lease.backend.host, lease.backend.port
+        held_by = self._held.get(place, ())
+        if instance_id not in held_by:
+            self._held[place] = (*held_by, instance_id)
+            if held_by:
+                self._joined[service] = self._joined.get(service, 0) + 1
+        self._leases.setdefault(service, {})[instance_id] = lease
+        self._lease_ends.set((service, instance_id), lease.expires_at)
+
+    def _leave(self, lease: Lease) -> None:
+        """Take a lease from its address."""
+        place = lease.service, lease.backend.host, lease.backend.port
+        others = tuple(held_by for held_by in self._held[place] if held_by != lease.instance_id)
+        if not others:
+            del self._held[place]
+            return
+        self._held[place] = others
+        self._joined[lease.service] -= 1
+        if not self._joined[lease.service]:
+            del self._joined[lease.service]
+
     def _forget(self, lease: Lease) -> None:
         """Take a lease out of every index; what becomes of its service is the caller's business."""
         self.generation += 1
-        service, backend = lease.service, lease.backend
-        del self._leases[service][lease.instance_id]
-        del self._instances[service, backend.host, backend.port]
-        self._lease_ends.discard((service, lease.instance_id))
+        self._leave(lease)
+        del self._leases[lease.service][lease.instance_id]
+        self._lease_ends.discard((lease.service, lease.instance_id))
 
     def _left(self, service: str, now: float) -> None:
         """One or more leases of `service` are gone."""
@@ -228,8 +297,20 @@ class Registry:
         self._changed(service)
 
     def _changed(self, service: str) -> None:
-        self._services[service] = Service(service, tuple(self._leases.get(service, {}).values()))
+        leases = self._leases.get(service, {})
+        entries = self._entries(leases) if service in self._joined else leases.values()
+        self._services[service] = Service(service, tuple(entries))
         self._new_version(service)
+
+    def _entries(self, leases: dict[str, Lease]) -> list[Lease]:
+        """One lease for each address: the oldest there, with the others."""
+        entries = []
+        for lease in leases.values():
+            first, *others = self._held[lease.service, lease.backend.host, lease.backend.port]
+            if lease.instance_id == first:
+                also = tuple([leases[other] for other in others])
+                entries.append(replace(lease, also=also) if also else lease)
+        return entries
 
     def _drop(self, service: str) -> None:
         del self._services[service]
@@ -239,3 +320,11 @@ class Registry:
         self._version += 1
         self._table = None
         self._changed_since.add(service)
+
+
+def _named(instance_id: str, source: str) -> str:
+    return instance_id if source == API else f"{instance_id} ({source})"
+
+
+def _same_address(one: Backend, other: Backend) -> bool:
+    return (one.host, one.port) == (other.host, other.port)

@@ -25,7 +25,7 @@ import orjson
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters, ServiceCounters
-from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.model import NEVER, Backend, Lease, LeaseState, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
 
@@ -196,8 +196,19 @@ class FrameReader:
 
 
 def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
-    """The lease that orjson wrote. Raises KeyError, TypeError when it did not."""
-    return Lease(**{**fields_of_lease, "backend": Backend(**fields_of_lease["backend"])})
+    """The lease that orjson wrote. Raises KeyError, TypeError, ValueError when it did not.
+
+    Fields that have a default may be missing: those who wrote a snapshot did not know them yet.
+    """
+    found = {**fields_of_lease, "backend": Backend(**fields_of_lease["backend"])}
+    found.pop("serves_until", None)  # it follows from the others
+    if found["expires_at"] is None:
+        found["expires_at"] = NEVER
+    if "state" in found:
+        found["state"] = LeaseState(found["state"])
+    if "also" in found:
+        found["also"] = tuple(map(lease_from, found["also"]))
+    return Lease(**found)
 
 
 # Private

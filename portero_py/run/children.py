@@ -27,7 +27,7 @@ from typing import Any, Final
 import uvloop
 
 from portero_py.config.model import Config
-from portero_py.control.api.application import State
+from portero_py.control.api.status import State
 from portero_py.errors import ConfigError
 from portero_py.feed.client import FeedClient
 from portero_py.feed.feed import Feed

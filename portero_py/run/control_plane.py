@@ -1,10 +1,11 @@
-"""The control plane put together: registry, registration API, certificates, plain HTTP, snapshot, metrics.
+"""The control plane put together: leases, what provides them, what keeps them, certificates, the open ports.
 
 It runs on the event loop of the only process, or in a process of its own beside several workers: it knows
 the workers as subscribers of the feed, wherever they are.
 
 The order of a start: `load` reads certificates and leases and publishes both, so that whoever serves has them
-before the first client; `serve` opens the ports of the registration API and of plain HTTP.
+before the first client, and begins to sweep and to run the providers; `serve` opens the ports of the
+registration API and of plain HTTP.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from portero_py.config.model import Config
 from portero_py.control.acme.renewals import Acme
-from portero_py.control.api.application import RegistrationApi, State
+from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
+from portero_py.control.api.status import State
 from portero_py.control.certificates.store import CertificateStore, Former
+from portero_py.control.leases import Leases
 from portero_py.control.open_server import Door, OpenSite
 from portero_py.control.plain_http import PlainHttp, no_challenges
+from portero_py.control.providers.provider import Provider
 from portero_py.control.snapshot import Snapshot
 from portero_py.control.tasks import Tasks
 from portero_py.core.certificates import CertificateTable
+from portero_py.core.model import API
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot, ConfigError
@@ -42,8 +48,8 @@ _log = logging.getLogger(__name__)
 class ControlPlane:
     """Everything but the traffic. The caller closes the sockets of `listening`.
 
-    `https_port` is where plain HTTP redirects to, `shares` how many connections it may have. `refresh` and
-    `restarts` are for the metrics.
+    `https_port` is where plain HTTP redirects to, `shares` how many connections it may have. `providers`
+    grant leases beside the API. `refresh` and `restarts` are for the metrics.
     Raises ConfigError for what it cannot work with.
     """
 
@@ -55,6 +61,7 @@ class ControlPlane:
         feed: Feed,
         shares: Shares,
         *,
+        providers: Sequence[Provider] = (),
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
@@ -64,14 +71,16 @@ class ControlPlane:
         self._feed = feed
         self._shares = shares
         self._runners: list[web.BaseRunner] = []
-        self._registry = Registry(config.proxy.default_service)
+        self._providers = providers
+        registry = Registry(config.proxy.default_service)
         self._metrics = Metrics(
-            self._registry,
+            registry,
             feed.counters,
             refresh=refresh,
             restarts=restarts,
             subscribers=lambda: feed.subscribers,
         )
+        self._leases = Leases(registry, feed, clock=time.monotonic, count_fault=self._metrics.fault)
         self._tasks = Tasks(self._metrics.fault)
         feed.count_fault = self._metrics.fault
         self._store: CertificateStore | None = None
@@ -84,25 +93,26 @@ class ControlPlane:
                 count=self._metrics.certificate_reload,
             )
             if config.acme.enabled:
-                self._acme = Acme(
+                acme = self._acme = Acme(
                     config.acme,
                     config.state_dir,
                     config.tls.cert_dir,
                     publish=feed.publish_challenges,
                     table=lambda: store.table,
                     count=self._metrics.acme_attempt,
-                    has_service=self._has_backend,
+                    has_service=self._leases.has_backend,
                     has_plain_http=bool(listening.plain_http),
+                )
+                self._leases.subscribe(
+                    lambda change: None if change.is_end else acme.registered(change.lease.service)
                 )
         self._api = RegistrationApi(
             config.registration,
-            self._registry,
-            feed,
+            self._leases,
             self._metrics,
             clock=time.monotonic,
             wall_clock=time.time,
-            registered=self._acme.registered if self._acme else None,
-            faults=lambda: self._tasks.faults,
+            faults=lambda: {*self._leases.faults, *self._tasks.faults},
             max_connections=shares.registration,
         )
         self._has_leases = False  # those of the last run, if there are any
@@ -135,7 +145,7 @@ class ControlPlane:
             except BadSnapshot as error:
                 _log.error("starting without the leases of the last run: %s", error)
             else:
-                restored = self._registry.restore(services, 0, time.monotonic())
+                restored = self._leases.restore(services, 0, self._sources)
                 if restored:
                     _log.info("restored %d leases of the last run", restored)
         await self._begin()
@@ -152,7 +162,7 @@ class ControlPlane:
                 await self._store.load(certificates)
             except ConfigError as error:  # the workers present those that they have
                 _log.error("%s", error)
-        restored = self._registry.restore(table.services.values(), table.version, time.monotonic())
+        restored = self._leases.restore(table.services.values(), table.version, self._sources)
         _log.info("took over %d leases from the workers", restored)
         if self._snapshot is not None:
             await self._snapshot.claim(self._name)
@@ -164,7 +174,7 @@ class ControlPlane:
             self.own(self._store.run, "certificates")
         if self._snapshot is not None:
             snapshot = self._snapshot
-            self.own(lambda: snapshot.run(lambda: self._registry.table), "snapshot")
+            self.own(lambda: snapshot.run(lambda: self._leases.table), "snapshot")
         await self._open(self._api.runner(), self._listening.registration, self._api.door)
         if self._listening.plain_http:
             challenges = self._acme.http_challenge if self._acme else no_challenges
@@ -202,8 +212,8 @@ class ControlPlane:
         """Close the ports, end what runs, save the leases."""
         for runner in reversed(self._runners):
             await runner.cleanup()
-        await self._api.close()
         await self._tasks.close()
+        await self._leases.close()
         if self._acme is not None:
             self._acme.close()
         if self._snapshot is not None and self._has_leases:
@@ -216,23 +226,26 @@ class ControlPlane:
         """What tells this instance from others with the same state directory, also after a restart."""
         return str(self._config.registration.listen)
 
+    @property
+    def _sources(self) -> set[str]:
+        """Whose leases somebody keeps true."""
+        return {API, *(provider.source for provider in self._providers)}
+
     async def _begin(self) -> None:
-        """From now on the registry is what counts: also what is on disk."""
+        """From now on the leases here are what counts: also what is on disk."""
         self._has_leases = True
         if self._snapshot is not None:
             snapshot = self._snapshot
-            self._feed.on_table = lambda: snapshot.changed(self._registry.generation)
-        await self._api.start()
+            self._feed.on_table = lambda: snapshot.changed(self._leases.generation)
+        await self._leases.start()
+        for provider in self._providers:
+            self.own(partial(provider.run, self._leases), provider.source)
 
     async def _save(self, save: Callable[[RoutingTable], None]) -> None:
         try:
-            await asyncio.to_thread(save, self._registry.table)
+            await asyncio.to_thread(save, self._leases.table)
         except BadSnapshot as error:
             _log.error("leases will not survive a restart: %s", error)
-
-    def _has_backend(self, name: str) -> bool:
-        service = self._registry.table.services.get(name)
-        return service is not None and bool(service.leases)
 
     async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket], door: Door) -> None:
         await runner.setup()

@@ -21,6 +21,7 @@ from portero_py.config.model import Registration
 from portero_py.config.sources import SETTINGS
 from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
+from portero_py.control.leases import Leases
 from portero_py.core.auth import TokenVerifier
 from portero_py.core.registry import Registry
 from portero_py.demo.self_signed import Authority, self_signed
@@ -63,16 +64,16 @@ async def api() -> AsyncIterator[RunningApi]:
     """The real registration API on a loopback port."""
     registry, feed = Registry(), Feed()
     config = Registration(secret=SECRET, hmac_keys=(("", KEY), ("k2", "2" * 32)))
-    served = RegistrationApi(
-        config, registry, feed, Metrics(registry, feed.counters), clock=time.monotonic, wall_clock=time.time
-    )
-    await served.start()
+    metrics = Metrics(registry, feed.counters)
+    leases = Leases(registry, feed, clock=time.monotonic, count_fault=metrics.fault)
+    served = RegistrationApi(config, leases, metrics, clock=time.monotonic, wall_clock=time.time)
+    await leases.start()
     runner = served.runner()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield RunningApi(registry, f"--register-url=http://127.0.0.1:{runner.addresses[0][1]}")
     await runner.cleanup()
-    await served.close()
+    await leases.close()
 
 
 class TestRoot:

@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from portero_py.control.snapshot import FILE_NAME, MOST_BAD, SHORT_INTERVAL, Snapshot
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseState
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot
@@ -67,6 +67,43 @@ def test_a_clock_that_was_set_back_makes_no_lease_longer_than_it_was_granted(tmp
     times.restart(-100_000.0)
     [service] = times.snapshot(tmp_path).load()
     assert service.leases[0].expires_at == 3.0 + 60.0
+
+
+def test_sources_and_leases_without_an_end_survive_also_where_they_share_an_address(tmp_path: Path) -> None:
+    registry, backend = Registry(), Backend("::1", 8000)
+    registry.register(LeaseRequest("a.example", backend, 60), 1000.0)
+    registry.register(LeaseRequest("a.example", backend, None), 1000.0, "static")
+    times = Times()
+    times.snapshot(tmp_path).save(registry.table)
+    written = orjson.loads((tmp_path / FILE_NAME).read_bytes())["leases"]
+    assert [lease["expires_at"] for lease in written] == [EPOCH + 60.0, None]
+    times.restart(25.0)
+    again = Registry()
+    again.restore(times.snapshot(tmp_path).load(), 0, times.steady)
+    [entry] = again.table.services["a.example"].leases
+    left = [(lease.source, lease.expires_at) for lease in entry.grants]
+    assert left == [("api", pytest.approx(3.0 + 35.0)), ("static", NEVER)]
+    times.restart(1e9)
+    [service] = times.snapshot(tmp_path).load()
+    assert [lease.source for lease in service.leases] == ["static"]
+
+
+def test_a_snapshot_from_before_there_were_sources_is_read(tmp_path: Path) -> None:
+    lease = {
+        "service": "s0.example",
+        "instance_id": "one",
+        "backend": {"host": "::1", "port": 8000, "use_tls": True, "protocol": "http1", "tls_fingerprint": ""},
+        "expires_at": EPOCH + 60.0,
+        "ttl_seconds": 60,
+        "weight": 2,
+        "health_path": "/up",
+    }
+    (tmp_path / FILE_NAME).write_bytes(orjson.dumps({"format": 1, "leases": [lease]}))
+    [service] = Times().snapshot(tmp_path).load()
+    assert service.leases == (
+        Lease("s0.example", "one", Backend("::1", 8000, use_tls=True), 1060.0, 60, 2, "/up"),
+    )
+    assert (service.leases[0].source, service.leases[0].state) == ("api", LeaseState.READY)
 
 
 def test_without_a_file_there_is_nothing_to_restore(tmp_path: Path) -> None:

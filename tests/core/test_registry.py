@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from portero_py.core.model import Backend, Lease, LeaseRequest, Service
+from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import LINGER, Registry
 from portero_py.errors import ConfigError, NoSuchLease, RegistryFull
 
@@ -313,3 +316,257 @@ def test_the_generation_tells_leases_that_begin_move_or_end_from_renewals() -> N
     assert grew()
     registry.expire(6.0)
     assert grew()
+
+
+# Several sources
+
+
+def for_ever(port: int, instance_id: str = "", service: str = "app.example") -> LeaseRequest:
+    return LeaseRequest(service, Backend("::1", port), None, instance_id)
+
+
+def test_a_lease_for_ever_never_ends_by_itself() -> None:
+    registry = Registry()
+    lease = registry.register(for_ever(1), 0.0, "static")
+    assert (lease.expires_at, lease.ttl_seconds) == (NEVER, None)
+    assert registry.next_expiry() is None
+    assert registry.expire(1e18) == []
+    registry.register(ask(port=2, ttl=30), now=0.0)
+    assert registry.next_expiry() == 30.0
+    assert registry.lease_count == 2
+
+
+def test_one_address_of_two_sources_is_one_backend_that_lasts_as_long_as_the_longer() -> None:
+    registry = Registry()
+    first = registry.register(ask(port=1, instance_id="one", ttl=10), now=0.0)
+    second = registry.register(ask(port=1, ttl=20), 0.0, "docker")
+    [entry] = registry.table.services["app.example"].leases
+    assert (entry.instance_id, entry.source, entry.serves_until) == ("one", "api", 20.0)
+    assert entry.grants == (first, second)
+    assert registry.expire(10.0) == [first]
+    assert registry.table.services["app.example"].leases == (second,)
+    assert registry.expire(20.0) == [second]
+    assert addresses(registry) == []
+
+
+def test_what_one_source_releases_stays_by_the_other() -> None:
+    registry = Registry()
+    registry.register(ask(port=1), now=0.0)
+    registry.register(for_ever(1), 0.0, "static")
+    registry.register(ask(port=1), 0.0, "docker")
+    registry.release("app.example", host="::1", port=1, now=1.0, source="static")
+    with pytest.raises(NoSuchLease):
+        registry.release("app.example", host="::1", port=1, now=1.0, source="static")
+    assert addresses(registry) == ["[::1]:1"]
+    registry.release("app.example", host="::1", port=1, now=1.0)
+    assert addresses(registry) == ["[::1]:1"]
+    registry.release("app.example", host="::1", port=1, now=1.0, source="docker")
+    assert addresses(registry) == []
+
+
+def test_the_oldest_leases_terms_hold_whoever_renews() -> None:
+    registry = Registry()
+    registry.register(replace(ask(port=1), weight=3), 0.0, "static")
+    registry.register(replace(ask(port=1), weight=5), now=0.0)
+    registry.register(replace(ask(port=1), weight=7), now=1.0)
+    assert [lease.weight for lease in registry.table.services["app.example"].leases] == [3]
+    registry.release("app.example", host="::1", port=1, now=1.0, source="static")
+    assert [lease.weight for lease in registry.table.services["app.example"].leases] == [7]
+
+
+def test_one_sources_instance_is_not_anothers_whatever_they_are_called() -> None:
+    registry = Registry()
+    registry.register(ask(port=1, instance_id="one"), now=0.0)
+    registry.register(ask(port=2, instance_id="one"), 0.0, "docker")
+    registry.register(ask(port=3, instance_id="one"), 0.0, "docker")  # that one moved
+    assert addresses(registry) == ["[::1]:1", "[::1]:3"]
+    ids = [lease.instance_id for lease in registry.table.services["app.example"].leases]
+    assert ids == ["one", "one (docker)"]
+    assert registry.find("app.example", "one", source="docker") is not None
+    registry.release("app.example", "one", now=1.0)
+    assert addresses(registry) == ["[::1]:3"]
+
+
+def test_who_moves_to_anothers_address_joins_it_and_leaves_its_own() -> None:
+    registry = Registry()
+    registry.register(for_ever(1), 0.0, "static")
+    registry.register(ask(port=2, instance_id="one"), now=0.0)
+    registry.register(ask(port=1, instance_id="one"), now=1.0)
+    assert addresses(registry) == ["[::1]:1"]
+    registry.register(ask(port=2, instance_id="one"), now=2.0)
+    assert addresses(registry) == ["[::1]:1", "[::1]:2"]
+    assert registry.lease_count == 2
+
+
+def test_the_generation_grows_for_each_source() -> None:
+    registry = Registry()
+    registry.register(ask(port=1), now=0.0)
+    before = registry.generation
+    registry.register(ask(port=1), 0.0, "docker")
+    assert registry.generation == before + 1
+    registry.register(ask(port=1), 1.0, "docker")
+    assert registry.generation == before + 1
+
+
+def test_what_a_source_does_not_ask_for_any_more_ends_and_no_others_lease() -> None:
+    registry = Registry()
+    registry.register(ask(port=1), now=0.0)
+    for port, instance_id in ((1, ""), (2, ""), (3, "three")):
+        registry.register(ask(port=port, instance_id=instance_id), 0.0, "docker")
+    asked = [ask(port=2), ask(port=4, instance_id="three"), ask(port=5)]
+    ended = registry.retain("docker", asked, 1.0)
+    assert [lease.instance_id for lease in ended] == ["[::1]:1 (docker)"]
+    assert addresses(registry) == ["[::1]:1", "[::1]:2", "[::1]:3"]
+
+
+def test_a_renewal_and_a_move_keep_the_state_and_who_joins_takes_it_on() -> None:
+    registry = Registry()
+    lease = Lease("app.example", "one", Backend("::1", 1), 30.0, 30, state=LeaseState.DRAINING)
+    registry.restore([Service("app.example", (lease,))], 1, 0.0)
+    assert registry.register(ask(port=1, instance_id="one"), now=1.0).state is LeaseState.DRAINING
+    assert registry.register(ask(port=1), 1.0, "docker").state is LeaseState.DRAINING
+    assert registry.register(ask(port=2, instance_id="one"), now=2.0).state is LeaseState.DRAINING
+    # Another instance at its address is another backend.
+    assert registry.register(ask(port=2, instance_id="two"), now=3.0).state is LeaseState.READY
+
+
+def test_restored_leases_keep_their_sources() -> None:
+    former = Registry()
+    former.register(ask(port=1, ttl=10), now=0.0)
+    former.register(for_ever(1), 0.0, "static")
+    former.register(for_ever(2), 0.0, "gone")
+    registry = Registry()
+    assert registry.restore(former.table.services.values(), 3, 0.0, {"api", "static"}) == 2
+    assert addresses(registry) == ["[::1]:1"]
+    [entry] = registry.table.services["app.example"].leases
+    assert [(lease.source, lease.expires_at) for lease in entry.grants] == [("api", 10.0), ("static", NEVER)]
+
+
+class Model:
+    """What a registry should hold: for each source, its instances, where they are and until when."""
+
+    def __init__(self) -> None:
+        self.granted: dict[tuple[str, str, str], tuple[int, float]] = {}  # source, service, id -> port, end
+
+    def grant(self, source: str, service: str, instance_id: str, port: int, end: float) -> None:
+        at_address = [
+            key for key, (held, _) in self.granted.items() if key[:2] == (source, service) and held == port
+        ]
+        instance_id = instance_id or (at_address[0][2] if at_address else f"[::1]:{port}")
+        for key in at_address:
+            del self.granted[key]
+        self.granted[source, service, instance_id] = port, end
+
+    def retain(self, source: str, requests: list[LeaseRequest]) -> None:
+        kept = {(source, asked.service, asked.instance_id) for asked in requests}
+        places = {(asked.service, asked.backend.port) for asked in requests if not asked.instance_id}
+        self.granted = {
+            key: (port, end)
+            for key, (port, end) in self.granted.items()
+            if key[0] != source or key in kept or (key[1], port) in places
+        }
+
+    def expire(self, now: float) -> None:
+        self.granted = {key: (port, end) for key, (port, end) in self.granted.items() if now < end}
+
+    @property
+    def ends(self) -> dict[tuple[str, int], float]:
+        """Service and port -> when the last source's lease there ends."""
+        ends: dict[tuple[str, int], float] = {}
+        for (_, service, _), (port, end) in self.granted.items():
+            ends[service, port] = max(end, ends.get((service, port), 0.0))
+        return ends
+
+
+def check(registry: Registry, model: Model) -> None:
+    entries = [lease for service in registry.table.services.values() for lease in service.leases]
+    found = {(lease.service, lease.backend.port): lease.ends_at for lease in entries}
+    assert len(found) == len(entries), "an address is there twice"
+    assert found == model.ends, "something is lost, or lives too long"
+    names = {(lease.service, lease.instance_id) for lease in entries}
+    assert len(names) == len(entries), "two backends of a service have one name"
+    grants = [lease for entry in entries for lease in entry.grants]
+    assert len(grants) == registry.lease_count == len(model.granted)
+    for lease in grants:
+        assert (lease.backend.port, lease.expires_at) == model.granted[
+            lease.source, lease.service, lease.instance_id.removesuffix(f" ({lease.source})")
+        ]
+
+
+SOURCES = st.sampled_from(["api", "static", "docker"])
+SERVICES = st.sampled_from(["a.example", "b.example"])
+IDS = st.sampled_from(["", "one", "two", "[::1]:1"])
+PORTS = st.integers(1, 3)
+TTLS = st.sampled_from([1, 3, 10, None])
+REQUESTS = st.builds(LeaseRequest, SERVICES, st.builds(Backend, st.just("::1"), PORTS), TTLS, IDS)
+STEPS = st.one_of(
+    st.tuples(st.just("grant"), SOURCES, REQUESTS),
+    st.tuples(st.just("release"), SOURCES, REQUESTS),
+    st.tuples(st.just("replace"), SOURCES, st.lists(REQUESTS, max_size=3)),
+    st.tuples(st.just("wait"), st.integers(1, 4), st.none()),
+    st.tuples(st.just("restart"), st.none(), st.none()),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(STEPS, max_size=25))
+def test_whatever_several_sources_do_no_address_is_there_twice_and_nothing_is_lost_or_lives_too_long(
+    steps: list[tuple[str, object, object]],
+) -> None:
+    registry, model, now = Registry(), Model(), 0.0
+
+    def grant(source: str, asked: LeaseRequest) -> None:
+        lease = registry.register(asked, now, source)
+        model.grant(source, asked.service, asked.instance_id, asked.backend.port, lease.expires_at)
+
+    for step, first, second in steps:
+        if step == "wait":
+            assert isinstance(first, int)
+            now += first
+            registry.expire(now)
+            model.expire(now)
+        elif step == "restart":
+            table = registry.table
+            registry = Registry()
+            registry.restore(table.services.values(), table.version, now)
+        elif step == "replace":
+            assert isinstance(first, str)
+            assert isinstance(second, list)
+            before = others(registry.table.services, first)
+            registry.retain(first, second, now)
+            model.retain(first, second)
+            for asked in second:
+                grant(first, asked)
+            assert others(registry.table.services, first) == before
+            if not second:
+                assert registry.of_source(first) == []
+        else:
+            assert isinstance(first, str)
+            assert isinstance(second, LeaseRequest)
+            if step == "grant":
+                grant(first, second)
+            else:
+                release(registry, model, first, second, now)
+        check(registry, model)
+
+
+def others(services: Mapping[str, Service], source: str) -> set[Lease]:
+    """The leases of all other sources."""
+    return {
+        lease
+        for service in services.values()
+        for entry in service.leases
+        for lease in entry.grants
+        if lease.source != source
+    }
+
+
+def release(registry: Registry, model: Model, source: str, asked: LeaseRequest, now: float) -> None:
+    place = "::1", asked.backend.port
+    lease = registry.find(asked.service, asked.instance_id, *place, source=source)
+    if lease is None:
+        with pytest.raises(NoSuchLease):
+            registry.release(asked.service, asked.instance_id, *place, now=now, source=source)
+        return
+    assert registry.release(asked.service, asked.instance_id, *place, now=now, source=source) == lease
+    del model.granted[source, asked.service, lease.instance_id.removesuffix(f" ({source})")]

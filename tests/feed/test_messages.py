@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import fields, replace
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters, ServiceCounters
-from portero_py.core.model import Backend, Lease, LeaseRequest, Service
+from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
@@ -30,6 +31,7 @@ from portero_py.feed.messages import (
     Serving,
     TableUpdate,
     encode,
+    lease_from,
 )
 
 
@@ -79,6 +81,25 @@ MESSAGES: list[Message] = [
     Counted(counters()),
     Ack(),
 ]
+
+
+def test_a_lease_keeps_its_source_its_state_and_an_end_that_is_never() -> None:
+    other = replace(lease("a.example"), source="static", expires_at=NEVER, ttl_seconds=None)
+    full = replace(lease("a.example"), source="docker", state=LeaseState.DRAINING, also=(other,))
+    update = TableUpdate(1, "", (Service("a.example", (full, other)),))
+    found = passed_on(update)
+    assert found == update
+    assert isinstance(found, TableUpdate)
+    [first, second] = found.changed[0].leases
+    assert (first.serves_until, first.ends_at, second.serves_until) == (-NEVER, NEVER, NEVER)
+    assert orjson.loads(orjson.dumps(other))["expires_at"] is None
+
+
+def test_a_lease_may_have_been_written_before_there_were_sources() -> None:
+    written = orjson.loads(orjson.dumps(lease("a.example")))
+    for name in ("source", "state", "also", "serves_until"):
+        del written[name]
+    assert lease_from(written) == lease("a.example")
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)

@@ -51,7 +51,6 @@ class LeaseWatch:
             (service["service_name"], backend["instance_id"])
             for service in json.loads(answer.body)["services"]
             for backend in service["backends"]
-            if backend["state"] != "expired"
         ]
         self._journal.served["looks at the table"] += 1
         for lease in self._leases.lost(listed, begun, now()):

@@ -3,7 +3,7 @@
 Everything here blocks: it runs in the threads that `control.acme` has for it, several at a time, and it is
 imported there, not before, because the library costs 22 MiB. Orders may share a client; whoever changes its
 account or its key (`register`, `has_account`, `change_key`) has it alone. The library makes and signs
-messages (JWS, external accounts); `acme_network` sends them, `acme_replies` reads what comes back.
+messages (JWS, external accounts); `network` sends them, `replies` reads what comes back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class AcmeClient:
     """One account at one CA. `account` is its address, "" until `register` was called.
 
-    Every method raises AcmeError: CaUnreachable, BadCaReply, or what `core.acme_faults` makes of a problem.
+    Every method raises AcmeError: CaUnreachable, BadCaReply, or what `core.acme.faults` makes of a problem.
     """
 
     def __init__(self, directory_url: str, key_pem: bytes, account: str = "", *, ca_file: str = "") -> None:

@@ -2,10 +2,10 @@
 
     <state dir>/acme/<CA>/account.json              key, address, and during a rollover the next key
     <state dir>/acme/<CA>/account.lock              shared by who orders, exclusive for who changes the key
-    <state dir>/acme/<CA>/<name>/progress.json      `core.acme_progress`
+    <state dir>/acme/<CA>/<name>/progress.json      `core.acme.progress`
     <state dir>/acme/<CA>/<name>/order.key          the private key of the order that is going on
     <state dir>/acme/<CA>/<name>/pair.pem           key and chain that were issued last, in one file
-    <state dir>/acme/<CA>/<name>/lock               `control.acme_locks`
+    <state dir>/acme/<CA>/<name>/lock               `locks`
 
 The rules
 - Files are 0600, folders 0700, and a file is replaced by a rename after its bytes are on the disk: it holds

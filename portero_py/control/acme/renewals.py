@@ -1,21 +1,17 @@
 """Certificates by themselves: looks after every name that portero was told, or that a backend brought along.
 
-The shape: one task on the event loop looks at all certificates and decides (`core.acme_schedule`); for each
+The shape: one task on the event loop looks at all certificates and decides (`core.acme.schedule`); for each
 that there is something to do about it starts a task, which acts. Whatever blocks runs in threads: the disk in
 one, the CA in `CA_THREADS`, so that neither waits for the other, and the exit for none of them. The `acme`
 library is loaded there when there is first something to ask a CA for.
 
 A look happens when the next certificate is due, after `LOOK_SECONDS` at the latest (other instances and
 commands change the state directory too), and at once when a task has ended, when a backend registers a new
-name, or on SIGHUP. Who may act at the same time, and who goes first, is `acme_schedule.admitted`.
+name, or on SIGHUP. Who may act at the same time, and who goes first, is `core.acme.schedule.admitted`.
 
 Each certificate stands alone: what is wrong with one is written down, logged, counted, and tried again later;
 the others do not even wait. Nothing that happens here ends the task, and nothing ever touches a hand-made
 certificate.
-
-A name that a backend brought is looked after as long as its service is there, and `FORGET_SECONDS` longer:
-then it is not renewed any more, and its place is free. Its files stay, and are taken up again when the
-service comes back.
 """
 
 from __future__ import annotations
@@ -25,39 +21,38 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portero_py.control.acme.challenges import PendingChallenges
 from portero_py.control.acme.clients import SharedClient
 from portero_py.control.acme.daemon_threads import DaemonThreads
 from portero_py.control.acme.files import AcmeFiles
-from portero_py.control.acme.folder import CertificateFolder, Entries
+from portero_py.control.acme.folder import CertificateFolder
 from portero_py.control.acme.locks import Lock
+from portero_py.control.acme.looks import Look, Looks
 from portero_py.control.acme.order import OrderRun, Surroundings
-from portero_py.control.acme.pairs import held, renewal_id
-from portero_py.core.acme.names import Group, allowed
+from portero_py.control.acme.pairs import renewal_id
+from portero_py.control.acme.wanted import MAX_BROUGHT, WantedNames
+from portero_py.core.acme.names import Group
 from portero_py.core.acme.progress import Progress, Step
 from portero_py.core.acme.schedule import (
     HTTP_01,
     TLS_ALPN_01,
     Act,
-    Decision,
     Turn,
     admitted,
-    decide,
     drawn,
     next_question,
     reach_time,
     retry_time,
-    turn,
 )
 from portero_py.errors import AcmeError, Busy, CaOutOfReach, CaRefused, StateUnwritable
 
 if TYPE_CHECKING:
     from portero_py.config.model import Acme as AcmeConfig
     from portero_py.control.acme.client import AcmeClient
-    from portero_py.core.certificates import Certificate, CertificateTable
+    from portero_py.core.certificates import CertificateTable
     from portero_py.core.challenges import Challenges
 
 LOOK_SECONDS: Final = 30.0
@@ -67,30 +62,13 @@ BUSY_SECONDS: Final = 2.0
 PAUSE_SECONDS: Final = 300.0
 #: Requests to the CA at a time: a CA takes up to a second for one.
 CA_THREADS: Final = 4
-#: How long a name that a backend brought outlives its service. When it comes back nothing is lost but the
-#: renewals that were due meanwhile, and these are made up for at once.
-FORGET_SECONDS: Final = 86400.0
 #: Texts that are remembered as said.
 MAX_SAID: Final = 4096
-#: Most names that backends may bring along: a CA's limits, and this machine's time, are finite.
-MAX_BROUGHT: Final = 1000
 
 #: What a look did: the `result` label of `portero_acme_attempts_total`.
 ISSUED: Final = "issued"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One certificate at one look: what is known about it, and what to do."""
-
-    names: Group
-    progress: Progress
-    kept: Certificate | None
-    is_served: bool
-    decision: Decision
-    turn: Turn
 
 
 class Acme:
@@ -119,7 +97,6 @@ class Acme:
         self._config = config
         self._table = table
         self._count = count
-        self._has_service = has_service
         self._clock = clock
         self._chance = chance
         self._files = AcmeFiles(state_dir, config.directory)
@@ -140,7 +117,6 @@ class Acme:
         )
         self._sooner = asyncio.Event()
         # while it runs
-        self._brought: dict[str, float] = {}  # by backends; when each was last seen to have one
         self._acting: dict[str, tuple[asyncio.Task[None], Turn]] = {}
         self._not_before: dict[
             str, float
@@ -148,6 +124,8 @@ class Acme:
         self._account_is_gone = False  # the CA does not know it any more
         self._said: set[str] = set()  # what was logged once
         self._unkept: dict[str, Progress] = {}  # failures that the full disk did not take
+        self._wanted = WantedNames(config, table=table, has_service=has_service, clock=clock)
+        self._looks = Looks(self._files, self._folder, self._unkept, clock)
 
     # What the control plane asks and tells
 
@@ -161,14 +139,12 @@ class Acme:
 
     def registered(self, service: str) -> None:
         """A backend registered this service: get a certificate if the allow-list has it and none is there."""
-        if service in self._brought or not allowed(service, self._config.on_register):
+        if not self._wanted.is_news(service):
             return
-        if any(service in group for group in self._config.domains):
-            return
-        if len(self._brought) >= MAX_BROUGHT:
+        if self._wanted.is_full:
             self._say_once(f"no certificate for {service}: backends brought {MAX_BROUGHT} names already")
             return
-        self._brought[service] = self._clock()
+        self._wanted.bring(service)
         self.look()
 
     # The life cycle
@@ -219,7 +195,7 @@ class Acme:
     async def _look_round(self) -> float:
         """Look at everything and begin what is due; when to look again (epoch seconds)."""
         groups = [group for group in self._groups() if group[0] not in self._acting]
-        looks, complaints = await self._disk.call(self._look_at_all, groups)
+        looks, complaints = await self._disk.call(self._looks.at_all, groups)
         for complaint in complaints:
             self._say_once(f"ACME: {complaint}")
         now = self._clock()
@@ -258,60 +234,9 @@ class Acme:
             await asyncio.wait(tasks)
 
     def _groups(self) -> list[Group]:
-        self._forget()
-        covered = {name for group in self._config.domains for name in group}
-        brought = [(name,) for name in self._brought if name not in covered and not self._has(name)]
-        return [*self._config.domains, *brought]
-
-    def _forget(self) -> None:
-        """Give up what backends brought whose services are gone for long."""
-        now = self._clock()
-        for name, seen in list(self._brought.items()):
-            if self._has_service(name):
-                self._brought[name] = now
-            elif now - seen >= FORGET_SECONDS and name not in self._acting:
-                del self._brought[name]
-                self._unkept.pop(name, None)
-                _log.info("%s has no backend any more: its certificate is not renewed from now on", name)
-
-    def _has(self, name: str) -> bool:
-        """Whether another certificate than its own covers a name that a backend brought."""
-        found = self._table().find(name)
-        return found is not None and found.name != name and found.not_after > self._clock()
-
-    def _look_at_all(self, groups: list[Group]) -> tuple[list[Look], list[AcmeError]]:
-        """Those that could be looked at, and why the others could not."""
-        entries = self._folder.entries()
-        looks, complaints = [], []
-        for names in groups:
-            try:
-                looks.append(self._look_at(names, entries))
-            except AcmeError as error:
-                complaints.append(error)
-            except Exception as error:
-                _log.debug("a look at %s failed", names[0], exc_info=error)
-                complaints.append(AcmeError(f"{names[0]} is passed over, a fault in portero: {error!r}"))
-        return looks, complaints
-
-    def _look_at(self, names: Group, entries: Entries | None = None) -> Look:
-        name = names[0]
-        progress = self._unkept.get(name) or self._files.progress(name)
-        kept = self._files.pair(name)
-        known = held(kept) if kept else None
-        served, is_ours = self._folder.served(name, entries)
-        adoptable = None
-        if served is not None and is_ours and (kept is None or kept.fingerprint != served.fingerprint):
-            adoptable = self._folder.own_pair(name)
-        decision = decide(
-            names,
-            progress,
-            known,
-            served,
-            self._clock(),
-            is_ours=is_ours,
-            adoptable=held(adoptable) if adoptable else None,
-        )
-        return Look(names, progress, kept, served is not None, decision, turn(decision.act, progress, known))
+        for name in self._wanted.forget(self._acting):
+            self._unkept.pop(name, None)
+        return self._wanted.groups()
 
     def _explain(self, look: Look) -> None:
         name = look.names[0]
@@ -331,7 +256,7 @@ class Acme:
         try:
             await self._disk.call(lock.acquire, self._clock())
             # Another instance may have been here between the look and the lock.
-            look = await self._disk.call(self._look_at, look.names)
+            look = await self._disk.call(self._looks.at, look.names)
             act = look.decision.act
             if act is Act.INSTALL:
                 await self._install(name)

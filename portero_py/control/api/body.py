@@ -1,11 +1,14 @@
 """The body of a registration: JSON in, a LeaseRequest or a Release out, each fault with its field's name.
 
+It is read within bounds of size and time; the rest knows no HTTP.
+
 Unknown fields are ignored, so that newer agents may say more. Optional fields may also be null: that is how
 many serialisers write "none". A JSON true is no number. Whatever passes is safe to log.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +16,16 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, Final
 
 import orjson
+from aiohttp import web
 
 from portero_py.core.model import Backend, LeaseRequest
 from portero_py.core.names import normalise_service_name
-from portero_py.errors import BackendRefused, BadField, BadJson
+from portero_py.errors import BackendRefused, BadField, BadJson, BodyTimeout, NotJson, RegistrationTooLarge
+
+MAX_BODY: Final = 64 * 1024
+
+#: Seconds that an admitted peer has for sending its body.
+BODY_TIMEOUT: Final = 10.0
 
 MAX_TTL: Final = 86_400
 MAX_WEIGHT: Final = 1_000
@@ -38,6 +47,15 @@ class Release:
     instance_id: str = ""
     host: str = ""
     port: int = 0
+
+
+async def read_json(request: web.Request) -> Mapping[str, Any]:
+    """The JSON object that a request brings. Raises NotJson, RegistrationTooLarge, BodyTimeout, BadJson."""
+    if request.content_type != "application/json":
+        raise NotJson("the Content-Type must be application/json")
+    if "Content-Encoding" in request.headers:
+        raise NotJson("the body must not be compressed")
+    return parse_json(await _read(request))
 
 
 def parse_json(data: bytes) -> Mapping[str, Any]:
@@ -89,6 +107,24 @@ def check_network(host: str, networks: Sequence[IPv4Network | IPv6Network]) -> N
 
 
 # Private
+
+
+async def _read(request: web.Request) -> bytes:
+    too_large = RegistrationTooLarge(f"the body is over {MAX_BODY} bytes")
+    if (request.content_length or 0) > MAX_BODY:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise too_large
+    except TimeoutError as error:
+        raise BodyTimeout(f"the body did not come within {BODY_TIMEOUT:.0f} seconds") from error
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise BadJson("the body broke off") from error
+    return bytes(body)
 
 
 def _required(body: Mapping[str, Any], field: str) -> Any:

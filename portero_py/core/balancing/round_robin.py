@@ -15,7 +15,7 @@ is, credit from large weights would starve somebody for hundreds of picks; forgo
 weights would never have a turn in a fleet that changes all the time.
 
 The queue is reconciled when the Service object is another one than last time (the registry makes a new one at
-every change), never by comparing. Expired leases and excluded ones are passed over, which is their turn. Who
+every change), never by comparing. Ended, draining and excluded ones are passed over, which is their turn. Who
 is excluded has mostly just had a turn and stands at the back: an exchange that tries all of n leases looks at
 about n. They are excluded by instance id, whose hash is at hand; that of a Backend is made anew each time.
 
@@ -45,7 +45,7 @@ class Balancer:
         self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
 
     def pick(self, service: Service, now: float, excluded: Collection[str] = ()) -> Lease | None:
-        """The lease whose turn it is; None when all have expired at `now` or are `excluded` (instance ids).
+        """The lease whose turn it is; None when none can serve at `now` but the `excluded` (instance ids).
 
         Always the same service, by name. 0.2 µs with 100 leases of equal weight.
         """
@@ -57,7 +57,7 @@ class Balancer:
         for _ in range(len(queue)):
             lease = queue[0]
             queue.rotate(-1)
-            if now < lease.expires_at and (not excluded or lease.instance_id not in excluded):
+            if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
                 return lease
         return None
 
@@ -68,7 +68,7 @@ class Balancer:
         best: Lease | None = None
         total = 0
         for lease in self._queue:
-            if now < lease.expires_at and lease.instance_id not in excluded:
+            if now < lease.serves_until and lease.instance_id not in excluded:
                 total += lease.weight
                 credit[lease.instance_id] += lease.weight
                 if best is None or credit[lease.instance_id] > credit[best.instance_id]:
@@ -125,7 +125,7 @@ class Balancers:
                 balancer = self._balancers[service.name] = Balancer(self._start)
             return balancer.pick(service, now, excluded)
         for lease in service.leases:  # one or none
-            if now < lease.expires_at and (not excluded or lease.instance_id not in excluded):
+            if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
                 return lease
         return None
 

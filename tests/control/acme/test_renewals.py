@@ -25,8 +25,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from portero_py.config.model import Acme as AcmeConfig
 from portero_py.control.acme.files import AcmeFiles
-from portero_py.control.acme.renewals import FORGET_SECONDS, MAX_BROUGHT, MAX_SAID, Acme
+from portero_py.control.acme.renewals import MAX_SAID, Acme
 from portero_py.control.acme.replies import Authorization, Challenge, Order
+from portero_py.control.acme.wanted import FORGET_SECONDS, MAX_BROUGHT
 from portero_py.core.acme.progress import Step
 from portero_py.core.acme.schedule import AT_ONCE, LATER_AT_ONCE
 from portero_py.core.certificates import CertificateTable, parse_pair
@@ -437,6 +438,7 @@ async def test_a_state_directory_that_was_lost_costs_no_certificate(desk: Desk) 
         async with desk.running(desk.acme((NAME, "www.a.example"))):
             await until(lambda: desk.files.pair(NAME) is not None)
             await until(lambda: desk.files.progress(NAME).installed_at)
+            await until(lambda: desk.results["issued"])  # counted after it was written down
         assert desk.files.progress(NAME).names == (NAME, "www.a.example")
         shutil.rmtree(desk.state)
         desk.state.mkdir()
@@ -474,14 +476,14 @@ async def test_a_name_whose_look_breaks_off_is_passed_over(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acme = desk.acme(("odd.example",), (NAME,))
-    look_at = acme._look_at
+    look_at = acme._looks.at
 
     def odd(names: tuple[str, ...], *more: Any) -> Any:
         if names == ("odd.example",):
             raise ZeroDivisionError
         return look_at(names, *more)
 
-    monkeypatch.setattr(acme, "_look_at", odd)
+    monkeypatch.setattr(acme._looks, "at", odd)
     async with desk.running(acme):
         await until(lambda: desk.results["issued"])
     assert caplog.text.count("odd.example is passed over") == 1

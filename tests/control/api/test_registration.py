@@ -14,11 +14,14 @@ import pytest
 from aiohttp import ClientResponse, ClientSession, web
 
 from portero_py.config.model import Registration
-from portero_py.control.api import application
-from portero_py.control.api.application import RegistrationApi, State
+from portero_py.control.api import body as bodies
+from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
+from portero_py.control.api.status import State
+from portero_py.control.leases import Leases
 from portero_py.core.auth import FAILURE_BURST, sign_token
 from portero_py.core.counters import Counters
+from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
@@ -65,13 +68,16 @@ class Running:
         self.feed = Feed()
         self.feed.subscribe(self.worker)
         self.metrics = Metrics(self.registry, self.feed.counters)
+        self.faults: list[str] = []
+        self.config = Registration(**{"secret": SECRET, "hmac_keys": (("", KEY),), **config})
+        self.leases = Leases(self.registry, self.feed, clock=lambda: self.now, count_fault=self.metrics.fault)
         self.api = RegistrationApi(
-            Registration(**{"secret": SECRET, "hmac_keys": (("", KEY),), **config}),
-            self.registry,
-            self.feed,
+            self.config,
+            self.leases,
             self.metrics,
             clock=lambda: self.now,
             wall_clock=lambda: WALL + self.now,
+            faults=lambda: self.faults,
         )
         self.client: ClientSession
         self.port = 0
@@ -102,7 +108,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(**config: Any) -> AsyncIterator[Running]:
     one = Running(**config)
-    await one.api.start()
+    await one.leases.start()
     runner = one.api.runner()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -110,7 +116,7 @@ async def running(**config: Any) -> AsyncIterator[Running]:
     async with ClientSession(f"http://127.0.0.1:{one.port}") as one.client:
         yield one
     await runner.cleanup()
-    await one.api.close()
+    await one.leases.close()
 
 
 @pytest.fixture
@@ -350,7 +356,7 @@ async def test_a_body_without_a_length_is_cut_off_at_64_kib(api: Running) -> Non
 
 
 async def test_a_body_that_does_not_come_is_a_408(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT", 0.05)
     head = "".join(f"{name}: {value}\r\n" for name, value in api.headers().items())
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(f"POST /register HTTP/1.1\r\nHost: x\r\n{head}Content-Length: 10\r\n\r\n{{".encode())
@@ -574,7 +580,8 @@ async def test_the_registry_can_be_read_with_the_secret(api: Running) -> None:
                         "port": 8081,
                         "use_tls": True,
                         "weight": 2,
-                        "state": "serving",
+                        "source": "api",
+                        "state": "ready",
                         "expires_in": 22.5,
                     },
                 ],
@@ -583,12 +590,44 @@ async def test_the_registry_can_be_read_with_the_secret(api: Running) -> None:
     }
 
 
-async def test_a_lease_that_has_expired_but_was_not_swept_is_shown_as_expired(api: Running) -> None:
+async def test_a_lease_that_has_expired_is_not_shown_swept_or_not(api: Running) -> None:
     await api.post()
-    api.now += 31
+    await api.post({**BODY, "port": 8081, "ttl_seconds": 60})
+    api.now += 30
     response = await api.client.get("/backends", headers={"X-Register-Secret": SECRET})
-    backend = (await response.json())["services"][0]["backends"][0]
-    assert (backend["state"], backend["expires_in"]) == ("expired", 0.0)
+    [service] = (await response.json())["services"]
+    assert [backend["port"] for backend in service["backends"]] == [8081]
+
+
+async def test_backends_of_another_source_are_shown_beside_and_never_end(api: Running) -> None:
+    backends = [Backend("192.0.2.7", 80), Backend("::1", 8080)]
+    await api.leases.replace("static", [LeaseRequest("app.example", each, None) for each in backends])
+    await api.post({**BODY, "instance_id": "one"})  # at an address that is there already: one backend
+    await api.post({**BODY, "instance_id": "two", "port": 8081})
+    response = await api.client.get("/backends", headers={"X-Register-Secret": SECRET})
+    [service] = (await response.json())["services"]
+    shown = ("instance_id", "source", "state", "expires_in")
+    assert [tuple(backend[key] for key in shown) for backend in service["backends"]] == [
+        ("192.0.2.7:80 (static)", "static", "ready", None),
+        ("[::1]:8080 (static)", "static", "ready", None),
+        ("two", "api", "ready", 30.0),
+    ]
+
+
+async def test_a_backend_that_drains_is_shown_to_drain_until_its_lease_ends(api: Running) -> None:
+    lease = Lease("app.example", "one", Backend("::1", 8080), 1020.0, 30, state=LeaseState.DRAINING)
+    api.leases.restore([Service("app.example", (lease,))], 1)
+    response = await api.client.get("/backends", headers={"X-Register-Secret": SECRET})
+    [service] = (await response.json())["services"]
+    assert [(each["state"], each["expires_in"]) for each in service["backends"]] == [("draining", 20.0)]
+
+
+async def test_a_backend_ends_no_lease_of_another_source(api: Running) -> None:
+    await api.leases.grant(LeaseRequest("app.example", Backend("::1", 8080), None), "static")
+    await problem(await api.delete(BODY), 404, "no_such_lease")
+    assert (await api.post()).status == 200
+    assert (await api.delete(BODY)).status == 200
+    assert api.worker.addresses() == ["[::1]:8080"]
 
 
 async def test_metrics_count_the_registrations_by_result(api: Running) -> None:
@@ -615,7 +654,7 @@ async def test_what_aiohttp_refuses_is_a_problem_document_too(api: Running) -> N
 async def test_a_bug_is_a_500_that_tells_the_log_and_not_the_client(
     api: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(request: object, now: float) -> None:
+    def broken(request: object, now: float, source: str) -> None:
         raise RuntimeError("the inner workings")
 
     api.registry.register = broken  # type: ignore[method-assign,assignment]
@@ -626,8 +665,8 @@ async def test_a_bug_is_a_500_that_tells_the_log_and_not_the_client(
 
 async def test_readyz_names_what_fails_and_only_while_it_would_be_ready() -> None:
     async with running() as api:
-        faults = ["snapshot", "certificates"]
-        api.api._faults = lambda: faults
+        faults = api.faults
+        faults += ["snapshot", "certificates"]
         api.api.state = State.READY
         for expected in ("fault: certificates, snapshot", "ready"):
             response = await api.client.get("/readyz")
@@ -644,48 +683,14 @@ async def test_readyz_names_what_fails_and_only_while_it_would_be_ready() -> Non
 async def test_what_expired_is_swept_out_of_the_workers_table(api: Running) -> None:
     await api.post()
     version = api.worker.table.version
-    await api.api.sweep()
+    await api.leases.sweep()
     assert api.worker.table.version == version
     api.now += 30
-    await api.api.sweep()
+    await api.leases.sweep()
     assert api.worker.addresses() == []
     api.now += LINGER
-    await api.api.sweep()
+    await api.leases.sweep()
     assert not api.worker.table.services
-
-
-async def test_the_sweep_comes_by_itself_also_for_a_lease_that_ends_before_the_others(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(application, "SWEEP_DELAY", 0.0)
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    api.api._clock = lambda: 1000.0 + loop.time() - start
-    await api.post({**BODY, "port": 1, "ttl_seconds": 86_400})
-    await asyncio.sleep(0.01)  # the sweep now waits for that one
-    await api.post({**BODY, "port": 2, "ttl_seconds": 1})
-    await until(lambda: api.worker.addresses() == ["[::1]:1"])
-
-
-async def test_a_sweep_that_fails_is_logged_and_goes_on(
-    api: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(application, "SWEEP_DELAY", 0.0)
-    publish = api.feed.publish
-
-    async def failing(table: RoutingTable) -> None:
-        raise OSError("a worker is gone")
-
-    await api.post({**BODY, "ttl_seconds": 1})
-    await api.post({**BODY, "ttl_seconds": 2, "port": 2})
-    api.feed.publish = failing  # type: ignore[method-assign]
-    api.now += 1.5
-    api.api._sooner.set()  # look at the turned clock
-    await until(lambda: "the sweep of expired leases failed" in caplog.text)
-    api.feed.publish = publish  # type: ignore[method-assign]
-    api.now += 1
-    api.api._sooner.set()
-    await until(lambda: api.worker.addresses() == [])
 
 
 # The log
@@ -701,7 +706,7 @@ async def test_first_registrations_moves_and_ends_are_logged_and_renewals_are_no
     await api.delete({**BODY, "instance_id": "one"})
     await api.post({**BODY, "use_tls": True})
     api.now += 30
-    await api.api.sweep()
+    await api.leases.sweep()
     assert [record.getMessage() for record in caplog.records if record.name.startswith("portero_py")] == [
         "registered: app.example at http://[::1]:8080 (one) for 30 s",
         "moved: app.example at http://[::1]:8081 (one), was [::1]:8080",
@@ -721,7 +726,7 @@ async def test_nothing_secret_is_ever_logged(api: Running, caplog: pytest.LogCap
     await api.delete(BODY)
     for secret in (SECRET, KEY, token, "nearly"):
         assert secret not in caplog.text
-    assert SECRET not in repr(api.api._config)
+    assert SECRET not in repr(api.config)
 
 
 # The start
@@ -731,13 +736,3 @@ async def test_nothing_secret_is_ever_logged(api: Running, caplog: pytest.LogCap
 def test_an_api_that_anybody_could_use_does_not_start(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Running(**config)
-
-
-async def test_the_first_table_is_published_at_the_start_and_closing_twice_is_harmless() -> None:
-    one = Running()
-    one.registry = Registry("fallback.example")
-    one.api._registry = one.registry
-    await one.api.start()
-    assert one.worker.table.default_service == "fallback.example"
-    await one.api.close()
-    await one.api.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portero_py.core.balancing.round_robin import Balancer, Balancers
-from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.model import Backend, Lease, LeaseState, Service
 from portero_py.core.routing_table import RoutingTable
 
 
@@ -62,6 +63,13 @@ def test_an_expired_lease_gets_nothing_although_it_is_still_in_the_table() -> No
     assert turns(balancer, both, 2, now=9.9) == "AB"
     assert turns(balancer, both, 3, now=10.0) == "BBB"
     assert turns(balancer, both, 1, now=20.0) == "-"
+
+
+def test_who_drains_is_passed_over_alone_or_among_others() -> None:
+    draining = replace(lease("A"), state=LeaseState.DRAINING)
+    assert turns(Balancer(), service(draining, "B"), 3) == "BBB"
+    assert turns(Balancer(), service(draining, lease("B", weight=2)), 3) == "BBB"
+    assert Balancers().pick(service(draining), 0.0) is None
 
 
 def test_an_excluded_backend_is_passed_over() -> None:
