@@ -344,7 +344,7 @@ class Exchange:
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
         worker = self.worker
-        lease = worker.balancers.pick(service, now, self._excluded or ())
+        lease = worker.balancers.pick(service, now, self._excluded or (), self.head)
         if lease is None:
             self._refuse(error or NoBackend("no backend can take the request now"))
             return

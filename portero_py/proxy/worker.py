@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from portero_py.core.balancing.round_robin import Balancers
+from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.counters import Counters
+from portero_py.core.health import Health
 from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
@@ -67,7 +68,6 @@ class Worker:
         self.counters = Counters()
         self.draining = False
         self.router = Router()
-        self.balancers = Balancers(start)
         self.table = RoutingTable()
         self.deadlines = Deadlines(loop)
         self.handshakes = Deadlines(loop)  # of clients; apart, so that they can be counted
@@ -75,6 +75,8 @@ class Worker:
         self.front_tls.counters = self.counters
         self.upstream_tls = UpstreamTls(config.proxy)
         self.pools = Pools(self, self.table)
+        self.health = Health()
+        self.balancers = Balancers(self.pools, self.health, start)
         self._certificates = CertificateTable()
         self._log_descriptor = log_descriptor
         self._log_lock = log_lock
@@ -222,6 +224,7 @@ class Worker:
             self._pruning = self.loop.call_soon(self._prune)
             return
         self.counters.keep_only(self.table.services)
+        self.health.retain(self.table)
         self._pruning = None
         if self.pools.are_behind:
             self._prune_later()

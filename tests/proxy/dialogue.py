@@ -20,8 +20,9 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 from portero_py.config.model import Config, Limits, Timeouts
-from portero_py.core.balancing.round_robin import Balancers
+from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.counters import Counters
+from portero_py.core.health import Health
 from portero_py.core.model import Backend, Lease, Service
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
@@ -222,7 +223,6 @@ class World:
         self.counters = Counters()
         self.draining = False
         self.router = Router()
-        self.balancers = Balancers()
         self.deadlines = DeadlineWheel(clock())
         self.timeouts = Timeouts()
         self.limits = Limits()
@@ -230,6 +230,7 @@ class World:
         self.request_parser = RequestParser(self.limits.request_line, self.limits.header_fields)
         self.response_parser = ResponseParser(self.limits.header_fields)
         self.pools = Pools(cast("Worker", self), RoutingTable())
+        self.balancers = Balancers(self.pools, Health())
         self.done: list[Exchange] = []
         self.refused: list[PorteroError] = []
         self.clients = Clients(())
