@@ -5,7 +5,7 @@ A file whose head lists states declares `TRANSITIONS` beside them: state -> the 
 place, which looks at every assignment. Tests run so, all of them, and so does a proxy with `--log debug`.
 
 The rules
-- The first state of an object may be any of the table; to stay is no step.
+- The first state of an object may be any of the table. To stay is a step as any other.
 - Otherwise nothing is replaced, hence nothing is paid for: the slot is the slot.
 - What is compiled is left alone: its code reaches the attribute without asking the class.
 - Whoever raises into an event loop may not be heard: `told` hears of every illegal step too.
@@ -79,9 +79,9 @@ class _Checked:
         try:
             before = self.__get__(instance)
         except AttributeError:
-            before = state
+            before = _NOTHING
         transitions = self._machine.transitions
-        if state not in transitions or (state != before and state not in transitions[before]):
+        if state not in (transitions if before is _NOTHING else transitions[before]):
             illegal = IllegalTransition(
                 f"{type(instance).__name__}.{self._machine.attribute}: {before} is followed by {state}"
             )

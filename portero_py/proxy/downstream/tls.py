@@ -60,7 +60,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     _HANDSHAKE: frozenset({_OPEN, _ENDING, _CLOSED}),
     _OPEN: frozenset({_ENDING, _CLOSED}),
     _ENDING: frozenset({_CLOSED}),
-    _CLOSED: frozenset(),
+    _CLOSED: frozenset({_CLOSED}),
 }
 
 
