@@ -22,7 +22,7 @@ ALLOWED = {
     "errors.py": (),
     "__init__.py": (),
     "__main__.py": ("cli", "run.held_signals"),
-    "core": ("errors",),
+    "core": ("wire.message", "errors"),  # a request's head is what a balancing policy may decide by
     "wire": ("errors",),
     "config": ("core", "wire", "errors"),
     "feed": ("config", "core", "wire", "errors"),
@@ -129,7 +129,8 @@ KNOWN_TO = {
 @pytest.mark.parametrize("name", KNOWN_TO)
 def test_a_file_is_known_to_those_only_who_compose_with_it(name: str) -> None:
     knowing = {str(path.relative_to(ROOT)) for path in SOURCES if ROOT / name in needed_files(path)}
-    assert knowing == KNOWN_TO[name]
+    # Whoever watches state machines knows them all.
+    assert knowing - {"run/debugging.py"} == KNOWN_TO[name]
 
 
 def test_no_two_files_need_each_other() -> None:

@@ -1,7 +1,7 @@
 """The validated, frozen configuration, in one small group per owner.
 
-Flag > environment > file > default (`config_sources.py` reads them, `config_values.py` checks each value).
-The sections and keys of the file carry the names of the groups and fields here.
+Flag > environment > file > default (`sources` reads them, `values` checks each value). The sections and keys
+of the file carry the names of the groups and fields here; `sources` builds each group from its rows there.
 Times are in seconds, sizes in bytes.
 """
 

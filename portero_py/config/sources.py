@@ -7,6 +7,8 @@
   `secret_file`, and systemd's credential `register-secret` (in `$CREDENTIALS_DIRECTORY`), which ranks after
   the variables.
 
+A new setting is a field of its group in `model` and a row here; a new section is a group and its rows.
+
 Rules
 - An empty variable counts as not set, as compose files leave them behind.
 - A secret given twice at one rank (a flag and its -file, say) is an error, not a guess.
@@ -24,12 +26,12 @@ import select
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from portero_py.config import values
-from portero_py.config.model import Acme, Config, Limits, Log, PlainHttp, Proxy, Registration, Timeouts, Tls
+from portero_py.config.model import Config
 from portero_py.errors import ConfigError
 
 #: The most that a secret's file, or the configuration file, may hold, bytes.
@@ -43,7 +45,11 @@ Environ = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: `key` in the file, `flag` and Portero's `bare` variable ("" when there is none)."""
+    """One setting: `key` in the file, `flag` and Portero's `bare` variable ("" when there is none).
+
+    Its value is the field of `Config` that `key` names, unless `part_of` names another field of that section,
+    a tuple: then `part` makes of the value what is appended there.
+    """
 
     key: str
     read: values.Reader
@@ -51,6 +57,18 @@ class Setting:
     bare: str = ""
     shape: Callable[[str], object] = values.shape_text
     is_secret: bool = False
+    part_of: str = ""
+    part: Callable[[Any], tuple[Any, ...]] = tuple
+
+    @property
+    def section(self) -> str:
+        """The group of `Config`, or "" for `Config` itself."""
+        return self.key.rpartition(".")[0]
+
+    @property
+    def field(self) -> str:
+        """The field of that group."""
+        return self.part_of or self.key.rpartition(".")[2]
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -74,13 +92,22 @@ SETTINGS: Final = (
     Setting("proxy.upstream_ca_file", values.text, "upstream-ca-file"),
     Setting("registration.listen", values.address, "register-addr", "REGISTER_ADDR"),
     Setting("registration.secret", values.secret, "register-secret", "REGISTER_SECRET", is_secret=True),
-    Setting("registration.hmac_key", values.key, "jwt-hmac-key", "JWT_HMAC_KEY", is_secret=True),
+    Setting(
+        "registration.hmac_key",
+        values.key,
+        "jwt-hmac-key",
+        "JWT_HMAC_KEY",
+        is_secret=True,
+        part_of="hmac_keys",
+        part=lambda key: (("", key),) if key else (),
+    ),
     Setting(
         "registration.named_keys",
         values.many(values.named_key),
         "jwt-named-key",
         shape=values.shape_lines,
         is_secret=True,
+        part_of="hmac_keys",
     ),
     Setting("registration.audience", values.text, "jwt-audience"),
     Setting("registration.issuer", values.text, "jwt-issuer"),
@@ -122,6 +149,12 @@ SETTINGS: Final = (
 )
 
 
+#: The sections of the file: name -> the group of `Config`.
+SECTIONS: Final[Mapping[str, type[Any]]] = {
+    each.name: type(each.default) for each in fields(Config) if is_dataclass(each.default)
+}
+
+
 def load(flags: Flags, environ: Environ) -> Config:
     """The configuration from all sources, each value checked; secrets may still be missing.
 
@@ -129,30 +162,17 @@ def load(flags: Flags, environ: Environ) -> Config:
     with the flag, variable or key to blame.
     """
     in_file = _read_config_file(flags, environ)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
     for setting in SETTINGS:
         given = _find(setting, flags, environ, in_file)
         if given is not None:
-            section, _, field = setting.key.rpartition(".")
-            found.setdefault(section, {})[field] = given
-    registration = found.get("registration", {})
-    unnamed = registration.pop("hmac_key", "")
-    named = registration.pop("named_keys", ())
-    registration["hmac_keys"] = (*((("", unnamed),) if unnamed else ()), *named)
-    top = found.get("", {})
-    if not found.get("proxy", {"listen": True}).get("listen", True):
+            section, field = found[setting.section], setting.field
+            section[field] = (*section.get(field, ()), *setting.part(given)) if setting.part_of else given
+    groups: dict[str, Any] = {name: group(**found[name]) for name, group in SECTIONS.items()}
+    config = Config(**groups, **found[""])
+    if not config.proxy.listen:
         raise ConfigError("listen-addr: at least one address is needed")
-    return Config(
-        proxy=Proxy(**found.get("proxy", {})),
-        registration=Registration(**registration),
-        plain_http=PlainHttp(**found.get("plain_http", {})),
-        tls=Tls(**found.get("tls", {})),
-        acme=Acme(**found.get("acme", {})),
-        timeouts=Timeouts(**found.get("timeouts", {})),
-        limits=Limits(**found.get("limits", {})),
-        log=Log(**found.get("log", {})),
-        **top,
-    )
+    return config
 
 
 def read_one(flag: str, flags: Flags, environ: Environ) -> Any:
@@ -234,15 +254,14 @@ def _read_config_file(flags: Flags, environ: Environ) -> dict[str, object]:
         raise ConfigError(f"{path}: no valid TOML: lists or tables are nested too deeply") from None
     secret_files = [f"{s.key}_file" for s in SETTINGS if s.is_secret]
     known = [s.key for s in SETTINGS] + secret_files
-    sections = {key.rpartition(".")[0] for key in known} - {""}
     found: dict[str, object] = {"": str(path)}
     for name, value in document.items():
-        if name in sections and not isinstance(value, dict):
+        if name in SECTIONS and not isinstance(value, dict):
             raise ConfigError(f"{path}: {name} must be a section: [{name}]")
-        if name not in sections and name not in known:
-            nearest = values.nearest(name, [key for key in known if "." not in key] + sorted(sections))
+        if name not in SECTIONS and name not in known:
+            nearest = values.nearest(name, [key for key in known if "." not in key] + sorted(SECTIONS))
             raise ConfigError(f'{path}: unknown key {values.shown(name)}: the nearest is "{nearest}"')
-        if not isinstance(value, dict) or name not in sections:
+        if not isinstance(value, dict) or name not in SECTIONS:
             found[name] = value
             continue
         for key, inner in value.items():

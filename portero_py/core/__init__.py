@@ -1,7 +1,8 @@
 """Decisions, pure: no asyncio, socket, clock or randomness; times are arguments.
 
 In reading order: `model` (the nouns), `names` (what a host or service name is), `registry` (the leases),
-`routing_table` (what the data plane needs of them), `router` (host -> service), `balancing/` (service ->
-backend); then `auth` and `admission` (who may register), `certificates` and `challenges` (what TLS presents),
-`counters` (what a worker counts), `expiry_queue` (what ends next), `acme/` (when and what to ask a CA).
+`routing_table` (what the data plane needs of them), `router` (host -> service), `health` (what a worker saw
+of backends), `balancing/` (service -> backend); then `auth` and `admission` (who may register),
+`certificates` and `challenges` (what TLS presents), `counters` (what a worker counts), `expiry_queue` (what
+ends next), `acme/` (when and what to ask a CA).
 """

@@ -8,6 +8,9 @@ An exchange adds to one count, of its service, method, status and duration at on
 are made when somebody asks. With thousands of services every table and list more that an exchange had to be
 counted in would be somewhere else in memory: that was 0.4 µs.
 
+A new count is one field here, which says how it is merged, and one row of the metrics: the feed carries it by
+itself.
+
 A service that no routing table knows any more is forgotten, everywhere: the worker drops its counts with the
 table that drops it, and so does control with what departed workers had counted. A table goes on to know a
 service for a while after its last lease (`registry.LINGER`), so whoever scrapes has seen the last counts. If
@@ -20,8 +23,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
 #: Upper bounds of the duration histogram, seconds; one more bucket takes the rest.
 DURATION_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -32,12 +35,40 @@ METHODS: Final = {
 }
 
 
+def _add(mine: float, theirs: float) -> float:
+    return mine + theirs
+
+
+def _add_each(mine: dict[Any, int], theirs: Mapping[Any, int]) -> dict[Any, int]:
+    for key, count in theirs.items():
+        mine[key] = mine.get(key, 0) + count
+    return mine
+
+
+def _add_services(
+    mine: dict[str, ServiceCounters], theirs: Mapping[str, ServiceCounters]
+) -> dict[str, ServiceCounters]:
+    for service, counted in theirs.items():
+        if service not in mine:
+            mine[service] = ServiceCounters()
+        mine[service].merge(counted)
+    return mine
+
+
+# What is said of a field: how another worker's is merged into it, and whether its keys are services.
+_SUMMED: Final[Mapping[str, Any]] = {"merge": _add}
+_COUNTED: Final[Mapping[str, Any]] = {"merge": _add_each}
+_COUNTED_BY_SERVICE: Final[Mapping[str, Any]] = {"merge": _add_each, "by_service": True}
+_SERVICES: Final[Mapping[str, Any]] = {"merge": _add_services, "by_service": True}
+
+
 @dataclass(slots=True)
 class ServiceCounters:
     """The finished exchanges of one service."""
 
-    exchanges: dict[tuple[str, int, int], int] = field(default_factory=dict)  # method, status, bucket
-    seconds: float = 0.0  # the sum of all durations
+    # method, status, bucket
+    exchanges: dict[tuple[str, int, int], int] = field(default_factory=dict, metadata=_COUNTED)
+    seconds: float = field(default=0.0, metadata=_SUMMED)  # of all durations
 
     def by_status(self) -> dict[tuple[str, int], int]:
         """How many there were of each method and status."""
@@ -55,27 +86,26 @@ class ServiceCounters:
 
     def merge(self, other: ServiceCounters) -> None:
         """Add another worker's counters of the same service."""
-        exchanges = self.exchanges
-        for key, count in other.exchanges.items():
-            exchanges[key] = exchanges.get(key, 0) + count
-        self.seconds += other.seconds
+        _merge_fields(self, other)
 
 
 @dataclass(slots=True)
 class Counters:
     """Everything that one worker counts. Adding two of them merges them."""
 
-    services: dict[str, ServiceCounters] = field(default_factory=dict)
-    handshakes: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # version, alpn, result
-    errors: Counter[str] = field(default_factory=Counter)  # reason
-    retries: Counter[str] = field(default_factory=Counter)  # service
-    bytes_in: int = 0
-    bytes_out: int = 0
-    connections_total: int = 0
-    connections_open: int = 0
-    exchanges_in_flight: int = 0
-    access_log_dropped: int = 0
-    tasks: int = 0  # of a worker process, as of its last report; 0 when control is in the same one
+    services: dict[str, ServiceCounters] = field(default_factory=dict, metadata=_SERVICES)
+    # version, alpn, result
+    handshakes: Counter[tuple[str, str, str]] = field(default_factory=Counter, metadata=_COUNTED)
+    errors: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # reason
+    retries: Counter[str] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE)
+    bytes_in: int = field(default=0, metadata=_SUMMED)
+    bytes_out: int = field(default=0, metadata=_SUMMED)
+    connections_total: int = field(default=0, metadata=_SUMMED)
+    connections_open: int = field(default=0, metadata=_SUMMED)
+    exchanges_in_flight: int = field(default=0, metadata=_SUMMED)
+    access_log_dropped: int = field(default=0, metadata=_SUMMED)
+    # of a worker process, as of its last report; 0 when control is in the same one
+    tasks: int = field(default=0, metadata=_SUMMED)
 
     def exchange_done(self, service: str, method: bytes, status: int, seconds: float) -> None:
         """Count one finished exchange; `method` may be anything."""
@@ -89,26 +119,21 @@ class Counters:
 
     def keep_only(self, services: Mapping[str, object]) -> None:
         """Forget what was counted for services that are not in `services`; "" stays, which is none."""
-        for name in [name for name in self.services if name and name not in services]:
-            del self.services[name]
-        for name in [name for name in self.retries if name and name not in services]:
-            del self.retries[name]
+        for each in fields(self):
+            if each.metadata.get("by_service"):
+                counted = getattr(self, each.name)
+                for name in [name for name in counted if name and name not in services]:
+                    del counted[name]
 
     def merge(self, other: Counters) -> None:
         """Add another worker's counters to these."""
-        for service, theirs in other.services.items():
-            mine = self.services.get(service)
-            if mine is None:
-                self.services[service] = ServiceCounters(theirs.exchanges.copy(), theirs.seconds)
-            else:
-                mine.merge(theirs)
-        self.handshakes.update(other.handshakes)
-        self.errors.update(other.errors)
-        self.retries.update(other.retries)
-        self.bytes_in += other.bytes_in
-        self.bytes_out += other.bytes_out
-        self.connections_total += other.connections_total
-        self.connections_open += other.connections_open
-        self.exchanges_in_flight += other.exchanges_in_flight
-        self.access_log_dropped += other.access_log_dropped
-        self.tasks += other.tasks
+        _merge_fields(self, other)
+
+
+# Private
+
+
+def _merge_fields(mine: Any, theirs: Any) -> None:
+    for each in fields(mine):
+        merge = each.metadata["merge"]
+        setattr(mine, each.name, merge(getattr(mine, each.name), getattr(theirs, each.name)))

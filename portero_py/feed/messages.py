@@ -15,10 +15,9 @@ The worker says `Hello` first, with all that a control process needs which has j
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -33,6 +32,8 @@ from portero_py.errors import FeedError
 MAX_FRAME: Final = 256 << 20
 
 _LENGTH: Final = 4
+
+_Counted = TypeVar("_Counted", Counters, ServiceCounters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,32 +284,33 @@ def _challenges_from(content: dict[str, Any]) -> Challenges:
 
 
 def _counters_to(counters: Counters) -> dict[str, Any]:
-    # JSON knows no tuples as keys: a mapping is a list of pairs.
-    values = {each.name: getattr(counters, each.name) for each in fields(Counters)}
-    content = {
-        name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()
-    }
-    content["services"] = [
-        (service, list(counted.exchanges.items()), counted.seconds)
-        for service, counted in counters.services.items()
-    ]
+    content = _counts_to(counters)
+    content["services"] = [(name, _counts_to(counted)) for name, counted in counters.services.items()]
     return content
 
 
 def _counters_from(content: dict[str, Any]) -> Counters:
-    counters = Counters()
-    for name, value in content.items():
-        if name == "services":
-            counters.services = {
-                service: ServiceCounters({tuple(key): count for key, count in exchanges}, seconds)
-                for service, exchanges, seconds in value
-            }
-        elif isinstance(value, list):
-            pairs = {tuple(key) if isinstance(key, list) else key: each for key, each in value}
-            setattr(counters, name, Counter(pairs))
-        else:
-            setattr(counters, name, value)
+    counters = _counts_from(Counters(), {**content, "services": None})
+    counters.services = {name: _counts_from(ServiceCounters(), each) for name, each in content["services"]}
     return counters
+
+
+def _counts_to(counted: Counters | ServiceCounters) -> dict[str, Any]:
+    # JSON knows no tuples as keys: a mapping is a list of pairs.
+    values = {each.name: getattr(counted, each.name) for each in fields(counted)}
+    return {name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()}
+
+
+def _counts_from(counted: _Counted, content: dict[str, Any]) -> _Counted:
+    """Fill `counted`, which is empty. A field that is not in `content` stays so."""
+    for each in fields(counted):
+        value = content.get(each.name)
+        if isinstance(value, list):
+            counts = {tuple(key) if isinstance(key, list) else key: count for key, count in value}
+            getattr(counted, each.name).update(counts)
+        elif value is not None:
+            setattr(counted, each.name, value)
+    return counted
 
 
 def _departed_to(departed: Departed) -> dict[str, Any]:

@@ -342,7 +342,7 @@ class Exchange(RequestSide):
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
         surroundings = self._surroundings
-        lease = surroundings.balancers.pick(service, now, self._excluded or ())
+        lease = surroundings.balancers.pick(service, now, self._excluded or (), self.head)
         if lease is None:
             self._refuse(error or NoBackend("no backend can take the request now"))
             return

@@ -13,9 +13,10 @@ import secrets
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from portero_py.core.balancing.round_robin import Balancers
+from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.counters import Counters
+from portero_py.core.health import Health
 from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
@@ -61,7 +62,7 @@ class Surroundings:
         self.counters = Counters()
         self.draining = False
         self.router = Router()
-        self.balancers = Balancers(start)
+        self.health = Health()
         self._log_descriptor = log_descriptor
         self._log_lock = log_lock
         self._request_prefix = secrets.token_hex(8).encode()
@@ -73,6 +74,7 @@ class Surroundings:
         self.table = RoutingTable()
         self.certificates = CertificateTable()
         self.pools = Pools(loop, self.router, self.table)
+        self.balancers = Balancers(self.pools, self.health, start)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)

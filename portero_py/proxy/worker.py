@@ -140,6 +140,7 @@ class Worker:
             self._pruning = self._loop.call_soon(self._prune)
             return
         surroundings.counters.keep_only(surroundings.table.services)
+        surroundings.health.retain(surroundings.table)
         self._pruning = None
         if surroundings.pools.are_behind:
             self._prune_later()

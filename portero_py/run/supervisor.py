@@ -40,7 +40,7 @@ from portero_py.config.model import Config
 from portero_py.config.sources import Environ, Flags
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
-from portero_py.run import held_signals, logs, preflight, tuning
+from portero_py.run import debugging, held_signals, logs, preflight, tuning
 from portero_py.run.children import CONTROL, Inheritance, run_control, run_worker
 from portero_py.run.live_configuration import read_again
 from portero_py.run.processes import UNUSABLE, Board, Child
@@ -71,6 +71,8 @@ def run(flags: Flags, environ: Environ) -> int:
     read = partial(sources.load, flags, environ)
     config = read()
     logs.set_up(config.log.level, environ)
+    if config.log.level == "debug":
+        debugging.watch()
     for warning in preflight.require(config):
         _log.warning("%s", warning)
     preflight.make_directories(config)

@@ -133,18 +133,25 @@ class TestSources:
         )
         assert {case[0] for case in mark.args[1]} == {s.flag for s in SETTINGS if s.flag}
 
-    def test_every_field_of_the_configuration_is_a_key_of_the_file(self) -> None:
+    def test_every_field_of_the_configuration_has_a_row_and_every_row_a_field(self) -> None:
         expected = set()
         for group in fields(Config):
             inner = getattr(Config(), group.name)
             expected |= (
-                {f"{group.name}.{each.name}" for each in fields(inner)}
+                {(group.name, each.name) for each in fields(inner)}
                 if is_dataclass(inner)
-                else {group.name}
+                else {("", group.name)}
             )
-        keys = {setting.key for setting in SETTINGS}
-        made_of = {"registration.hmac_key", "registration.named_keys"}
-        assert keys - made_of == expected - {"registration.hmac_keys"}
+        assert {(setting.section, setting.field) for setting in SETTINGS} == expected
+        keys = [setting.key for setting in SETTINGS]
+        assert sorted(set(keys)) == sorted(keys)
+
+    def test_a_field_has_one_row_unless_it_is_made_of_parts(self) -> None:
+        whole = [(setting.section, setting.field) for setting in SETTINGS if not setting.part_of]
+        parts = [(setting.section, setting.field) for setting in SETTINGS if setting.part_of]
+        assert len(set(whole)) == len(whole)
+        assert set(parts) == {("registration", "hmac_keys")}
+        assert not set(parts) & set(whole)
 
     def test_an_empty_variable_counts_as_not_set(self) -> None:
         assert load({}, {"PORTERO_LISTEN_ADDR": "", "PORTERO_WORKERS": ""}) == Config()

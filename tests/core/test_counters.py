@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from portero_py.core.counters import DURATION_BUCKETS, Counters
+from collections import Counter
+from dataclasses import fields
+
+import pytest
+
+from portero_py.core.counters import DURATION_BUCKETS, Counters, ServiceCounters
 
 
 def test_an_exchange_is_counted_by_service_method_and_status_and_by_its_duration() -> None:
@@ -51,6 +56,41 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         (two.services["other.example"], ("PUT", 503)),
     ):
         assert (counted.by_status(), sum(counted.by_duration()), counted.seconds) == ({key: 1}, 1, 0.5)
+
+
+def full(number: int) -> Counters:
+    """Counters with `number` in each field, whatever it is called."""
+    counters = Counters()
+    for each in fields(Counters):
+        value = getattr(counters, each.name)
+        if isinstance(value, Counter):
+            value["gone.example"] = number
+        elif isinstance(value, dict):
+            value["gone.example"] = ServiceCounters({("GET", 200, 3): number}, float(number))
+        else:
+            setattr(counters, each.name, number)
+    return counters
+
+
+@pytest.mark.parametrize("counted", [Counters, ServiceCounters])
+def test_each_field_says_how_it_is_merged(counted: type[Counters | ServiceCounters]) -> None:
+    assert [each.name for each in fields(counted) if not callable(each.metadata.get("merge"))] == []
+
+
+def test_no_field_is_forgotten_when_counters_are_merged() -> None:
+    total = Counters()
+    total.merge(full(2))
+    assert total == full(2)
+    total.merge(full(3))
+    assert total == full(5)
+
+
+def test_whatever_is_counted_by_service_is_forgotten_with_it() -> None:
+    counters = full(2)
+    counters.keep_only({})
+    left = {each.name for each in fields(Counters) if getattr(counters, each.name) in ({}, 0)}
+    assert left == {each.name for each in fields(Counters) if each.metadata.get("by_service")}
+    assert left == {"services", "retries"}
 
 
 def test_the_counts_of_services_that_are_gone_are_forgotten_and_nothing_else() -> None:

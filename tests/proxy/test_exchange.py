@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from portero_py.core.balancing.round_robin import Balancers
+from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.certificates import Certificate
 from portero_py.core.model import Service
 from portero_py.core.routing_table import RoutingTable

@@ -10,10 +10,11 @@ from portero_py.core.registry import LINGER, Registry
 from portero_py.proxy.worker import Worker
 
 
-async def test_it_forgets_what_it_counted_for_services_that_are_gone() -> None:
+async def test_it_forgets_what_it_counted_and_saw_of_services_that_are_gone() -> None:
     worker, registry = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), Registry()
     for service, ttl in (("gone.example", 1), ("stays.example", 10_000)):
         registry.register(LeaseRequest(service, Backend("::1", 1), ttl), 0.0)
+        worker._surroundings.health.failed(registry.table.services[service].leases[0])
         worker.counters.exchange_done(service, b"GET", 200, 0.1)
     try:
         registry.expire(1.0)
@@ -24,5 +25,6 @@ async def test_it_forgets_what_it_counted_for_services_that_are_gone() -> None:
             while "gone.example" in worker.counters.services:
                 await asyncio.sleep(0.005)
         assert set(worker.counters.services) == {"stays.example"}
+        assert len(worker._surroundings.health) == 1
     finally:
         await worker.drain(0.0)

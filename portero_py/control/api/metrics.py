@@ -5,6 +5,8 @@ Portero's names are kept: `portero_registry_hosts`, `portero_registry_services`,
 A scrape first takes a snapshot on the event loop (a copy of plain numbers), then writes the text in a thread:
 with thousands of services that is a second of work, in which a single-process proxy must go on serving.
 Nothing is in prometheus-client's process-wide registry.
+
+A new metric of the data plane is a field of `Counters` and a row of `ROWS`.
 """
 
 from __future__ import annotations
@@ -12,19 +14,17 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.metrics_core import CounterMetricFamily as _Counter
+from prometheus_client.metrics_core import GaugeMetricFamily as _Gauge
+from prometheus_client.metrics_core import HistogramMetricFamily as _Histogram
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import portero_py
@@ -124,140 +124,138 @@ class _Snapshot(Collector):
     tasks: int  # of this process
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._control()
-        yield from self._exchanges()
-        yield from self._connections()
+        for row in ROWS:
+            family = row.kind(f"portero_{row.name}", row.meaning, labels=row.labels)
+            found = row.read(self)
+            for label, value in (found if row.labels else {(): found}).items():
+                values = value if isinstance(value, tuple) else (value,)
+                family.add_metric((label,) if isinstance(label, str) else label, *values)
+            yield family
 
-    def _control(self) -> Iterator[Metric]:
-        yield _gauge("registry_hosts", "Distinct host names that have a backend", self.hosts)
-        yield _gauge("registry_services", "Known services, with or without a backend", self.services)
-        yield _gauge("registry_backends", "Leases", self.backends)
-        yield _counters(
-            "registrations",
-            "Answers to /register",
-            ["result"],
-            (((result,), count) for result, count in self.registrations.items()),
-        )
-        expiry = GaugeMetricFamily(
-            "portero_certificate_expiry_timestamp_seconds",
-            "End of a certificate's validity, since the epoch",
-            labels=["name"],
-        )
-        for name, timestamp in self.expiries.items():
-            expiry.add_metric([name], timestamp)
-        yield expiry
-        yield _counters(
-            "certificate_reloads",
-            "Certificate pairs read again",
-            ["result"],
-            (((result,), count) for result, count in self.reloads.items()),
-        )
-        yield _counters(
-            "acme_attempts",
-            "Attempts to get a certificate by ACME",
-            ["result"],
-            (((result,), count) for result, count in self.acme.items()),
-        )
-        yield _counters(
-            "faults",
-            "Faults of portero's own that it survived",
-            ["where"],
-            (((where,), count) for where, count in self.faults.items()),
-        )
-        yield _counters(
-            "worker_restarts",
-            "Processes that died or hung and were replaced",
-            ["worker"],
-            (((worker,), count) for worker, count in self.restarts.items()),
-        )
-        yield _gauge("feed_subscribers", "Workers that get every new table", self.subscribers)
-        # What only ever grows is a leak, what falls is something that has ended and should not.
-        tasks = GaugeMetricFamily("portero_tasks", "Tasks of the event loops", labels=["process"])
-        tasks.add_metric(["control"], self.tasks)
-        tasks.add_metric(["workers"], self.counters.tasks)
-        yield tasks
-        build = GaugeMetricFamily(
-            "portero_build_info", "Versions, as labels", labels=["version", "python_version"]
-        )
-        build.add_metric([portero_py.__version__, platform.python_version()], 1)
-        yield build
 
-    def _exchanges(self) -> Iterator[Metric]:
-        counters = self.counters
-        yield _counters(
-            "requests",
-            "Finished exchanges",
-            ["service", "method", "status"],
-            (
-                ((service, method, str(status)), count)
-                for service, counted in counters.services.items()
-                for (method, status), count in counted.by_status().items()
-            ),
-        )
-        durations = HistogramMetricFamily(
-            "portero_request_duration_seconds",
-            "From the request's head to the end of the exchange",
-            labels=["service"],
-        )
-        for service, counted in counters.services.items():
-            buckets = list(zip(_BOUNDS, accumulate(counted.by_duration()), strict=True))
-            durations.add_metric([service], buckets, counted.seconds)
-        yield durations
-        yield _gauge("requests_in_flight", "Exchanges that are going on", counters.exchanges_in_flight)
-        yield _counters(
-            "retries",
-            "Requests sent again, to another backend or on a fresh connection",
-            ["service"],
-            (((service,), count) for service, count in counters.retries.items()),
-        )
-        yield _counters(
-            "errors",
-            "Exchanges and connections that failed",
-            ["reason"],
-            (((reason,), count) for reason, count in counters.errors.items()),
-        )
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One metric, `portero_<name>`; the exposition adds `_total` to a counter's.
 
-    def _connections(self) -> Iterator[Metric]:
-        counters = self.counters
-        yield _gauge("connections_open", "Downstream connections", counters.connections_open)
-        yield _counters(
-            "connections", "Downstream connections accepted", [], [((), counters.connections_total)]
-        )
-        yield _counters(
-            "tls_handshakes",
-            "Downstream TLS handshakes",
-            ["version", "alpn", "result"],
-            counters.handshakes.items(),
-        )
-        yield _counters(
-            "bytes",
-            "Body bytes from clients (in) and to clients (out)",
-            ["direction"],
-            [(("in",), counters.bytes_in), (("out",), counters.bytes_out)],
-        )
-        yield _counters(
-            "access_log_dropped",
-            "Access log records that the log's reader was too slow for",
-            [],
-            [((), counters.access_log_dropped)],
-        )
+    `read` gives the number. With one label it is a mapping of that label's values to numbers, with several
+    one of tuples of them. A histogram has (cumulative buckets, sum) for a number.
+    """
+
+    kind: type[_Gauge | _Counter | _Histogram]
+    name: str
+    meaning: str
+    labels: tuple[str, ...]
+    read: Callable[[_Snapshot], Any]
+
+
+def _requests(snapshot: _Snapshot) -> dict[tuple[str, str, str], int]:
+    return {
+        (service, method, str(status)): count
+        for service, counted in snapshot.counters.services.items()
+        for (method, status), count in counted.by_status().items()
+    }
+
+
+def _durations(snapshot: _Snapshot) -> dict[str, tuple[list[tuple[str, int]], float]]:
+    return {
+        service: (list(zip(_BOUNDS, accumulate(counted.by_duration()), strict=True)), counted.seconds)
+        for service, counted in snapshot.counters.services.items()
+    }
+
+
+#: Everything that a scrape shows, in this order; each field of `Counters` in one row at least.
+ROWS: Final = (
+    _Row(_Gauge, "registry_hosts", "Distinct host names that have a backend", (), lambda s: s.hosts),
+    _Row(_Gauge, "registry_services", "Known services, with or without a backend", (), lambda s: s.services),
+    _Row(_Gauge, "registry_backends", "Leases", (), lambda s: s.backends),
+    _Row(_Counter, "registrations", "Answers to /register", ("result",), lambda s: s.registrations),
+    _Row(
+        _Gauge,
+        "certificate_expiry_timestamp_seconds",
+        "End of a certificate's validity, since the epoch",
+        ("name",),
+        lambda s: s.expiries,
+    ),
+    _Row(_Counter, "certificate_reloads", "Certificate pairs read again", ("result",), lambda s: s.reloads),
+    _Row(_Counter, "acme_attempts", "Attempts to get a certificate by ACME", ("result",), lambda s: s.acme),
+    _Row(_Counter, "faults", "Faults of portero's own that it survived", ("where",), lambda s: s.faults),
+    _Row(
+        _Counter,
+        "worker_restarts",
+        "Processes that died or hung and were replaced",
+        ("worker",),
+        lambda s: s.restarts,
+    ),
+    _Row(_Gauge, "feed_subscribers", "Workers that get every new table", (), lambda s: s.subscribers),
+    # What only ever grows is a leak, what falls is something that has ended and should not.
+    _Row(
+        _Gauge,
+        "tasks",
+        "Tasks of the event loops",
+        ("process",),
+        lambda s: {"control": s.tasks, "workers": s.counters.tasks},
+    ),
+    _Row(
+        _Gauge,
+        "build_info",
+        "Versions, as labels",
+        ("version", "python_version"),
+        lambda _: {(portero_py.__version__, platform.python_version()): 1},
+    ),
+    _Row(_Counter, "requests", "Finished exchanges", ("service", "method", "status"), _requests),
+    _Row(
+        _Histogram,
+        "request_duration_seconds",
+        "From the request's head to the end of the exchange",
+        ("service",),
+        _durations,
+    ),
+    _Row(
+        _Gauge,
+        "requests_in_flight",
+        "Exchanges that are going on",
+        (),
+        lambda s: s.counters.exchanges_in_flight,
+    ),
+    _Row(
+        _Counter,
+        "retries",
+        "Requests sent again, to another backend or on a fresh connection",
+        ("service",),
+        lambda s: s.counters.retries,
+    ),
+    _Row(
+        _Counter, "errors", "Exchanges and connections that failed", ("reason",), lambda s: s.counters.errors
+    ),
+    _Row(_Gauge, "connections_open", "Downstream connections", (), lambda s: s.counters.connections_open),
+    _Row(
+        _Counter, "connections", "Downstream connections accepted", (), lambda s: s.counters.connections_total
+    ),
+    _Row(
+        _Counter,
+        "tls_handshakes",
+        "Downstream TLS handshakes",
+        ("version", "alpn", "result"),
+        lambda s: s.counters.handshakes,
+    ),
+    _Row(
+        _Counter,
+        "bytes",
+        "Body bytes from clients (in) and to clients (out)",
+        ("direction",),
+        lambda s: {"in": s.counters.bytes_in, "out": s.counters.bytes_out},
+    ),
+    _Row(
+        _Counter,
+        "access_log_dropped",
+        "Access log records that the log's reader was too slow for",
+        (),
+        lambda s: s.counters.access_log_dropped,
+    ),
+)
 
 
 def _text(snapshot: _Snapshot) -> bytes:
     registry = CollectorRegistry()
     registry.register(snapshot)
     return generate_latest(registry)
-
-
-def _gauge(name: str, meaning: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"portero_{name}", meaning, value)
-
-
-def _counters(
-    name: str, meaning: str, labels: list[str], samples: Iterable[tuple[tuple[str, ...], float]]
-) -> Metric:
-    """A counter family; the exposition adds `_total` to its name."""
-    family = CounterMetricFamily(f"portero_{name}", meaning, labels=labels)
-    for values, count in samples:
-        family.add_metric(values, count)
-    return family

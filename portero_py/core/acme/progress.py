@@ -35,7 +35,8 @@ class Step(Enum):
     ISSUED = "issued"
 
 
-_LEADS_TO: Final = {
+#: Step -> those that may follow.
+TRANSITIONS: Final[Mapping[Step, frozenset[Step]]] = {
     Step.IDLE: frozenset({Step.ORDERED}),
     Step.ORDERED: frozenset({Step.FINALIZED, Step.ISSUED, Step.IDLE}),
     Step.FINALIZED: frozenset({Step.ISSUED, Step.IDLE}),
@@ -144,7 +145,7 @@ class Progress:
     # Private
 
     def _to(self, step: Step) -> Progress:
-        if step not in _LEADS_TO[self.step]:
+        if step not in TRANSITIONS[self.step]:
             raise ValueError(f"an order that is {self.step.value} cannot become {step.value}")
         return replace(self, step=step)
 

@@ -1,6 +1,6 @@
-"""Service -> backend: whose turn it is.
+"""Round robin: whose turn it is.
 
-Round robin over a queue, not over an index: an index into a list that changes gives somebody two turns.
+The turns go over a queue, not over an index: an index into a list that changes gives somebody two turns.
 Whoever is picked goes to the back; who joins joins at the back; who leaves just leaves; who renews keeps his
 place, also at a new address. So among those who stay the order never changes, and in any round everybody has
 one turn.
@@ -18,9 +18,6 @@ The queue is reconciled when the Service object is another one than last time (t
 every change), never by comparing. Ended, draining and excluded ones are passed over, which is their turn. Who
 is excluded has mostly just had a turn and stands at the back: an exchange that tries all of n leases looks at
 about n. They are excluded by instance id, whose hash is at hand; that of a Backend is made anew each time.
-
-With one lease there are no turns, hence no queue: of thousands of services most have one, and a queue for
-each is 1 KB of memory that a request would have to fetch from far away.
 """
 
 from __future__ import annotations
@@ -28,27 +25,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
+from portero_py.core.balancing.policy import Claims, Policy
+from portero_py.core.health import Health
 from portero_py.core.model import Lease, Service
-from portero_py.core.routing_table import RoutingTable
+from portero_py.wire.message import RequestHead
 
 
-class Balancer:
-    """The turns of one service in one worker. `start` shifts the first round: each worker has its own."""
+class RoundRobin(Policy):
+    """The turns of one service in one worker. `start` shifts the first round."""
 
-    __slots__ = ("_credit", "_queue", "_service", "_start", "_weighted")
+    __slots__ = ("_credit", "_queue", "_service", "_weighted")
 
-    def __init__(self, start: int = 0) -> None:
-        self._start = start
+    def __init__(self, start: int, claims: Claims, health: Health) -> None:
+        super().__init__(start, claims, health)
         self._service: Service | None = None
         self._queue: deque[Lease] = deque()
         self._weighted = False
         self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
 
-    def pick(self, service: Service, now: float, excluded: Collection[str] = ()) -> Lease | None:
-        """The lease whose turn it is; None when none can serve at `now` but the `excluded` (instance ids).
-
-        Always the same service, by name. 0.2 µs with 100 leases of equal weight.
-        """
+    def pick(
+        self, service: Service, now: float, excluded: Collection[str], head: RequestHead
+    ) -> Lease | None:
+        """The lease whose turn it is, whatever is asked for; see `Policy.pick`."""
         if service is not self._service:
             self._reconcile(service)
         if self._weighted:
@@ -83,7 +81,7 @@ class Balancer:
         queue = deque(now_held.pop(lease.instance_id) for lease in former if lease.instance_id in now_held)
         queue.extend(now_held.values())
         if self._service is None and queue:
-            queue.rotate(-(self._start % len(queue)))
+            queue.rotate(-(self.start % len(queue)))
         self._service = service
         self._queue = queue
         self._weighted = len({lease.weight for lease in queue}) > 1
@@ -103,37 +101,3 @@ class Balancer:
 
 def _total(queue: deque[Lease]) -> int:
     return sum([lease.weight for lease in queue])
-
-
-class Balancers:
-    """The balancers of all services of one worker that have, or had, several leases."""
-
-    __slots__ = ("_balancers", "_start")
-
-    def __init__(self, start: int = 0) -> None:
-        self._start = start
-        self._balancers: dict[str, Balancer] = {}
-
-    def __len__(self) -> int:
-        return len(self._balancers)
-
-    def pick(self, service: Service, now: float, excluded: Collection[str] = ()) -> Lease | None:
-        """As `Balancer.pick`, for any service."""
-        if len(service.leases) > 1:
-            balancer = self._balancers.get(service.name)
-            if balancer is None:
-                balancer = self._balancers[service.name] = Balancer(self._start)
-            return balancer.pick(service, now, excluded)
-        for lease in service.leases:  # one or none
-            if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
-                return lease
-        return None
-
-    def retain(self, table: RoutingTable) -> None:
-        """Forget the balancers of services that `table` does not have, once they outnumber its services.
-
-        Call it when the table is swapped: it costs nothing then, because a swap comes with every renewal.
-        """
-        services = table.services
-        if len(self._balancers) > len(services):
-            self._balancers = {name: kept for name, kept in self._balancers.items() if name in services}

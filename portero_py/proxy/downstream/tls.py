@@ -34,7 +34,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from portero_py.proxy.deadlines import DeadlineWheel
     from portero_py.proxy.downstream.sni import FrontTls
@@ -54,6 +54,14 @@ class State(Enum):
 
 
 _HANDSHAKE, _OPEN, _ENDING, _CLOSED = State
+
+#: State -> those that may follow.
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    _HANDSHAKE: frozenset({_OPEN, _ENDING, _CLOSED}),
+    _OPEN: frozenset({_ENDING, _CLOSED}),
+    _ENDING: frozenset({_CLOSED}),
+    _CLOSED: frozenset({_CLOSED}),
+}
 
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):

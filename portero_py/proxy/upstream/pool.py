@@ -27,6 +27,7 @@ import ssl
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
+from portero_py.core.balancing.policy import Claims
 from portero_py.core.names import normalise_host
 from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, UpstreamTlsFailed
 
@@ -228,7 +229,7 @@ class BackendPool:
             raise OutOfDescriptors("there is no descriptor left for a connection to a backend") from failure
 
 
-class Pools:
+class Pools(Claims):
     """All pools of a worker. `connector` makes their connections: to be set before the first is asked for.
 
     `follow(table)` with every new table, then `prune()`, in turns of the event loop of its own, until it
@@ -260,6 +261,13 @@ class Pools:
         server_name = normalise_host(authority) or ""
         key = (backend, server_name)
         return self._pools.get(key) or self._make(key, backend, server_name, authority)
+
+    def claims_of(self, backend: Backend) -> int:
+        """How many exchanges hold `backend` now, under whatever server name."""
+        if not backend.use_tls:
+            pool = self._pools.get((backend.host, backend.port, backend.protocol, backend.tls_fingerprint))
+            return 0 if pool is None else pool.claims
+        return sum([self._pools[key].claims for key in self._tls_keys.get(backend, ())])
 
     def watch(self, pool: BackendPool, service: str) -> None:
         """Look whether the backend is there still, when the next comparison has come to its end."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -32,6 +35,55 @@ class Scrape:
 
 async def scraped(metrics: Metrics) -> Scrape:
     return Scrape((await metrics.scrape()).decode())
+
+
+def counted() -> Counters:
+    """Counters with something in each field."""
+    counters = Counters()
+    counters.exchange_done("a.example", b"GET", 200, 0.001)
+    counters.exchange_done("a.example", b"GET", 200, 0.25)
+    counters.exchange_done("a.example", b"BREW", 503, 100.0)
+    counters.exchange_done("", b"GET", 404, 0.002)
+    counters.exchanges_in_flight = 4
+    counters.connections_open = 5
+    counters.connections_total = 6
+    counters.handshakes["TLSv1.3", "h2", "ok"] = 7
+    counters.handshakes["", "", "tls_client_hello"] = 2
+    counters.retries["a.example"] = 8
+    counters.errors["no_backend"] = 9
+    counters.bytes_in = 10
+    counters.bytes_out = 11
+    counters.access_log_dropped = 12
+    counters.tasks = 13
+    return counters
+
+
+async def test_a_scrape_is_what_dashboards_and_alerts_were_written_for() -> None:
+    registry = Registry()
+    for port in (1, 2):
+        registry.register(LeaseRequest("a.example", Backend("::1", port), 30), now=0.0)
+    restarts = {"0": 1, "control": 2}
+    metrics = Metrics(registry, counted, restarts=lambda: restarts, subscribers=lambda: 3)
+    metrics.registration("registered")
+    metrics.certificate_reload("ok")
+    metrics.acme_attempt("issued")
+    metrics.fault("feed")
+    metrics.certificates({"a.example": 1_800_000_000.0})
+    text = (await metrics.scrape()).decode()
+    text = re.sub(r"(portero_build_info){.*} 1.0", r"\1 VERSIONS", text)
+    text = re.sub(r"(portero_tasks{process=\"control\"}) .*", r"\1 TASKS", text)
+    assert text == (Path(__file__).parent / "scrape.txt").read_text()
+
+
+async def test_no_field_of_the_counters_goes_without_a_row() -> None:
+    async def shown(counters: Counters) -> bytes:
+        return await Metrics(Registry(), lambda: counters).scrape()
+
+    nothing, everything = await shown(Counters()), counted()
+    for each in fields(Counters):
+        value = getattr(everything, each.name)
+        assert value, f"{each.name}: give it a value in counted()"
+        assert await shown(replace(Counters(), **{each.name: value})) != nothing, each.name
 
 
 async def test_the_registry_is_shown_under_porteros_names() -> None:

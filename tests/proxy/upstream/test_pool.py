@@ -51,6 +51,21 @@ async def test_equal_backends_share_a_pool_and_others_do_not(world: World) -> No
     assert len({pool, *differing}) == 1 + len(other)
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_the_claims_of_a_backend_are_those_under_all_server_names(world: World, tls: bool) -> None:
+    backend = Backend("127.0.0.1", 9, use_tls=tls)
+    assert world.pools.claims_of(backend) == 0
+    held = []
+    for name in (b"app.example", b"other.example"):
+        held.append(world.pools.of(backend, name))
+        held[-1].claims += 1
+    assert world.pools.claims_of(replace(backend)) == 2
+    assert world.pools.claims_of(replace(backend, port=10)) == 0
+    for each in held:
+        each.claims -= 1
+    assert world.pools.claims_of(backend) == 0
+
+
 async def test_an_idle_connection_is_closed_after_its_time(world: World) -> None:
     backend = await world.idle_backend()
     await world.pass_time(IDLE_SECONDS - 1)

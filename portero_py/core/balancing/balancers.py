@@ -1,0 +1,66 @@
+"""All services' balancers of one worker: service -> backend.
+
+With one lease there is nothing to choose, hence no policy: of thousands of services most have one, and a
+queue of turns for each is 1 KB of memory that a request would have to fetch from far away. A policy is made
+when a service has its second lease, and outlives a time with fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from portero_py.core.balancing.policy import Claims, Policy
+from portero_py.core.balancing.round_robin import RoundRobin
+from portero_py.core.health import Health
+from portero_py.core.model import Lease, Service
+from portero_py.core.routing_table import RoutingTable
+from portero_py.wire.message import RequestHead
+
+#: Every policy under its name.
+POLICIES: Final[Mapping[str, type[Policy]]] = {
+    "round-robin": RoundRobin,
+}
+
+
+class Balancers:
+    """The policies of all services of one worker that have, or had, several leases.
+
+    `claims` and `health` are what the worker knows of backends, `start` is another number in each worker;
+    `policy` names the one by which services are balanced.
+    """
+
+    __slots__ = ("_claims", "_health", "_policies", "_policy", "_start")
+
+    def __init__(self, claims: Claims, health: Health, start: int = 0, policy: str = "round-robin") -> None:
+        self._claims = claims
+        self._health = health
+        self._start = start
+        self._policy = POLICIES[policy]
+        self._policies: dict[str, Policy] = {}
+
+    def __len__(self) -> int:
+        return len(self._policies)
+
+    def pick(
+        self, service: Service, now: float, excluded: Collection[str], head: RequestHead
+    ) -> Lease | None:
+        """As `Policy.pick`, for any service. 0.2 µs with 100 leases of equal weight."""
+        if len(service.leases) > 1:
+            policy = self._policies.get(service.name)
+            if policy is None:
+                policy = self._policies[service.name] = self._policy(self._start, self._claims, self._health)
+            return policy.pick(service, now, excluded, head)
+        for lease in service.leases:  # one or none
+            if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
+                return lease
+        return None
+
+    def retain(self, table: RoutingTable) -> None:
+        """Forget the policies of services that `table` does not have, once they outnumber its services.
+
+        Call it when the table is swapped: it costs nothing then, because a swap comes with every renewal.
+        """
+        services = table.services
+        if len(self._policies) > len(services):
+            self._policies = {name: kept for name, kept in self._policies.items() if name in services}
