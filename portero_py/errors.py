@@ -42,7 +42,7 @@ class BadSnapshot(PorteroError):
     reason = "bad_snapshot"
 
 
-# Registration (DESIGN.md, section 6)
+# Registration (docs/registration.md)
 
 
 class RegistrationError(PorteroError):

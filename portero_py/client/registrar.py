@@ -66,7 +66,7 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a backend says of itself (DESIGN.md, section 6). `host` is an IP address without brackets."""
+    """What a backend says of itself (docs/registration.md). `host` is an IP address without brackets."""
 
     service_name: str
     host: str

@@ -1,7 +1,7 @@
 """Secret, token and brake together: may this request to the registration API go on?
 
 The rules
-- The secret comes first, then the token; the first that fails names the error (DESIGN 6).
+- The secret comes first, then the token; the first that fails names the error.
 - Failures are counted per peer. A peer that has used them up gets `RateLimited` for every further failure.
 - Right credentials pass all the same: a broken agent must not keep its neighbours behind one address from
   renewing their leases. That costs no safety, because a peer past its limit learns nothing of either half

@@ -1,7 +1,7 @@
 """Who may register: a shared secret, a signed token, and a brake for those who fail.
 
 The rules
-- The secret and the token are both needed; each failure is a typed error with its own status (DESIGN 6).
+- The secret and the token are both needed; each failure is a typed error with its own status.
 - Secrets are compared in constant time, by their SHA-256, so that not even the length shows.
 - Tokens are JWTs signed with HS256 and nothing else: what the token itself says about its algorithm is never
   believed. `exp` is required; `nbf` is honoured with a minute of tolerance for another machine's clock.

@@ -1,4 +1,4 @@
-"""Every row of DESIGN 7: the answers that the proxy gives by itself."""
+"""Every row of the table in docs/operations.md: the answers that the proxy gives by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DESIGN.md, section 6, row by row, over a real server on loopback."""
+"""docs/registration.md, row by row, over a real server on loopback."""
 
 from __future__ import annotations
 
