@@ -59,6 +59,7 @@ LARGEST_STREAM: Final = 2**31 - 1
 FRAME_LIMIT: Final = 16_384
 
 _SETTING = Struct(">HL")
+SETTING_SIZE: Final = _SETTING.size
 _LONG = Struct(">L")
 
 

@@ -20,6 +20,7 @@ from portero_py.wire.http2.frames import (
     ConnectionFault,
     ErrorCode,
 )
+from portero_py.wire.http2.stream import Stream
 from portero_py.wire.message import ResponseHead
 from tests.wire.http2.dialogue import GET, POST, Dialogue, frame
 
@@ -168,3 +169,36 @@ def test_a_header_block_without_end_ends_the_connection() -> None:
     dialogue.send_frame(HEADERS, END_STREAM, 1, bytes(16384))
     dialogue.send(frame(CONTINUATION, 0, 1, bytes(16384)) * 8)
     assert dialogue.failed() == CALM
+
+
+def test_a_frame_of_settings_without_end_ends_the_connection() -> None:
+    dialogue = Dialogue()
+    dialogue.send_frame(SETTINGS, 0, 0, setting(4, 1000) * 32)
+    assert not dialogue.connection.finished
+    dialogue.send_frame(SETTINGS, 0, 0, setting(4, 1000) * 33)
+    assert dialogue.connection.fault is not None
+    assert dialogue.connection.fault.code is CALM
+
+
+def test_windows_are_changed_once_a_frame_however_often_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: list[int] = []
+    monkeypatch.setattr(Stream, "open_window", lambda self, change: changes.append(change))
+    dialogue = Dialogue()
+    dialogue.request(1)
+    dialogue.send_frame(SETTINGS, 0, 0, setting(4, 7) + setting(4, 100_000) + setting(4, 65_536))
+    assert changes == [1]
+    dialogue.send_frame(SETTINGS, 0, 0, setting(4, 5) + setting(4, 65_536))
+    assert changes == [1]
+
+
+def test_a_window_that_would_be_too_large_for_a_moment_is_a_fault_too() -> None:
+    dialogue = Dialogue()
+    dialogue.request(1)
+    dialogue.send_frame(WINDOW_UPDATE, 0, 1, (1).to_bytes(4, "big"))
+    dialogue.send_frame(SETTINGS, 0, 0, setting(4, 2**31 - 1) + setting(4, 65_535))
+    assert dialogue.connection.fault is not None
+    assert dialogue.connection.fault.code is ErrorCode.FLOW_CONTROL_ERROR
+
+
+def setting(identifier: int, value: int) -> bytes:
+    return identifier.to_bytes(2, "big") + value.to_bytes(4, "big")
