@@ -278,8 +278,9 @@ def test_a_client_that_stops_reading_is_given_up(
 
 
 @pytest.mark.slow
-def test_an_http2_client_that_takes_little_at_a_time_is_not_idle(
-    start_proxy: StartProxy, start_backend: StartBackend, service: str
+@pytest.mark.parametrize("version", ["http1", "http2"])
+def test_a_client_that_takes_little_at_a_time_is_not_idle(
+    start_proxy: StartProxy, start_backend: StartBackend, service: str, version: str
 ) -> None:
     """The socket stays full for longer than the time-out, but never without progress."""
     proxy = start_proxy(toml="[timeouts]\nbody_idle = 1.5\ndrain = 1\nshutdown = 1\n")
@@ -288,9 +289,12 @@ def test_an_http2_client_that_takes_little_at_a_time_is_not_idle(
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
         raw.settimeout(20)
         raw.connect(("127.0.0.1", proxy.port))
-        settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 30)) + window_update(0, 1 << 30)
-        block = bytes(hpack.Encoder().encode(fields_of(service)))
-        raw.sendall(PREFACE + settings + frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
+        if version == "http1":
+            raw.sendall(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % service.encode())
+        else:
+            settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 30)) + window_update(0, 1 << 30)
+            block = bytes(hpack.Encoder().encode(fields_of(service)))
+            raw.sendall(PREFACE + settings + frame(HEADERS, END_HEADERS | END_STREAM, 1, block))
         pause = threading.Event()
         for _ in range(100):  # ten seconds at 50 KB/s
             assert raw.recv(5000)

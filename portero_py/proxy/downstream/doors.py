@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
@@ -125,9 +124,9 @@ class Doors:
             self._open()
         else:
             for connection in self._longest_idle(min(max(self._most // 8, 1), MAX_ASKED)):
-                # To the end: a tunnel that goes on for hours is asked once, and then the next are.
+                # As if it were new: a tunnel that goes on for hours is asked again when the others were.
                 del self._live[connection]
-                self._live[connection] = math.inf
+                self._live[connection] = monotonic()
                 connection.start_drain()
 
     def _longest_idle(self, most: int) -> list[Asked]:

@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Final, cast
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, Http2Preface, WireError
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.exchange import Exchange
+from portero_py.proxy.progress import SlowPeer
 from portero_py.proxy.replies import reply
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import PREFACE_HEAD, find_head, response_bytes
@@ -99,16 +100,17 @@ class Http1Downstream(asyncio.Protocol):
         "_head_begun",
         "_held",
         "_keep_alive",
+        "_last",
         "_peer",
         "_processing",
         "_reading_paused",
         "_response_chunked",
         "_response_started",
+        "_slow",
         "_state",
         "_surroundings",
         "_transport",
         "_turn",
-        "_unsent",
         "_writing_paused",
         "deadline",
     )
@@ -125,7 +127,8 @@ class Http1Downstream(asyncio.Protocol):
         self._turn: asyncio.Handle | None = None  # more requests are at hand than one turn may take
         self._reading_paused = False
         self._writing_paused = False
-        self._unsent = 0  # bytes that the client had not taken when it was last looked at
+        self._slow: SlowPeer | None = None  # while the client is slow to read, or has to read the last bytes
+        self._last = False  # no request may follow the one that has begun
         self._ended = False  # the client has closed its side
         self.deadline = monotonic() + surroundings.timeouts.head
         # exchange
@@ -199,7 +202,7 @@ class Http1Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
-        self._unsent = self._transport.get_write_buffer_size()
+        self._slow = SlowPeer(self._transport)
         self.deadline = monotonic() + self._surroundings.timeouts.body_idle
         if self._exchange is not None:
             self._exchange.downstream_paused()
@@ -224,12 +227,10 @@ class Http1Downstream(asyncio.Protocol):
         """The client has done nothing for too long."""
         state = self._state
         if state is _CLOSED or self._writing_paused:
-            unsent = self._transport.get_write_buffer_size()
-            if unsent < self._unsent:  # slow, not idle
-                self._unsent = unsent
-                self.deadline = now + (
-                    CLOSE_SECONDS if state is _CLOSED else self._surroundings.timeouts.body_idle
-                )
+            patience = CLOSE_SECONDS if state is _CLOSED else self._surroundings.timeouts.body_idle
+            more = self._slow.more_time(patience) if self._slow is not None else 0.0
+            if more:
+                self.deadline = now + more
             elif state is _CLOSED:
                 self.kill()
             else:
@@ -247,6 +248,7 @@ class Http1Downstream(asyncio.Protocol):
     def start_drain(self) -> None:
         """Take no new request: close now when idle, after the current response otherwise."""
         self._keep_alive = False
+        self._last = True
         if self._exchange is None and self._state is _HEAD and not self._buffer:
             self._close()
 
@@ -484,7 +486,7 @@ class Http1Downstream(asyncio.Protocol):
     def _take_head(self, raw: bytes) -> None:
         surroundings = self._surroundings
         self._head = head = surroundings.request_parser.parse(raw)
-        self._keep_alive = head.keep_alive
+        self._keep_alive = head.keep_alive and not self._last
         self._exchange = exchange = Exchange(surroundings, self._peer, self, head)
         if head.body_length == 0:
             self._state = _RESPONSE
@@ -625,7 +627,7 @@ class Http1Downstream(asyncio.Protocol):
         if self._state is not _CLOSED and not self._transport.is_closing():
             self._state = _CLOSED
             self._buffer = b""
-            self._unsent = self._transport.get_write_buffer_size()
+            self._slow = SlowPeer(self._transport)
             self.deadline = monotonic() + CLOSE_SECONDS
             self._transport.close()
 

@@ -33,8 +33,9 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from portero_py.errors import BodyTimeout, ClientGone
-from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving, Progress
+from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.exchange import Exchange
+from portero_py.proxy.progress import Progress
 from portero_py.proxy.replies import reply
 from portero_py.wire.http2.connection import Phase
 from portero_py.wire.http2.frames import ErrorCode

@@ -9,11 +9,10 @@ while is cut off. What it takes is seen by what is left, here and in the kernel,
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import sys
-import termios
 from time import monotonic
 from typing import TYPE_CHECKING, Final
+
+from portero_py.proxy.progress import Progress
 
 if TYPE_CHECKING:
     from portero_py.proxy.downstream.connection import Connection
@@ -24,24 +23,6 @@ LINGER_SECONDS: Final = 5.0
 LINGER_BYTES: Final = 1 << 20
 #: Seconds that a client may take nothing of the last bytes.
 CLOSE_SECONDS: Final = 10.0
-
-
-class Progress:
-    """Says whether the client takes what was written. Nothing may be written between two looks."""
-
-    __slots__ = ("_transport", "_unsent")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._unsent = _unsent(transport)
-
-    def is_made(self) -> bool:
-        """Say whether the client has taken anything since the last look."""
-        unsent = _unsent(self._transport)
-        if unsent < self._unsent:
-            self._unsent = unsent
-            return True
-        return False
 
 
 class Leaving(asyncio.Protocol):
@@ -95,19 +76,3 @@ class Leaving(asyncio.Protocol):
             self.deadline = now + CLOSE_SECONDS
         else:
             self._transport.abort()
-
-
-# Private
-
-
-def _unsent(transport: asyncio.Transport) -> int:
-    """Return how many bytes the client has not acknowledged; of the kernel's share only Linux tells."""
-    unsent = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sys.platform == "linux":
-        try:
-            left = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        except (OSError, ValueError):
-            return unsent  # the socket is closed
-        unsent += int.from_bytes(left, sys.byteorder)
-    return unsent

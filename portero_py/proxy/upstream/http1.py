@@ -35,6 +35,7 @@ from portero_py.errors import (
     UpstreamClosed,
     UpstreamTimeout,
 )
+from portero_py.proxy.progress import SlowPeer
 from portero_py.proxy.upstream.connection import UpstreamConnection
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import find_head, request_bytes
@@ -98,11 +99,11 @@ class UpstreamHttp1(UpstreamConnection):
         "_reading_paused",
         "_request_ended",
         "_reusable",
+        "_slow",
         "_state",
         "_surroundings",
         "_transport",
         "_uses",
-        "_write_left",
         "_writing_paused",
     )
 
@@ -115,7 +116,7 @@ class UpstreamHttp1(UpstreamConnection):
         self._uses = 0
         self._reading_paused = False
         self._writing_paused = False
-        self._write_left = 0  # bytes that were still unsent when the backend was last looked at
+        self._slow: SlowPeer | None = None  # while the backend is slow to read
         self.deadline = 0.0
         self.idle_since = 0.0
         # exchange
@@ -285,7 +286,7 @@ class UpstreamHttp1(UpstreamConnection):
     def pause_writing(self) -> None:
         self._writing_paused = True
         if self._exchange is not None:
-            self._write_left = self._transport.get_write_buffer_size()
+            self._slow = SlowPeer(self._transport)
             self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
             self._exchange.upstream_paused()
 
@@ -311,10 +312,11 @@ class UpstreamHttp1(UpstreamConnection):
                 self._transport.abort()
             return
         if self._writing_paused:
-            left = self._transport.get_write_buffer_size()
-            if left < self._write_left:  # slow, not idle
-                self._write_left = left
-                self.deadline = now + self._surroundings.timeouts.upstream_idle
+            more = 0.0
+            if self._slow is not None:
+                more = self._slow.more_time(self._surroundings.timeouts.upstream_idle)
+            if more:
+                self.deadline = now + more
                 return
         self._exchange = None
         self._state = _CLOSED

@@ -30,7 +30,7 @@ class FewestClaims(Policy):
         best: Lease | None = None
         least = 0
         for each in service.leases:
-            if now < each.expires_at and each.instance_id not in excluded:
+            if now < each.serves_until and each.instance_id not in excluded:
                 load = self.claims.claims_of(each.backend) + (1000 if self.health.of(each) else 0)
                 if best is None or load < least:
                     best, least = each, load
@@ -46,7 +46,7 @@ class ByTarget(Policy):
         self, service: Service, now: float, excluded: Collection[str], head: RequestHead
     ) -> Lease | None:
         there = [
-            each for each in service.leases if now < each.expires_at and each.instance_id not in excluded
+            each for each in service.leases if now < each.serves_until and each.instance_id not in excluded
         ]
         return there[len(head.target) % len(there)] if there else None
 

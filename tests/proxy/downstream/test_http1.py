@@ -101,7 +101,7 @@ async def test_a_client_that_reads_no_answers_gets_no_more_of_them_and_is_given_
         await settle()
     assert client.unsent < HIGH_WATER + 1000
     assert len(client.received) < HIGH_WATER + 1000
-    await world.pass_time(77)
+    await world.pass_time(97)
     assert client.aborted
 
 
@@ -488,7 +488,7 @@ async def test_a_slow_reader_keeps_his_connection_and_one_that_stands_still_does
         client.unsent -= 1000
         await world.pass_time(61)
         assert not client.closed
-    await world.pass_time(62)
+    await world.pass_time(82)
     assert client.aborted
     assert [done.status for done in world.done] == [499]
 
@@ -515,7 +515,7 @@ async def test_a_stalled_reader_is_given_up_although_its_upload_ends(world: Worl
     backend = await world.backend()
     backend.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(200_000))
     client.send(b"c")
-    await world.pass_time(67)
+    await world.pass_time(87)
     assert client.aborted
     assert [done.status for done in world.done] == [499]
 
@@ -536,6 +536,21 @@ async def test_drain_closes_idle_connections_and_lets_the_others_finish(world: W
     halfway.send(b"\r\n")
     assert b"\r\nConnection: close\r\n" in halfway.received
     assert halfway.ended
+
+
+async def test_who_is_asked_to_finish_within_a_head_has_this_request_and_no_other(world: World) -> None:
+    client = world.client()
+    client.send(GET[:10])
+    assert isinstance(client.protocol, Http1Downstream)
+    client.protocol.start_drain()
+    client.send(GET[10:])
+    backend = await world.backend()
+    backend.send(OK)
+    assert b"Connection: close\r\n" in client.received
+    client.send(GET)
+    await world.pass_time(20)
+    assert client.received.count(b"HTTP/1.1") == 1
+    assert client.closed or client.aborted
 
 
 async def test_kill_ends_a_connection_at_once(world: World) -> None:

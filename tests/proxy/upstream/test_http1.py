@@ -344,7 +344,7 @@ async def test_a_backend_that_stops_reading_is_given_up_and_a_slow_one_is_not(wo
         backend.unsent -= 1000
         await world.pass_time(61)
         assert client.received == b""
-    await world.pass_time(62)
+    await world.pass_time(82)
     assert statuses(client.received) == [504]
 
 
@@ -652,7 +652,7 @@ async def test_a_client_that_leaves_its_tunnel_unread_is_given_up(world: World) 
     backend.send(SWITCH)
     client.stop_reading()
     backend.send(bytes(HIGH_WATER + 1))
-    await world.pass_time(67)
+    await world.pass_time(87)
     assert client.aborted
 
 
