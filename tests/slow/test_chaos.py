@@ -5,6 +5,7 @@
 The story: warm up, come to rest, be measured; then load, and faults from a seeded deck, for three minutes;
 then peace, and the same rest. `PORTERO_CHAOS_WITHOUT=hang-worker,strangers` leaves faults out (the names are
 in `chaos_faults`). The seed decides what is done and in which order; when, the machine has its say too.
+Without one it is always the same: whoever looks for more tries others.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tests.slow.chaos_load import Load, Services
 from tests.slow.chaos_processes import Processes
 from tests.slow.chaos_watch import CertificateWatch, LeaseWatch, every_worker_serves, rest, same_rest
 
-SEED = int(os.environ.get("PORTERO_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+SEED = int(os.environ.get("PORTERO_CHAOS_SEED") or 7)
 SECONDS = float(os.environ.get("PORTERO_CHAOS_SECONDS") or 180)
 WITHOUT = frozenset(filter(None, os.environ.get("PORTERO_CHAOS_WITHOUT", "").split(",")))
 
