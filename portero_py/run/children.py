@@ -37,7 +37,7 @@ from portero_py.proxy.worker import Worker
 from portero_py.run import tuning
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.live_configuration import read_quietly
-from portero_py.run.processes import BEAT_SECONDS, UNUSABLE, Board
+from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
 from portero_py.run.signals import Signals
 from portero_py.run.sockets import Listening, Rendezvous
 
@@ -46,6 +46,9 @@ CONTROL: Final = 0
 
 #: Seconds in which a SIGTERM to control must turn out to be the supervisor's wish.
 STRAY_SECONDS: Final = 1.0
+
+#: Seconds that a new control process waits for a worker that is slow: if it hangs, it is replaced by then.
+PATIENCE: Final = HANG_SECONDS + 3.0
 
 _log = logging.getLogger(__name__)
 
@@ -246,7 +249,7 @@ class _Control(_Process):
 
     async def _start(self) -> None:
         await self._server.start()
-        table = await self._server.recover() if self._again else None
+        table = await self._server.recover(self._serves, PATIENCE) if self._again else None
         if table is None:
             await self._plane.load(self._server.certificates_of if self._again else None)
         else:
@@ -254,6 +257,10 @@ class _Control(_Process):
         await self._plane.serve()
         self.inherited.board.ready(self.slot)
         self._tell_state()
+
+    def _serves(self, number: int) -> bool:
+        """Whether that worker lives, as far as the supervisor knows, and has had a table."""
+        return self.inherited.board.is_ready(CONTROL + 1 + number)
 
     async def _reload(self) -> None:
         try:
