@@ -38,7 +38,7 @@ from typing import Any, Final
 import orjson
 
 from portero_py.control.api.body import lease_request
-from portero_py.control.slots import PATIENCE, Slot, claim
+from portero_py.control.slots import PATIENCE, Slot, claim, claim_late
 from portero_py.core.model import API, NEVER, Backend, Lease, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadField, BadSnapshot
@@ -89,6 +89,7 @@ class Snapshot:
         self._directory = Path(directory)
         self._path = self._directory / FILE_NAME
         self._slot: Slot | None = None
+        self._homeless = ""  # who still wants a slot
         self._clock = clock
         self._wall_clock = wall_clock
         self._interval = interval
@@ -101,9 +102,15 @@ class Snapshot:
         self._urgent = asyncio.Event()
 
     async def claim(self, owner: str, patience: float = PATIENCE) -> None:
-        """Find out which file is that of `owner`, and keep others away from it."""
-        self._slot = await claim(self._directory, owner, patience)
-        self._path = self._directory / self._slot.file_name
+        """Find out which file is that of `owner`, and keep others away from it.
+
+        If there is none to be had, nothing is loaded, and saving asks for one again.
+        """
+        try:
+            self._moved_into(await claim(self._directory, owner, patience))
+        except BadSnapshot as error:
+            self._homeless = owner
+            _log.error("starting without leases, and with none saved for the time being: %s", error)
 
     def load(self) -> list[Service]:
         """The services that were saved, with what is left of their leases.
@@ -111,6 +118,8 @@ class Snapshot:
         Raises BadSnapshot when they cannot be used; then the file is out of the way, unless it could not even
         be read.
         """
+        if self._homeless:
+            return []
         try:
             return self._services(self._leases(orjson.loads(self._read())))
         except FileNotFoundError:
@@ -133,6 +142,9 @@ class Snapshot:
         """
         with self._turn:
             begun = time.thread_time()
+            if self._homeless:
+                self._moved_into(claim_late(self._directory, self._homeless))
+                self._homeless = ""
             if self._slot is not None and not self._slot.enter():
                 return 0.0
             try:
@@ -207,6 +219,10 @@ class Snapshot:
                 self._slot.release()
 
     # Private
+
+    def _moved_into(self, slot: Slot) -> None:
+        self._slot = slot
+        self._path = self._directory / slot.file_name
 
     def _read(self) -> bytes:
         with open(os.open(self._path, _READ), "rb") as file:  # noqa: PTH123

@@ -224,7 +224,8 @@ class ControlPlane:
     @property
     def _name(self) -> str:
         """What tells this instance from others with the same state directory, also after a restart."""
-        return str(self._config.registration.listen)
+        host = socket.gethostname().encode("ascii", "backslashreplace").decode()
+        return f"{self._config.registration.listen} {host}"
 
     @property
     def _sources(self) -> set[str]:

@@ -518,3 +518,106 @@ async def test_a_lock_file_that_is_none_holds_up_nobody(tmp_path: Path, make: Ca
     await snapshot.claim("127.0.0.1:1")
     snapshot.close(table(60))
     assert len(list(tmp_path.glob("leases*.json"))) == 1
+
+
+async def test_containers_with_one_address_and_names_of_their_own_never_swap(tmp_path: Path) -> None:
+    one, two = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("[::]:18080 a")
+    await two.claim("[::]:18080 b", patience=0.0)
+    one.close(table(60))
+    two.close(table(60, 60))
+    two, one = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await two.claim("[::]:18080 b")
+    await one.claim("[::]:18080 a")
+    assert (len(one.load()), len(two.load())) == (1, 2)
+    one.close(table(60))
+    two.close(table(60))
+
+
+async def test_a_container_with_a_new_name_takes_its_predecessors_file_when_that_has_left(
+    tmp_path: Path,
+) -> None:
+    other, one, successor = (Times().snapshot(tmp_path) for _ in range(3))
+    await other.claim("[::]:99 x")
+    await one.claim("[::]:18080 a")
+    other.close(table(60))
+    claiming = asyncio.create_task(successor.claim("[::]:18080 b", patience=1000.0))
+    async with asyncio.timeout(10):
+        await claiming  # the other one's is free, and better than none
+    assert len(successor.load()) == 1
+    third = Times().snapshot(tmp_path)
+    claiming = asyncio.create_task(third.claim("[::]:18080 c", patience=1000.0))
+    one.close(table(60, 60))
+    async with asyncio.timeout(10):
+        await claiming
+    assert len(third.load()) == 2
+    for each in (successor, third):
+        each.close(table(60))
+
+
+async def test_the_owner_that_an_older_version_wrote_is_known_by_its_address(tmp_path: Path) -> None:
+    (tmp_path / "leases.lock").write_text("127.0.0.1:1")
+    (tmp_path / "leases-2.lock").write_text("127.0.0.1:2")
+    two = Times().snapshot(tmp_path)
+    await two.claim("127.0.0.1:2 a")
+    two.close(table(60))
+    assert [each.name for each in tmp_path.glob("*.json")] == ["leases-2.json"]
+
+
+def _refuse_new_locks(monkeypatch: pytest.MonkeyPatch, why: int) -> None:
+    really_open = os.open
+
+    def refuse(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_CREAT and Path(path).suffix == ".lock" and not Path(path).exists():
+            raise OSError(why, "no")
+        return really_open(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EMFILE, errno.EACCES])
+async def test_who_gets_no_file_takes_none_of_anothers_and_asks_again(
+    tmp_path: Path, why: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    one.save(table(60))
+    with monkeypatch.context() as patch:
+        _refuse_new_locks(patch, why)
+        await two.claim("127.0.0.1:2")
+        assert two.load() == []
+        with pytest.raises(BadSnapshot, match=f"no file for them in {tmp_path}: {os.strerror(why)}"):
+            two.save(table(60, 60))
+        with pytest.raises(BadSnapshot):
+            two.lend(table(60, 60))
+    assert os.strerror(why) in caplog.text
+    two.close(table(60, 60))  # there is room again
+    assert len(orjson.loads((tmp_path / "leases.json").read_bytes())["leases"]) == 1
+    assert len(orjson.loads((tmp_path / "leases-2.json").read_bytes())["leases"]) == 2
+    one.close(table(60))
+
+
+async def test_who_gets_a_file_late_writes_over_nobodys_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, holder = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    late = Times().snapshot(tmp_path)
+    with monkeypatch.context() as patch:
+        _refuse_new_locks(patch, errno.ENOSPC)
+        await late.claim("127.0.0.1:2")
+    one.close(table(60))  # free now, but it is not ours
+    late.close(table(60, 60))
+    await holder.claim("127.0.0.1:1")
+    assert len(holder.load()) == 1
+    holder.close(table(60))
+
+
+async def test_when_all_are_taken_nobody_shares_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portero_py.control.slots.MOST", 1)
+    one, two = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    await two.claim("127.0.0.1:2")
+    with pytest.raises(BadSnapshot, match="all are taken"):
+        two.save(table(60))
+    one.close(table(60))
