@@ -132,12 +132,10 @@ class ControlPlane:
     async def load(self, certificates: Former | None = None) -> None:
         """Publish the certificates, and the leases that outlived the last run. Raises ConfigError.
 
-        `certificates` gives what the workers present already, when another process was here before.
+        `certificates` gives what the workers present already, when another process was here before. Then
+        nothing is raised: they go on presenting that.
         """
-        if self._acme is not None:
-            await self._acme.recover()
-        if self._store is not None:
-            await self._store.load(certificates)
+        await self._load_certificates(certificates)
         if self._snapshot is not None:
             await self._snapshot.claim(self._name)
             try:
@@ -155,13 +153,7 @@ class ControlPlane:
 
         `certificates` gives what the workers present.
         """
-        if self._acme is not None:
-            await self._acme.recover()
-        if self._store is not None:
-            try:
-                await self._store.load(certificates)
-            except ConfigError as error:  # the workers present those that they have
-                _log.error("%s", error)
+        await self._load_certificates(certificates)
         restored = self._leases.restore(table.services.values(), table.version, self._sources)
         _log.info("took over %d leases from the workers", restored)
         if self._snapshot is not None:
@@ -231,6 +223,18 @@ class ControlPlane:
     def _sources(self) -> set[str]:
         """Whose leases somebody keeps true."""
         return {API, *(provider.source for provider in self._providers)}
+
+    async def _load_certificates(self, former: Former | None) -> None:
+        """Raises ConfigError when nobody has any `former` ones to go on with."""
+        if self._acme is not None:
+            await self._acme.recover()
+        if self._store is not None:
+            try:
+                await self._store.load(former)
+            except ConfigError as error:
+                if former is None:
+                    raise
+                _log.error("%s", error)
 
     async def _begin(self) -> None:
         """From now on the leases here are what counts: also what is on disk."""
