@@ -203,11 +203,7 @@ class Leases:
             try:
                 await asyncio.wait_for(self._sooner.wait(), wait)
             except TimeoutError:
-                try:
-                    await self.sweep()
-                except Exception:
-                    _log.exception("the sweep of expired leases failed; it goes on")
-                    self._count_fault("sweep")
+                await self.sweep()
 
 
 def _log_change(change: Change) -> None:

@@ -221,7 +221,7 @@ async def test_the_sweep_comes_by_itself_also_for_a_lease_that_ends_before_the_o
     await until(lambda: desk.worker.ports() == [1])
 
 
-async def test_a_sweep_that_fails_is_logged_and_goes_on(
+async def test_a_sweep_that_fails_is_logged_and_shown_and_goes_on(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "SWEEP_DELAY", 0.0)
@@ -235,7 +235,9 @@ async def test_a_sweep_that_fails_is_logged_and_goes_on(
     desk.feed.publish = failing  # type: ignore[method-assign]
     desk.now += 1.5
     desk.leases._sooner.set()  # look at the turned clock
-    await until(lambda: "the sweep of expired leases failed" in caplog.text)
+    await until(lambda: desk.leases.faults == ["sweep"])
+    assert desk.counted == {"sweep": 1}
+    assert "sweep failed; it begins again" in caplog.text
     desk.feed.publish = publish  # type: ignore[method-assign]
     desk.now += 1
     desk.leases._sooner.set()
