@@ -9,6 +9,8 @@ The theory
   spoilt meanwhile lives on in what the workers present (`certificates_of`).
 - A worker that was just forked has nothing, and says nothing about what others have: as long as one that
   serves is merely slow, it is waited for. What a worker had that reported and died stays said.
+- A worker that reports only after that is heard once all the same: what is newer in its table than what was
+  taken over goes to `on_late`. Later hellos of it say nothing that did not come from here.
 - A connection is in order, so one number says it all: `Ack(n)` means that everything up to n is in force.
 - A worker that does not answer within `ACK_SECONDS` is late: nobody waits for it until it has caught up. The
   supervisor sees from its heartbeat whether it hangs, and replaces it; nothing is decided here.
@@ -79,6 +81,9 @@ class FeedServer:
         self._connected: dict[RemoteWorker, Hello | None] = {}  # what it said, until that is not needed
         self._changed = asyncio.Event()  # somebody came or went
         self._recovering = False
+        self.on_late: Callable[[RoutingTable], None] | None = None
+        self._heard: set[int] | None = None  # the workers that have reported; None before `recover` has ended
+        self._recovered = 0  # the version that was taken over
         self._last_words: list[Hello] = []  # of workers that have died during the recovery
         self._departed_version = 0
         self._server: asyncio.Server | None = None
@@ -136,6 +141,8 @@ class FeedServer:
         for worker, table in tables.items():
             if table == newest:
                 worker.has(newest)
+        self._heard = {hello.worker for hello in (*hellos.values(), *last_words)}
+        self._recovered = newest.version
         return newest if newest.services else None
 
     async def certificates_of(self, names: list[str]) -> list[Certificate]:
@@ -171,6 +178,10 @@ class FeedServer:
         if worker in self._connected:
             raise FeedError("a worker says hello once")
         self._connected[worker] = hello
+        if self._heard is not None and hello.worker not in self._heard:
+            self._heard.add(hello.worker)
+            if hello.table.version > self._recovered and self.on_late is not None:
+                self.on_late(hello.table.applied_to(RoutingTable()))
         if self._departed_version and not self._recovering:
             worker.keep(Departed(self._departed_version, self.feed.departed))
         self.feed.subscribe(worker)

@@ -28,6 +28,7 @@ import uvloop
 
 from portero_py.config.model import Config
 from portero_py.control.api.status import State
+from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.client import FeedClient
 from portero_py.feed.feed import Feed
@@ -212,6 +213,7 @@ class _Control(_Process):
         self._draining = False
         self._was_ready = again
         self._watch: asyncio.Task[None] | None = None
+        self._late: asyncio.Queue[RoutingTable] = asyncio.Queue()  # one table a worker at most
 
     async def serve(self) -> None:
         heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -220,6 +222,7 @@ class _Control(_Process):
         self._server = FeedServer(
             feed, inherited.rendezvous.socket, self.config.workers, lambda _: self._tell_state()
         )
+        self._server.on_late = self._late.put_nowait
         self._plane = ControlPlane(
             self.config,
             inherited.listening,
@@ -255,8 +258,14 @@ class _Control(_Process):
         else:
             await self._plane.take_over(table, self._server.certificates_of)
         await self._plane.serve()
+        if self._again:
+            self._plane.own(self._adopt, "late workers")
         self.inherited.board.ready(self.slot)
         self._tell_state()
+
+    async def _adopt(self) -> None:
+        while True:
+            await self._plane.adopt(await self._late.get())
 
     def _serves(self, number: int) -> bool:
         """Whether that worker lives, as far as the supervisor knows, and has had a table."""

@@ -160,6 +160,12 @@ class ControlPlane:
             await self._snapshot.claim(self._name)
         await self._begin()
 
+    async def adopt(self, table: RoutingTable) -> None:
+        """A worker has reported late, and this is what it knew: take over what is missing here."""
+        adopted = await self._leases.adopt(table, self._sources)
+        if adopted:
+            _log.warning("took over %d leases from a worker that reported late", adopted)
+
     async def serve(self) -> None:
         """Open the ports, and begin to follow certificates and to save leases."""
         if self._store is not None:

@@ -453,6 +453,25 @@ async def test_what_a_worker_has_said_stays_said_when_it_dies_while_another_is_w
     assert successor.feed.counters().services["a.example"].by_status()["GET", 200] == 1
 
 
+@pytest.mark.usefixtures("hasty")
+async def test_a_worker_that_reports_late_is_heard_once_and_only_with_what_is_newer(desk: Desk) -> None:
+    registry, late = registry_with("a.example"), list[RoutingTable]()
+    older = registry.table
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    control = await desk.control()
+    control.server.on_late = late.append
+    first = await Slow(desk, 0, older, Departed()).report()
+    assert await control.server.recover(lambda n: n == 0, 1000.0) == older
+    writers = [first]
+    for number, table in ((1, registry.table), (1, registry.table), (0, registry.table), (2, older)):
+        writers.append(await Slow(desk, number, table, Departed()).report())
+        await until(lambda: control.server.connected == len(writers))
+    assert late == [registry.table]
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_challenges_of_a_new_control_replace_those_of_the_old_one(desk: Desk) -> None:
     control, (worker, _) = await desk.control(), desk.worker()
     await until(lambda: control.server.connected == 1)
