@@ -30,6 +30,9 @@ from portero_py.feed.feed import Feed
 #: Seconds that the sweep waits after an expiry for others to come.
 SWEEP_DELAY: Final = 0.25
 
+#: The most ends that are remembered, so that nobody who reports late brings a lease back.
+MOST_ENDED: Final = 2_000
+
 _log = logging.getLogger(__name__)
 
 
@@ -78,6 +81,7 @@ class Leases:
         self._count_fault = count_fault
         self._subscribers: list[Callable[[Change], None]] = [_log_change]
         self._tasks = Tasks(count_fault)
+        self._ended: set[tuple[str, str]] = set()  # released here: service, and instance id or address
         self._sweep_at = math.inf
         self._sooner = asyncio.Event()  # an expiry came up that is earlier than `_sweep_at`
 
@@ -112,6 +116,18 @@ class Leases:
     ) -> int:
         """Before `start`: take over what was granted elsewhere, see `Registry.restore`; how many leases."""
         return self._registry.restore(services, version, self._clock(), sources)
+
+    async def adopt(self, table: RoutingTable, sources: Container[str]) -> int:
+        """After `start`: take over from `table` what is neither known nor was released here; how many."""
+        if len(self._ended) > MOST_ENDED:  # too much has happened since
+            return 0
+        grants = [
+            grant for service in table.services.values() for entry in service.leases for grant in entry.grants
+        ]
+        adopted = self._registry.adopt(grants, self._clock(), sources, self._ended)
+        if adopted:
+            await self._in_force([])
+        return adopted
 
     async def start(self) -> None:
         """Publish the first table and begin to sweep."""
@@ -178,7 +194,11 @@ class Leases:
             return Change(What.REGISTERED, lease)
         return Change(What.MOVED if former.backend != backend else What.RENEWED, lease, former)
 
-    async def _in_force(self, changes: Iterable[Change]) -> None:
+    async def _in_force(self, changes: Sequence[Change]) -> None:
+        for lease in (change.lease for change in changes if change.what is What.DEREGISTERED):
+            if len(self._ended) <= MOST_ENDED:
+                self._ended.add((lease.service, lease.instance_id))
+                self._ended.add((lease.service, lease.backend.address))
         due = self._registry.next_expiry()
         if due is not None and due < self._sweep_at:
             self._sooner.set()
@@ -203,11 +223,7 @@ class Leases:
             try:
                 await asyncio.wait_for(self._sooner.wait(), wait)
             except TimeoutError:
-                try:
-                    await self.sweep()
-                except Exception:
-                    _log.exception("the sweep of expired leases failed; it goes on")
-                    self._count_fault("sweep")
+                await self.sweep()
 
 
 def _log_change(change: Change) -> None:

@@ -4,24 +4,33 @@ The rules
 - An instance holds one slot: slot 1 is `leases.json`, slot 2 `leases-2.json`, and so on. Whoever holds the
   flock(2) on `leases.lock`, `leases-2.lock`, ... has it. The lock is taken by the process that writes the
   file, after the fork: nobody inherits it, and the kernel gives it back when that process dies.
-- The lock file names its last owner (the address of the registration API). After a restart an instance takes
-  the slot that was its own. While somebody else holds that one it waits for `PATIENCE` seconds: most often it
-  is its own predecessor, who is about to end. Then it takes the first slot that is free, or a new one.
+- The lock file names its last owner: the address of the registration API, and the host (containers have one
+  address and several hosts). After a restart an instance takes the slot that was its own. While somebody else
+  holds that one it waits for `PATIENCE` seconds: most often it is its own predecessor, who is about to end.
+  Then it takes the first slot that is free, or a new one.
+- An instance that has no slot (it is new, or its container got a new host name) takes one that is free, first
+  one of its address. While one of its address is held it waits in the same way: that may be its predecessor.
 - `lend` is for a process that is about to end and still writes: the lock is then only held while a file is
   written. When a successor has it, there is nothing to write any more.
-- Where a file system knows no locks, or takes no new file, slot 1 is used without one, and the log says so.
+- Where a file system knows no locks, slot 1 is used without one, and the log says so. Where locks work,
+  nobody ever writes without one: an instance that gets no slot (the disk takes no new file) has none for the
+  time being, and its leases are in memory only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from portero_py.errors import BadSnapshot
 
 #: Seconds that the owner of a slot has for leaving it to its successor.
 PATIENCE: Final = 3.0
@@ -30,6 +39,9 @@ STEP: Final = 0.05
 MOST: Final = 64
 #: The longest name of an owner, bytes.
 _NAME: Final = 512
+
+#: What a file system says that knows no locks.
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +84,10 @@ class Slot:
 
 
 async def claim(directory: Path, owner: str, patience: float = PATIENCE) -> Slot:
-    """Hold a slot in `directory`: that of `owner`, if it can be had."""
+    """Hold a slot in `directory`: that of `owner` ("address host"), if it can be had.
+
+    Raises BadSnapshot when there is none to be had now.
+    """
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + patience
     while True:
@@ -80,6 +95,15 @@ async def claim(directory: Path, owner: str, patience: float = PATIENCE) -> Slot
         if slot is not None:
             return slot
         await asyncio.sleep(STEP)
+
+
+def claim_late(directory: Path, owner: str) -> Slot:
+    """Hold a slot for leases that are there already: that of `owner`, or a new one, never another's.
+
+    Raises BadSnapshot when there is none to be had now.
+    """
+    own = [number for number, found in _owners(directory).items() if found == owner]
+    return _first_free(directory, owner, own) or _new(directory, owner)
 
 
 # Private
@@ -90,35 +114,55 @@ def _stem(number: int) -> str:
 
 
 def _take(directory: Path, owner: str, *, any_slot: bool) -> Slot | None:
-    """A slot; None when that of `owner` is taken and worth waiting for."""
+    """A slot; None when one is taken that is worth waiting for. Raises BadSnapshot."""
     owners = _owners(directory)
+    address = owner.partition(" ")[0]
     own = [number for number, found in owners.items() if found == owner]
-    others = [number for number in owners if number not in own] if any_slot or not own else []
-    for number in (*own, *others):
+    kin = [number for number, found in owners.items() if found.partition(" ")[0] == address]
+    candidates = list(own) if own and not any_slot else [*own, *kin, *owners]
+    slot = _first_free(directory, owner, dict.fromkeys(candidates))
+    if slot is not None:
+        return slot
+    return None if kin and not any_slot else _new(directory, owner)
+
+
+def _first_free(directory: Path, owner: str, numbers: Iterable[int]) -> Slot | None:
+    locks_work = False
+    for number in numbers:
         try:
             slot = _lock(directory, number, owner)
         except OSError as error:
-            return _without_lock(directory, error)
+            if error.errno in _NO_LOCKS and not locks_work:
+                return _without_lock(directory, error)
+            _log.debug("%s.lock cannot be used: %s", _stem(number), error)
+            continue
         if slot is not None:
             return slot
-    if own and not any_slot:
-        return None
-    for number in range(len(owners) + 1, MOST + 1):
+        locks_work = True
+    return None
+
+
+def _new(directory: Path, owner: str) -> Slot:
+    """A slot that nobody had. Raises BadSnapshot."""
+    why = "all are taken"
+    for number in range(len(_owners(directory)) + 1, MOST + 1):
         try:
             slot = _lock(directory, number, owner)
         except OSError as error:
-            return _without_lock(directory, error)
+            if error.errno in _NO_LOCKS and number == 1:
+                return _without_lock(directory, error)
+            why = os.strerror(error.errno or 0)
+            break
         if slot is not None:
             return slot
-    return _without_lock(directory, None)
+    raise BadSnapshot(f"there is no file for them in {directory}: {why}")
 
 
-def _without_lock(directory: Path, error: OSError | None) -> Slot:
-    why = "all are taken" if error is None else os.strerror(error.errno or 0)
+def _without_lock(directory: Path, error: OSError) -> Slot:
     _log.warning(
         "no lock for the leases in %s (%s): another instance that shares it may overwrite them",
         directory,
-        why,
+        os.strerror(error.errno or 0),
     )
     return Slot(1)
 

@@ -12,29 +12,36 @@ The rules
   is the time of what never ends.
 - Each source's lease is written by itself, also where several have one address.
 - A file that cannot be used is no reason not to start: it is set aside, named in the log, and backends
-  register again. Neither is a disk that is full: leases go on in memory, and saving them is tried again.
+  register again. What is in it is looked at as closely as what a backend sends: one lease that could never
+  have been granted, and the file is none. Neither is a disk that is full: leases go on in memory, and saving
+  them is tried again.
+- Only what was read is judged. A file that cannot be read just now (no descriptors, a faulty disk) stays
+  where it is, and nothing is written over it: it may be good. When it can be read again, it is set aside.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import math
 import os
 import stat
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from portero_py.control.slots import PATIENCE, Slot, claim
-from portero_py.core.model import NEVER, Lease, Service
+from portero_py.control.api.body import lease_request
+from portero_py.control.slots import PATIENCE, Slot, claim, claim_late
+from portero_py.core.model import API, NEVER, Backend, Lease, Service
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import BadSnapshot
+from portero_py.errors import BadField, BadSnapshot
 from portero_py.feed.messages import lease_from
 
 #: Seconds between two writes when only renewals came, and before another attempt after a failure.
@@ -50,10 +57,16 @@ MOST_BAD: Final = 3
 FILE_NAME: Final = "leases.json"
 
 _FORMAT: Final = 1
+_BACKEND: Final = tuple(each.name for each in fields(Backend))
 
 # O_NONBLOCK: a FIFO in the place of a file must hold up nobody.
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
+
+#: What opening something says that will never be a file: a directory, a loop of links, a socket, a device.
+_NO_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
+#: What a file system says that does not sync directories, or an owner who may only write into one.
+_NO_SYNC: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES})
 
 _log = logging.getLogger(__name__)
 
@@ -76,26 +89,37 @@ class Snapshot:
         self._directory = Path(directory)
         self._path = self._directory / FILE_NAME
         self._slot: Slot | None = None
+        self._homeless = ""  # who still wants a slot
         self._clock = clock
         self._wall_clock = wall_clock
         self._interval = interval
         self._turn = threading.Lock()  # one write at a time
         self._saved = -1  # the version that is on disk
+        self._is_unread = False  # there is a file, and nobody knows what is in it
         # while it runs
         self._generation = -1
         self._changed = asyncio.Event()
         self._urgent = asyncio.Event()
 
     async def claim(self, owner: str, patience: float = PATIENCE) -> None:
-        """Find out which file is that of `owner`, and keep others away from it."""
-        self._slot = await claim(self._directory, owner, patience)
-        self._path = self._directory / self._slot.file_name
+        """Find out which file is that of `owner`, and keep others away from it.
+
+        If there is none to be had, nothing is loaded, and saving asks for one again.
+        """
+        try:
+            self._moved_into(await claim(self._directory, owner, patience))
+        except BadSnapshot as error:
+            self._homeless = owner
+            _log.error("starting without leases, and with none saved for the time being: %s", error)
 
     def load(self) -> list[Service]:
         """The services that were saved, with what is left of their leases.
 
-        Raises BadSnapshot when they cannot be used; then the file is out of the way.
+        Raises BadSnapshot when they cannot be used; then the file is out of the way, unless it could not even
+        be read.
         """
+        if self._homeless:
+            return []
         try:
             return self._services(self._leases(orjson.loads(self._read())))
         except FileNotFoundError:
@@ -103,9 +127,12 @@ class Snapshot:
         except BadSnapshot as error:
             raise BadSnapshot(f"{error}{self._set_aside()}") from error
         except OSError as error:
-            why = os.strerror(error.errno or 0)
-            raise BadSnapshot(f"{self._path} cannot be read: {why}{self._set_aside()}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            why = f"{self._path} cannot be read: {os.strerror(error.errno or 0)}"
+            if error.errno in _NO_FILE:
+                raise BadSnapshot(f"{why}{self._set_aside()}") from error
+            self._is_unread = True
+            raise BadSnapshot(f"{why}; it stays, and no leases are saved until it can be") from error
+        except (ValueError, TypeError, KeyError, AttributeError, BadField) as error:
             raise BadSnapshot(f"{self._path} is no snapshot of leases{self._set_aside()}") from error
 
     def save(self, table: RoutingTable) -> float:
@@ -115,10 +142,15 @@ class Snapshot:
         """
         with self._turn:
             begun = time.thread_time()
+            if self._homeless:
+                self._moved_into(claim_late(self._directory, self._homeless))
+                self._homeless = ""
             if self._slot is not None and not self._slot.enter():
                 return 0.0
             try:
                 if table.version > self._saved:
+                    if self._is_unread:
+                        self._make_way()
                     self._write(self._content(table))
                     self._saved = table.version
             except OSError as error:
@@ -188,11 +220,29 @@ class Snapshot:
 
     # Private
 
+    def _moved_into(self, slot: Slot) -> None:
+        self._slot = slot
+        self._path = self._directory / slot.file_name
+
     def _read(self) -> bytes:
         with open(os.open(self._path, _READ), "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadSnapshot(f"{self._path} is no regular file")
             return file.read()
+
+    def _make_way(self) -> None:
+        """Before the first write over a file that nobody has read. Raises BadSnapshot while nobody can."""
+        try:
+            self._read()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise BadSnapshot(
+                f"{self._path} cannot be read, nor replaced unread: {os.strerror(error.errno or 0)}"
+            ) from error
+        else:
+            _log.warning("%s can be read again%s", self._path, self._set_aside())
+        self._is_unread = False
 
     def _set_aside(self) -> str:
         """Keep what cannot be used for whoever wants to look at it; what to say about it."""
@@ -211,7 +261,7 @@ class Snapshot:
     def _leases(self, content: Any) -> list[Lease]:
         if content["format"] != _FORMAT:
             raise BadSnapshot(f"{self._path} was written by another version of portero-py")
-        return [lease_from(each) for each in content["leases"]]
+        return [_lease_from(each) for each in content["leases"]]
 
     def _services(self, leases: list[Lease]) -> list[Service]:
         shift, now = self._wall_clock() - self._clock(), self._clock()
@@ -241,7 +291,51 @@ class Snapshot:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self._path)
+            _sync(self._directory)
         except OSError:
             with contextlib.suppress(OSError):
                 part.unlink()
+            raise
+
+
+def _lease_from(written: dict[str, Any]) -> Lease:
+    """One lease of the file. Raises KeyError, TypeError, ValueError, BadField for what never was granted."""
+    if written.get("also"):
+        raise ValueError("each lease is written by itself")
+    lease = lease_from(written)
+    if not isinstance(lease.source, str) or not isinstance(lease.instance_id, str):
+        raise TypeError("a source and an instance id are text")
+    of_source = "" if lease.source == API else f" ({lease.source})"
+    if not lease.source.isprintable() or not lease.instance_id.endswith(of_source):
+        raise ValueError("the instance id is not of that source")
+    instance_id = lease.instance_id.removesuffix(of_source)
+    ttl = 1 if lease.ttl_seconds is None else lease.ttl_seconds
+    asked = lease_request(
+        {
+            "service_name": lease.service,
+            "instance_id": instance_id,
+            "ttl_seconds": ttl,
+            "weight": lease.weight,
+            "health_path": lease.health_path,
+            **{name: getattr(lease.backend, name) for name in _BACKEND},
+        }
+    )
+    was = lease.service, instance_id, lease.backend, lease.weight, lease.health_path
+    if was != (asked.service, asked.instance_id, asked.backend, asked.weight, asked.health_path):
+        raise ValueError("a lease that was never granted in that form")
+    if type(lease.expires_at) not in (int, float) or math.isnan(lease.expires_at) or not instance_id:
+        raise ValueError("a lease without an end or an id")
+    return lease
+
+
+def _sync(directory: Path) -> None:
+    """Have a rename on disk. Raises OSError."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
             raise

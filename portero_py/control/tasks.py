@@ -1,8 +1,8 @@
 """What runs beside the requests for as long as the process does: watchers, writers, renewals.
 
 The rules
-- None of them may end. One that raises, or returns, is a fault: it is logged, counted, and begun again after
-  a pause, which doubles up to `MAX_PAUSE` while it goes on failing.
+- None of them may end. One that raises, or returns, or cancels itself, is a fault: it is logged, counted, and
+  begun again after a pause, which doubles up to `MAX_PAUSE` while it goes on failing.
 - A fault is to be seen: `faults` names it (/readyz then says 503) until the task has run for `STEADY_SECONDS`
   without another. What fails at every attempt is so shown all the time, not now and then.
 """
@@ -59,6 +59,12 @@ class Tasks:
             try:
                 await work()
                 _log.error("%s ended; it begins again", name)
+            except asyncio.CancelledError:
+                keeper = asyncio.current_task()
+                if keeper is None or keeper.cancelling():
+                    raise
+                # Nobody cancelled this task: something that it waited for was cancelled.
+                _log.exception("%s failed; it begins again", name)
             except Exception:
                 _log.exception("%s failed; it begins again", name)
             finally:

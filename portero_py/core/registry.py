@@ -236,6 +236,37 @@ class Registry:
         self._version = max(self._version, version + 1)
         return restored
 
+    def adopt(
+        self, leases: Iterable[Lease], now: float, sources: Container[str], ended: Container[tuple[str, str]]
+    ) -> int:
+        """Take over what somebody knew of whom nobody heard before; returns the number of leases.
+
+        Only what has not ended by `now`, is from one of `sources`, has neither its id nor its address here,
+        and is not in `ended`: service and instance id, or service and `host:port`. What does not fit is left.
+        """
+        adopted = 0
+        for lease in leases:
+            service, backend = lease.service, lease.backend
+            held = self._leases.get(service, {})
+            is_known = (
+                lease.instance_id in held
+                or (service, backend.host, backend.port) in self._held
+                or (service, lease.instance_id) in ended
+                or (service, backend.address) in ended
+            )
+            if is_known or now >= lease.expires_at or lease.source not in sources:
+                continue
+            try:
+                self._make_room(service, len(held))
+            except RegistryFull:
+                break
+            self.generation += 1
+            self._hold(lease)
+            self._linger_ends.discard(service)
+            self._changed(service)
+            adopted += 1
+        return adopted
+
     # Private
 
     def _state_at(self, backend: Backend, former: Lease | None, service: str) -> LeaseState:

@@ -7,6 +7,10 @@ The theory
   that (`recover`) before it publishes anything: the leases live on in the workers' tables, and what departed
   workers had counted in what they were given to keep. Certificates it reads again; only one whose files were
   spoilt meanwhile lives on in what the workers present (`certificates_of`).
+- A worker that was just forked has nothing, and says nothing about what others have: as long as one that
+  serves is merely slow, it is waited for. What a worker had that reported and died stays said.
+- A worker that reports only after that is heard once all the same: what is newer in its table than what was
+  taken over goes to `on_late`. Later hellos of it say nothing that did not come from here.
 - A connection is in order, so one number says it all: `Ack(n)` means that everything up to n is in force.
 - A worker that does not answer within `ACK_SECONDS` is late: nobody waits for it until it has caught up. The
   supervisor sees from its heartbeat whether it hangs, and replaces it; nothing is decided here.
@@ -17,6 +21,7 @@ The theory
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections import deque
@@ -50,6 +55,8 @@ if TYPE_CHECKING:
 OTHERS_SECONDS: Final = 0.3
 #: Seconds that it waits for any worker at all.
 ANY_SECONDS: Final = 5.0
+#: Seconds between two looks at whether a slow worker is still there.
+LOOK_SECONDS: Final = 0.1
 #: Seconds that a scrape waits for the workers' newest counters.
 ASK_SECONDS: Final = 0.25
 #: Most bytes that wait for a worker that does not read.
@@ -73,6 +80,11 @@ class FeedServer:
         self._on_serving = on_serving
         self._connected: dict[RemoteWorker, Hello | None] = {}  # what it said, until that is not needed
         self._changed = asyncio.Event()  # somebody came or went
+        self._recovering = False
+        self.on_late: Callable[[RoutingTable], None] | None = None
+        self._heard: set[int] | None = None  # the workers that have reported; None before `recover` has ended
+        self._recovered = 0  # the version that was taken over
+        self._last_words: list[Hello] = []  # of workers that have died during the recovery
         self._departed_version = 0
         self._server: asyncio.Server | None = None
 
@@ -98,24 +110,39 @@ class FeedServer:
         for worker in list(self._connected):
             worker.close()
 
-    async def recover(self) -> RoutingTable | None:
+    async def recover(
+        self, may_have_tables: Callable[[int], bool] | None = None, patience: float = 0.0
+    ) -> RoutingTable | None:
         """Take over from a control process that died: the newest table of any worker, None when none has one.
 
         Its services may have been published under a higher version than any that the caller knows.
+        `may_have_tables` says of the number of a worker that has not reported whether it lives and has a
+        table: such a one is waited for, up to `patience` seconds.
         """
+        self._recovering = True
         await self._wait_for_hellos(1, ANY_SECONDS)
         await self._wait_for_hellos(self._workers, OTHERS_SECONDS)
+        if may_have_tables is not None:
+            await self._wait_for_tables(may_have_tables, patience)
+        self._recovering = False
         hellos = {worker: hello for worker, hello in self._connected.items() if hello is not None}
+        last_words, self._last_words = self._last_words, []
         self._connected = dict.fromkeys(self._connected)
-        departed = (hello.departed for hello in hellos.values())
+        departed = (hello.departed for hello in (*hellos.values(), *last_words))
         kept = max(departed, key=lambda each: each.version, default=Departed())
         self.feed.add_departed(kept.counters)
-        self._departed_version = kept.version
+        self._departed_version = max(self._departed_version, kept.version)
+        if self._departed_version:  # not all have it, and some have left meanwhile
+            self._departed_version += 1
+            self._have_departed_kept()
         tables = {worker: hello.table.applied_to(RoutingTable()) for worker, hello in hellos.items()}
-        newest = max(tables.values(), key=lambda table: table.version, default=RoutingTable())
+        every = [*tables.values(), *(hello.table.applied_to(RoutingTable()) for hello in last_words)]
+        newest = max(every, key=lambda table: table.version, default=RoutingTable())
         for worker, table in tables.items():
             if table == newest:
                 worker.has(newest)
+        self._heard = {hello.worker for hello in (*hellos.values(), *last_words)}
+        self._recovered = newest.version
         return newest if newest.services else None
 
     async def certificates_of(self, names: list[str]) -> list[Certificate]:
@@ -151,7 +178,11 @@ class FeedServer:
         if worker in self._connected:
             raise FeedError("a worker says hello once")
         self._connected[worker] = hello
-        if self._departed_version:
+        if self._heard is not None and hello.worker not in self._heard:
+            self._heard.add(hello.worker)
+            if hello.table.version > self._recovered and self.on_late is not None:
+                self.on_late(hello.table.applied_to(RoutingTable()))
+        if self._departed_version and not self._recovering:
             worker.keep(Departed(self._departed_version, self.feed.departed))
         self.feed.subscribe(worker)
         self._changed.set()
@@ -161,16 +192,13 @@ class FeedServer:
         """A worker is gone: dead, most likely."""
         if worker not in self._connected:
             return  # it never said hello
-        del self._connected[worker]
+        hello = self._connected.pop(worker)
         self.feed.unsubscribe(worker)
         self._departed_version += 1
-        departed = Departed(self._departed_version, self.feed.departed)
-        for other in self._connected:
-            try:
-                other.keep(departed)
-            except Exception:
-                _log.exception("a worker could not be given what others had counted")
-                self.feed.count_fault(FeedError.reason)
+        if not self._recovering:
+            self._have_departed_kept()
+        elif hello is not None:
+            self._last_words.append(hello)  # and the others may keep more than is known here
         self._changed.set()
         self.tell_serving()
 
@@ -180,6 +208,37 @@ class FeedServer:
             self._on_serving(self.serving)
 
     # Private
+
+    def _have_departed_kept(self) -> None:
+        departed = Departed(self._departed_version, self.feed.departed)
+        for worker in self._connected:
+            try:
+                worker.keep(departed)
+            except Exception:
+                _log.exception("a worker could not be given what others had counted")
+                self.feed.count_fault(FeedError.reason)
+
+    async def _wait_for_tables(self, may_have_tables: Callable[[int], bool], patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + patience
+        while True:
+            reported = {
+                hello.worker for hello in (*self._connected.values(), *self._last_words) if hello is not None
+            }
+            missing = [
+                number
+                for number in range(self._workers)
+                if number not in reported and may_have_tables(number)
+            ]
+            if not missing:
+                return
+            if loop.time() >= ends_at:
+                _log.error("going on without what these workers know, they do not report: %s", missing)
+                return
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._changed.wait()
 
     async def _wait_for_hellos(self, count: int, seconds: float) -> None:
         try:

@@ -28,6 +28,7 @@ import uvloop
 
 from portero_py.config.model import Config
 from portero_py.control.api.status import State
+from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.client import FeedClient
 from portero_py.feed.feed import Feed
@@ -37,7 +38,7 @@ from portero_py.proxy.worker import Worker
 from portero_py.run import tuning
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.live_configuration import read_quietly
-from portero_py.run.processes import BEAT_SECONDS, UNUSABLE, Board
+from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
 from portero_py.run.signals import Signals
 from portero_py.run.sockets import Listening, Rendezvous
 
@@ -46,6 +47,9 @@ CONTROL: Final = 0
 
 #: Seconds in which a SIGTERM to control must turn out to be the supervisor's wish.
 STRAY_SECONDS: Final = 1.0
+
+#: Seconds that a new control process waits for a worker that is slow: if it hangs, it is replaced by then.
+PATIENCE: Final = HANG_SECONDS + 3.0
 
 _log = logging.getLogger(__name__)
 
@@ -209,6 +213,7 @@ class _Control(_Process):
         self._draining = False
         self._was_ready = again
         self._watch: asyncio.Task[None] | None = None
+        self._late: asyncio.Queue[RoutingTable] = asyncio.Queue()  # one table a worker at most
 
     async def serve(self) -> None:
         heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -217,6 +222,7 @@ class _Control(_Process):
         self._server = FeedServer(
             feed, inherited.rendezvous.socket, self.config.workers, lambda _: self._tell_state()
         )
+        self._server.on_late = self._late.put_nowait
         self._plane = ControlPlane(
             self.config,
             inherited.listening,
@@ -246,14 +252,24 @@ class _Control(_Process):
 
     async def _start(self) -> None:
         await self._server.start()
-        table = await self._server.recover() if self._again else None
+        table = await self._server.recover(self._serves, PATIENCE) if self._again else None
         if table is None:
             await self._plane.load(self._server.certificates_of if self._again else None)
         else:
             await self._plane.take_over(table, self._server.certificates_of)
         await self._plane.serve()
+        if self._again:
+            self._plane.own(self._adopt, "late workers")
         self.inherited.board.ready(self.slot)
         self._tell_state()
+
+    async def _adopt(self) -> None:
+        while True:
+            await self._plane.adopt(await self._late.get())
+
+    def _serves(self, number: int) -> bool:
+        """Whether that worker lives, as far as the supervisor knows, and has had a table."""
+        return self.inherited.board.is_ready(CONTROL + 1 + number)
 
     async def _reload(self) -> None:
         try:

@@ -132,12 +132,10 @@ class ControlPlane:
     async def load(self, certificates: Former | None = None) -> None:
         """Publish the certificates, and the leases that outlived the last run. Raises ConfigError.
 
-        `certificates` gives what the workers present already, when another process was here before.
+        `certificates` gives what the workers present already, when another process was here before. Then
+        nothing is raised: they go on presenting that.
         """
-        if self._acme is not None:
-            await self._acme.recover()
-        if self._store is not None:
-            await self._store.load(certificates)
+        await self._load_certificates(certificates)
         if self._snapshot is not None:
             await self._snapshot.claim(self._name)
             try:
@@ -155,18 +153,18 @@ class ControlPlane:
 
         `certificates` gives what the workers present.
         """
-        if self._acme is not None:
-            await self._acme.recover()
-        if self._store is not None:
-            try:
-                await self._store.load(certificates)
-            except ConfigError as error:  # the workers present those that they have
-                _log.error("%s", error)
+        await self._load_certificates(certificates)
         restored = self._leases.restore(table.services.values(), table.version, self._sources)
         _log.info("took over %d leases from the workers", restored)
         if self._snapshot is not None:
             await self._snapshot.claim(self._name)
         await self._begin()
+
+    async def adopt(self, table: RoutingTable) -> None:
+        """A worker has reported late, and this is what it knew: take over what is missing here."""
+        adopted = await self._leases.adopt(table, self._sources)
+        if adopted:
+            _log.warning("took over %d leases from a worker that reported late", adopted)
 
     async def serve(self) -> None:
         """Open the ports, and begin to follow certificates and to save leases."""
@@ -224,12 +222,25 @@ class ControlPlane:
     @property
     def _name(self) -> str:
         """What tells this instance from others with the same state directory, also after a restart."""
-        return str(self._config.registration.listen)
+        host = socket.gethostname().encode("ascii", "backslashreplace").decode()
+        return f"{self._config.registration.listen} {host}"
 
     @property
     def _sources(self) -> set[str]:
         """Whose leases somebody keeps true."""
         return {API, *(provider.source for provider in self._providers)}
+
+    async def _load_certificates(self, former: Former | None) -> None:
+        """Raises ConfigError when nobody has any `former` ones to go on with."""
+        if self._acme is not None:
+            await self._acme.recover()
+        if self._store is not None:
+            try:
+                await self._store.load(former)
+            except ConfigError as error:
+                if former is None:
+                    raise
+                _log.error("%s", error)
 
     async def _begin(self) -> None:
         """From now on the leases here are what counts: also what is on disk."""

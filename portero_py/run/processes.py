@@ -93,6 +93,10 @@ class Board:
         """The child in `slot` serves."""
         self._COUNT.pack_into(self._memory, slot * self._SLOT + 8, Progress.READY)
 
+    def ended(self, slot: int) -> None:
+        """The child in `slot` is gone; what it complained of stays."""
+        self._COUNT.pack_into(self._memory, slot * self._SLOT + 8, Progress.STARTING)
+
     def is_ready(self, slot: int) -> bool:
         """Whether it has said so."""
         return self._count(slot, 8) == Progress.READY
@@ -206,6 +210,7 @@ class Child:
         if pid == 0:
             return False
         self.pid, self.status = 0, os.waitstatus_to_exitcode(status)
+        self._board.ended(self.slot)  # a new control process waits for whoever is ready
         self.fork_at = now + self._backoff.pause(now - self._born)
         return True
 

@@ -101,25 +101,31 @@ class SingleProcess:
         self._notifier.ready(self._listening.summary())
 
     async def _stop(self) -> int:
-        timeouts = self._config.timeouts
         self._control.state = State.DRAINING
         self._notifier.stopping()
-        _log.info("stopping: exchanges in flight have %g s", timeouts.drain)
-        draining = asyncio.create_task(self._worker.drain(timeouts.drain), name="drain")
+        _log.info("stopping: exchanges in flight have %g s", self._config.timeouts.drain)
+        ending = asyncio.create_task(self._end(), name="end")
         hurry = asyncio.create_task(self._signals.stop(), name="second signal")
-        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        if not draining.done():
+        await asyncio.wait({ending, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
             _log.warning("told to stop again: ending at once")
-            draining.cancel()
+            ending.cancel()
             return 1
         hurry.cancel()
-        fault = draining.exception()
-        if fault is not None:
-            _log.error("the drain failed", exc_info=fault)
+        return ending.result()
+
+    async def _end(self) -> int:
+        """The data plane first, then the control plane; the exit status."""
+        timeouts, status = self._config.timeouts, 0
+        try:
+            await self._worker.drain(timeouts.drain)
+        except Exception:
+            _log.exception("the drain failed")
+            status = 1
         try:
             async with asyncio.timeout(timeouts.shutdown):
                 await self._control.close()
         except TimeoutError:
             _log.warning("the control plane did not close within %g s", timeouts.shutdown)
         _log.info("stopped")
-        return 0 if fault is None else 1
+        return status

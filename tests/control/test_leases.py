@@ -12,7 +12,7 @@ import pytest
 from portero_py.control import leases as module
 from portero_py.control.leases import Change, Leases, What
 from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.model import API, Backend, LeaseRequest
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
@@ -221,7 +221,7 @@ async def test_the_sweep_comes_by_itself_also_for_a_lease_that_ends_before_the_o
     await until(lambda: desk.worker.ports() == [1])
 
 
-async def test_a_sweep_that_fails_is_logged_and_goes_on(
+async def test_a_sweep_that_fails_is_logged_and_shown_and_goes_on(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "SWEEP_DELAY", 0.0)
@@ -235,7 +235,9 @@ async def test_a_sweep_that_fails_is_logged_and_goes_on(
     desk.feed.publish = failing  # type: ignore[method-assign]
     desk.now += 1.5
     desk.leases._sooner.set()  # look at the turned clock
-    await until(lambda: "the sweep of expired leases failed" in caplog.text)
+    await until(lambda: desk.leases.faults == ["sweep"])
+    assert desk.counted == {"sweep": 1}
+    assert "sweep failed; it begins again" in caplog.text
     desk.feed.publish = publish  # type: ignore[method-assign]
     desk.now += 1
     desk.leases._sooner.set()
@@ -265,3 +267,28 @@ async def test_what_never_ends_is_logged_so(desk: Desk, caplog: pytest.LogCaptur
         "registered: app.example at http://[::1]:1 ([::1]:1 (static)) for ever",
         "deregistered: app.example at http://[::1]:1 ([::1]:1 (static))",
     ]
+
+
+async def test_who_reports_late_brings_back_what_is_missing_and_nothing_that_was_released(desk: Desk) -> None:
+    former = Registry()
+    for port in (1, 2, 3, 4):
+        former.register(ask(port), desk.now)
+    former.register(ask(5, 1), desk.now - 10)
+    former.register(ask(6), desk.now, "docker")
+    await desk.leases.grant(ask(1, 60))
+    await desk.leases.grant(ask(2))
+    await desk.leases.release("app.example", host="::1", port=2)
+    assert await desk.leases.adopt(former.table, {API}) == 2
+    assert desk.worker.ports() == [1, 3, 4]
+    assert await desk.leases.adopt(former.table, {API}) == 0
+
+
+async def test_when_too_much_was_released_nobody_who_reports_late_is_heard(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_ENDED", 0)
+    former = Registry()
+    former.register(ask(3), desk.now)
+    await desk.leases.grant(ask(1))
+    await desk.leases.release("app.example", host="::1", port=1)
+    assert await desk.leases.adopt(former.table, {API}) == 0

@@ -134,6 +134,112 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
         Times().snapshot(tmp_path).load()
 
 
+GRANTED = {
+    "service": "s0.example",
+    "instance_id": "one",
+    "backend": {"host": "::1", "port": 8000, "use_tls": True, "protocol": "http1", "tls_fingerprint": ""},
+    "expires_at": EPOCH + 60.0,
+    "ttl_seconds": 60,
+    "weight": 2,
+    "health_path": "/up",
+    "source": "api",
+    "state": "ready",
+    "also": [],
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"service": value} for value in (5, None, "", "A.example", "a..b ", ["a"])),
+        *({"instance_id": value} for value in (None, "", ["a"], 7, "a b", "a" * 129, "one (static)")),
+        *({"weight": value} for value in (0, -3, "x", None, 10**9, True, 1.5)),
+        *({"ttl_seconds": value} for value in (0, "9", 1e308, 86_401, True)),
+        *({"expires_at": value} for value in ("z", True, [1])),
+        *({"health_path": value} for value in (7, None, "up", "/a\nb")),
+        *({"source": value} for value in (7, None, "static", "a\nb")),
+        *({"state": value} for value in (7, None, "odd")),
+        *({"host": value} for value in (5, None, "no address", "[::1]", "0.0.0.0", "0:0:0:0:0:0:0:1")),
+        *({"port": value} for value in ("x", 0, 70_000, None, True)),
+        *({"use_tls": value} for value in (None, 1)),
+        *({"protocol": value} for value in (None, 1, "gopher")),
+        *({"tls_fingerprint": value} for value in ("zz", None, 3, "AB" * 32)),
+        {"also": [GRANTED]},
+        {"also": "x"},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_a_lease_that_could_never_have_been_granted_makes_the_file_none(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    backend = {**GRANTED["backend"], **{k: v for k, v in change.items() if k in GRANTED["backend"]}}  # type: ignore[dict-item, operator]
+    lease = {**GRANTED, **{k: v for k, v in change.items() if k not in backend}, "backend": backend}
+    (tmp_path / FILE_NAME).write_bytes(orjson.dumps({"format": 1, "leases": [GRANTED, lease]}))
+    with pytest.raises(BadSnapshot, match="is no snapshot of leases; it is now "):
+        Times().snapshot(tmp_path).load()
+
+
+def test_what_cannot_be_read_just_now_is_neither_set_aside_nor_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = Times()
+    times.snapshot(tmp_path).save(table(60, 60))
+    good, snapshot, really_open = (tmp_path / FILE_NAME).read_bytes(), times.snapshot(tmp_path), os.open
+
+    def refuse(path: Path, flags: int, *rest: int) -> int:
+        if path == tmp_path / FILE_NAME:
+            raise OSError(errno.EMFILE, "no")
+        return really_open(path, flags, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(BadSnapshot, match="cannot be read: Too many open files; it stays"):
+            snapshot.load()
+        with pytest.raises(BadSnapshot, match="cannot be read, nor replaced unread: Too many open files"):
+            snapshot.save(table(60))
+    assert [each.name for each in tmp_path.iterdir()] == [FILE_NAME]
+    assert (tmp_path / FILE_NAME).read_bytes() == good
+    snapshot.save(table(60))  # it can be read again: kept for whoever wants it
+    [aside] = tmp_path.glob(f"{FILE_NAME}.bad-*")
+    assert aside.read_bytes() == good
+    assert len(times.snapshot(tmp_path).load()) == 1
+    # And when somebody took it away, nothing is in the way.
+    gone = times.snapshot(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(BadSnapshot, match="it stays"):
+            gone.load()
+    (tmp_path / FILE_NAME).unlink()
+    gone.save(table(60))
+    assert len(times.snapshot(tmp_path).load()) == 1
+
+
+def test_the_directory_is_synced_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = list[bool](), os.fsync
+
+    def note(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced.append((tmp_path / FILE_NAME).exists())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    Times().snapshot(tmp_path).save(table(60))
+    assert synced == [True]
+
+
+def test_a_file_system_that_syncs_no_directories_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    Times().snapshot(tmp_path).save(table(60))
+    assert len(Times().snapshot(tmp_path).load()) == 1
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "directory"])
 def test_what_is_no_file_holds_up_nobody_and_is_set_aside(
     tmp_path: Path, make: Callable[[Path], None]
@@ -283,6 +389,8 @@ async def test_a_full_disk_is_said_once_and_ends_nothing(
 
     def full(descriptor: int) -> None:
         nonlocal attempts
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return
         attempts += 1
         if attempts < 4:
             raise OSError(errno.ENOSPC, "no")
@@ -291,7 +399,9 @@ async def test_a_full_disk_is_said_once_and_ends_nothing(
     monkeypatch.setattr(os, "fsync", full)
     one = Running(tmp_path, interval=0.01)
     one.register(1)
-    await one.until([0.0])
+    async with asyncio.timeout(10):
+        while "leases are saved again" not in caplog.text:
+            await asyncio.sleep(0.002)
     await one.close()
     assert attempts == 4
     said = [record.getMessage() for record in caplog.records]
@@ -408,3 +518,106 @@ async def test_a_lock_file_that_is_none_holds_up_nobody(tmp_path: Path, make: Ca
     await snapshot.claim("127.0.0.1:1")
     snapshot.close(table(60))
     assert len(list(tmp_path.glob("leases*.json"))) == 1
+
+
+async def test_containers_with_one_address_and_names_of_their_own_never_swap(tmp_path: Path) -> None:
+    one, two = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("[::]:18080 a")
+    await two.claim("[::]:18080 b", patience=0.0)
+    one.close(table(60))
+    two.close(table(60, 60))
+    two, one = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await two.claim("[::]:18080 b")
+    await one.claim("[::]:18080 a")
+    assert (len(one.load()), len(two.load())) == (1, 2)
+    one.close(table(60))
+    two.close(table(60))
+
+
+async def test_a_container_with_a_new_name_takes_its_predecessors_file_when_that_has_left(
+    tmp_path: Path,
+) -> None:
+    other, one, successor = (Times().snapshot(tmp_path) for _ in range(3))
+    await other.claim("[::]:99 x")
+    await one.claim("[::]:18080 a")
+    other.close(table(60))
+    claiming = asyncio.create_task(successor.claim("[::]:18080 b", patience=1000.0))
+    async with asyncio.timeout(10):
+        await claiming  # the other one's is free, and better than none
+    assert len(successor.load()) == 1
+    third = Times().snapshot(tmp_path)
+    claiming = asyncio.create_task(third.claim("[::]:18080 c", patience=1000.0))
+    one.close(table(60, 60))
+    async with asyncio.timeout(10):
+        await claiming
+    assert len(third.load()) == 2
+    for each in (successor, third):
+        each.close(table(60))
+
+
+async def test_the_owner_that_an_older_version_wrote_is_known_by_its_address(tmp_path: Path) -> None:
+    (tmp_path / "leases.lock").write_text("127.0.0.1:1")
+    (tmp_path / "leases-2.lock").write_text("127.0.0.1:2")
+    two = Times().snapshot(tmp_path)
+    await two.claim("127.0.0.1:2 a")
+    two.close(table(60))
+    assert [each.name for each in tmp_path.glob("*.json")] == ["leases-2.json"]
+
+
+def _refuse_new_locks(monkeypatch: pytest.MonkeyPatch, why: int) -> None:
+    really_open = os.open
+
+    def refuse(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_CREAT and Path(path).suffix == ".lock" and not Path(path).exists():
+            raise OSError(why, "no")
+        return really_open(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EMFILE, errno.EACCES])
+async def test_who_gets_no_file_takes_none_of_anothers_and_asks_again(
+    tmp_path: Path, why: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    one.save(table(60))
+    with monkeypatch.context() as patch:
+        _refuse_new_locks(patch, why)
+        await two.claim("127.0.0.1:2")
+        assert two.load() == []
+        with pytest.raises(BadSnapshot, match=f"no file for them in {tmp_path}: {os.strerror(why)}"):
+            two.save(table(60, 60))
+        with pytest.raises(BadSnapshot):
+            two.lend(table(60, 60))
+    assert os.strerror(why) in caplog.text
+    two.close(table(60, 60))  # there is room again
+    assert len(orjson.loads((tmp_path / "leases.json").read_bytes())["leases"]) == 1
+    assert len(orjson.loads((tmp_path / "leases-2.json").read_bytes())["leases"]) == 2
+    one.close(table(60))
+
+
+async def test_who_gets_a_file_late_writes_over_nobodys_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, holder = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    late = Times().snapshot(tmp_path)
+    with monkeypatch.context() as patch:
+        _refuse_new_locks(patch, errno.ENOSPC)
+        await late.claim("127.0.0.1:2")
+    one.close(table(60))  # free now, but it is not ours
+    late.close(table(60, 60))
+    await holder.claim("127.0.0.1:1")
+    assert len(holder.load()) == 1
+    holder.close(table(60))
+
+
+async def test_when_all_are_taken_nobody_shares_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portero_py.control.slots.MOST", 1)
+    one, two = Times().snapshot(tmp_path), Times().snapshot(tmp_path)
+    await one.claim("127.0.0.1:1")
+    await two.claim("127.0.0.1:2")
+    with pytest.raises(BadSnapshot, match="all are taken"):
+        two.save(table(60))
+    one.close(table(60))

@@ -20,7 +20,7 @@ async def until(condition: Callable[[], object]) -> None:
 class Work:
     """Fails as often as told, then runs."""
 
-    def __init__(self, *failures: Exception | None) -> None:
+    def __init__(self, *failures: BaseException | None) -> None:
         self.failures = list(failures)
         self.begun = 0
         self.ended = False
@@ -54,6 +54,16 @@ async def test_what_raises_or_returns_is_counted_shown_and_begun_again(
     await tasks.close()
     assert fails.ended
     assert runs.ended
+
+
+async def test_work_that_is_cancelled_by_what_it_waited_for_is_begun_again() -> None:
+    counted: list[str] = []
+    tasks, work = Tasks(counted.append, first_pause=0.001), Work(asyncio.CancelledError())
+    tasks.own(work.run, "work")
+    await until(lambda: work.begun == 2)
+    assert (tasks.faults, counted) == (["work"], ["work"])
+    await tasks.close()
+    assert (work.begun, work.ended) == (2, True)
 
 
 async def test_a_fault_is_history_when_the_task_has_run_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

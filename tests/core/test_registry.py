@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.model import API, NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import LINGER, Registry
 from portero_py.errors import ConfigError, NoSuchLease, RegistryFull
 
@@ -570,3 +570,33 @@ def release(registry: Registry, model: Model, source: str, asked: LeaseRequest, 
         return
     assert registry.release(asked.service, asked.instance_id, *place, now=now, source=source) == lease
     del model.granted[source, asked.service, lease.instance_id.removesuffix(f" ({source})")]
+
+
+def test_what_somebody_knew_is_adopted_unless_it_is_known_or_ended_or_does_not_fit() -> None:
+    former, registry = Registry(), Registry(max_leases=4)
+    for port in range(1, 7):
+        former.register(ask(port=port), now=0.0)
+    former.register(ask(port=7, ttl=5), now=0.0)
+    former.register(ask(port=8), now=0.0, source="docker")
+    registry.register(ask(port=1, instance_id="[::1]:2"), now=1.0)
+    registry.release("app.example", "[::1]:2", now=1.0)  # the service lingers
+    registry.register(ask(port=9, instance_id="[::1]:1"), now=1.0)
+    registry.register(ask(port=2, instance_id="other"), now=1.0)
+    known, generation, version = former.of_source(API), registry.generation, registry.table.version
+    known = [*former.of_source("docker"), *reversed(known)]
+    ended = {("app.example", "[::1]:3"), ("app.example", "[::1]:6")}
+    assert registry.adopt(known, 10.0, {API}, ended) == 2
+    assert addresses(registry) == ["[::1]:9", "[::1]:2", "[::1]:5", "[::1]:4"]
+    assert registry.generation == generation + 2
+    assert registry.table.version > version
+    assert registry.adopt(known, 10.0, {API}, set()) == 0  # it is full
+
+
+def test_an_adopted_lease_ends_the_lingering_of_its_service() -> None:
+    former, registry = Registry(), Registry()
+    former.register(ask(port=1, ttl=1000), now=0.0)
+    registry.register(ask(port=2), now=0.0)
+    registry.release("app.example", host="::1", port=2, now=0.0)
+    assert registry.adopt(former.of_source(API), 1.0, {API}, ()) == 1
+    registry.expire(LINGER + 1.0)
+    assert addresses(registry) == ["[::1]:1"]

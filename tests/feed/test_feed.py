@@ -353,6 +353,125 @@ async def test_what_departed_workers_counted_outlives_several_controls(desk: Des
     assert stays is not goes
 
 
+class Slow:
+    """A worker that served, and that says hello to a new control process when the test wants it to."""
+
+    def __init__(self, desk: Desk, number: int, table: RoutingTable, departed: Departed) -> None:
+        self._desk = desk
+        self._hello = Hello(number, True, TableUpdate.between(None, table), Counters(), departed)
+
+    async def report(self) -> asyncio.StreamWriter:
+        _, writer = await asyncio.open_unix_connection(self._desk.rendezvous.path)
+        writer.write(encode(self._hello))
+        return writer
+
+
+def departed(version: int) -> Departed:
+    counters = Counters()
+    counters.exchange_done("a.example", b"GET", 200, 0.1)
+    return Departed(version, counters)
+
+
+def noted(looks: list[int], number: int) -> bool:
+    looks.append(number)
+    return True
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is not known to be slow is not waited for."""
+    monkeypatch.setattr("portero_py.feed.server.ANY_SECONDS", 0.01)
+    monkeypatch.setattr("portero_py.feed.server.OTHERS_SECONDS", 0.01)
+    monkeypatch.setattr("portero_py.feed.server.LOOK_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_worker_that_was_just_forked_does_not_speak_for_one_that_is_slow(desk: Desk) -> None:
+    registry, looks = registry_with("a.example"), list[int]()
+    slow, control = Slow(desk, 0, registry.table, departed(7)), await desk.control()
+    young, _ = desk.worker(1)
+    recovering = asyncio.create_task(control.server.recover(lambda n: noted(looks, n) and n == 0, 1000.0))
+    await until(lambda: control.server.connected == 1 and len(looks) > 3)
+    assert not recovering.done()
+    writer = await slow.report()
+    assert await recovering == registry.table
+    assert control.feed.counters().services["a.example"].by_status()["GET", 200] == 1
+    assert young.got == []
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_slow_workers_are_waited_for_also_when_nobody_has_reported(desk: Desk) -> None:
+    registry, looks = registry_with("a.example"), list[int]()
+    control = await desk.control()
+    recovering = asyncio.create_task(control.server.recover(lambda n: noted(looks, n), 1000.0))
+    await until(lambda: len(looks) > 3)
+    writers = [await Slow(desk, number, registry.table, Departed()).report() for number in (0, 1)]
+    assert await recovering == registry.table
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_nobody_waits_for_a_slow_worker_that_is_replaced_or_silent_for_too_long(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    lives, looks = {0}, list[int]()
+    control = await desk.control()
+    desk.worker(1)
+    recovering = asyncio.create_task(control.server.recover(lambda n: noted(looks, n) and n in lives, 1000.0))
+    await until(lambda: len(looks) > 3)
+    lives.clear()
+    assert await recovering is None
+    assert "do not report" not in caplog.text
+    assert await control.server.recover(lambda n: n == 0, 0.02) is None
+    assert "they do not report: [0]" in caplog.text
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_what_a_worker_has_said_stays_said_when_it_dies_while_another_is_waited_for(desk: Desk) -> None:
+    registry, lives = registry_with("a.example"), {0, 1}
+    control = await desk.control()
+    recovering = asyncio.create_task(control.server.recover(lambda n: n in lives, 1000.0))
+    writer = await Slow(desk, 1, registry.table, departed(7)).report()
+    await until(lambda: control.server.connected == 1)
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: control.server.connected == 0)
+    young, _ = desk.worker(1)
+    await until(lambda: control.server.connected == 1)
+    lives.clear()
+    assert await recovering == registry.table
+    # The next control process learns it from the one that is left.
+    await control.feed.publish(registry.table)
+    assert young.got == [registry.table]
+    await control.server.close()
+    successor = await desk.control()
+    assert await successor.server.recover(lambda n: n == 1, 1000.0) == registry.table
+    assert successor.feed.counters().services["a.example"].by_status()["GET", 200] == 1
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_worker_that_reports_late_is_heard_once_and_only_with_what_is_newer(desk: Desk) -> None:
+    registry, late = registry_with("a.example"), list[RoutingTable]()
+    older = registry.table
+    registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
+    control = await desk.control()
+    control.server.on_late = late.append
+    first = await Slow(desk, 0, older, Departed()).report()
+    assert await control.server.recover(lambda n: n == 0, 1000.0) == older
+    writers = [first]
+    for number, table in ((1, registry.table), (1, registry.table), (0, registry.table), (2, older)):
+        writers.append(await Slow(desk, number, table, Departed()).report())
+        await until(lambda: control.server.connected == len(writers))
+    assert late == [registry.table]
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_challenges_of_a_new_control_replace_those_of_the_old_one(desk: Desk) -> None:
     control, (worker, _) = await desk.control(), desk.worker()
     await until(lambda: control.server.connected == 1)

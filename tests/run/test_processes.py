@@ -195,3 +195,4 @@ class TestChild:
         one.signal(signal.SIGKILL)
         reaped(one)
         assert not one.is_ready
+        assert not board.is_ready(0)  # as the other children see it
