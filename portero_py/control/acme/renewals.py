@@ -9,6 +9,10 @@ A look happens when the next certificate is due, after `LOOK_SECONDS` at the lat
 commands change the state directory too), and at once when a task has ended, when a backend registers a new
 name, or on SIGHUP. Who may act at the same time, and who goes first, is `core.acme.schedule.admitted`.
 
+What the disk does not take is remembered, and counts before what is on disk, until the disk has taken it
+(`_keep`, the only way there). The same act for the same reason has a pause that doubles before it, whatever
+the reason: neither the CA nor the disk is ever asked in a loop.
+
 Each certificate stands alone: what is wrong with one is written down, logged, counted, and tried again later;
 the others do not even wait. Nothing that happens here ends the task, and nothing ever touches a hand-made
 certificate.
@@ -21,7 +25,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portero_py.control.acme.challenges import PendingChallenges
@@ -60,6 +64,8 @@ LOOK_SECONDS: Final = 30.0
 BUSY_SECONDS: Final = 2.0
 #: Until something is tried again whose failure could not be written down.
 PAUSE_SECONDS: Final = 300.0
+#: Before an act that left everything as it was is done again, the first time; it doubles up to PAUSE_SECONDS.
+AGAIN_SECONDS: Final = 1.0
 #: Requests to the CA at a time: a CA takes up to a second for one.
 CA_THREADS: Final = 4
 #: Texts that are remembered as said.
@@ -69,6 +75,20 @@ MAX_SAID: Final = 4096
 ISSUED: Final = "issued"
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What was begun last for one name, and how many times in a row for the same reason."""
+
+    act: Act
+    progress: Progress
+    kept: str  # fingerprint
+    times: int
+    at: float
+
+    def is_again(self, look: Look) -> bool:
+        return (self.act, self.progress, self.kept) == (look.decision.act, look.progress, _kept(look))
 
 
 class Acme:
@@ -123,7 +143,8 @@ class Acme:
         ] = {}  # where the disk does not say it: a lock is taken, a disk full
         self._account_is_gone = False  # the CA does not know it any more
         self._said: set[str] = set()  # what was logged once
-        self._unkept: dict[str, Progress] = {}  # failures that the full disk did not take
+        self._unkept: dict[str, Progress] = {}  # what the full disk did not take
+        self._begun: dict[str, _Begun] = {}
         self._wanted = WantedNames(config, table=table, has_service=has_service, clock=clock)
         self._looks = Looks(self._files, self._folder, self._unkept, clock)
 
@@ -199,12 +220,16 @@ class Acme:
         for complaint in complaints:
             self._say_once(f"ACME: {complaint}")
         now = self._clock()
-        self._not_before = {name: until for name, until in self._not_before.items() if now < until}
+        self._not_before = {  # none that a clock has made which was ahead
+            name: until for name, until in self._not_before.items() if now < until <= now + PAUSE_SECONDS
+        }
         due = []
         for look in looks:
             self._explain(look)
             is_due = look.decision.act not in (Act.WAIT, Act.LEAVE)
-            if is_due and look.names[0] not in self._not_before:
+            if not is_due:
+                self._begun.pop(look.names[0], None)
+            elif self._may_begin(look, now):
                 due.append(look)
         going_on = [each for _, each in self._acting.values()]
         for place in admitted([look.turn for look in due], going_on):
@@ -213,8 +238,19 @@ class Acme:
         waits = [look.decision.until for look in looks if look.decision.until]
         return min([*waits, *self._not_before.values()], default=float("inf"))
 
+    def _may_begin(self, look: Look, now: float) -> bool:
+        """Whether nothing keeps what is due from being done now."""
+        name, former = look.names[0], self._begun.get(look.names[0])
+        if name not in self._not_before and former is not None and former.is_again(look):
+            until = former.at + min(AGAIN_SECONDS * 2.0 ** min(former.times, 20), PAUSE_SECONDS)
+            if now < until <= now + PAUSE_SECONDS:
+                self._not_before[name] = until
+        return name not in self._not_before
+
     def _begin(self, look: Look) -> None:
-        name = look.names[0]
+        name, former = look.names[0], self._begun.get(look.names[0])
+        times = former.times + 1 if former is not None and former.is_again(look) else 0
+        self._begun[name] = _Begun(look.decision.act, look.progress, _kept(look), times, self._clock())
         task = asyncio.create_task(self._act(look), name=f"acme {name}")
         self._acting[name] = (task, look.turn)
         task.add_done_callback(lambda _: self._ended(name))
@@ -235,7 +271,8 @@ class Acme:
 
     def _groups(self) -> list[Group]:
         for name in self._wanted.forget(self._acting):
-            self._unkept.pop(name, None)
+            for remembered in (self._unkept, self._begun, self._not_before):
+                remembered.pop(name, None)
         return self._wanted.groups()
 
     def _explain(self, look: Look) -> None:
@@ -259,7 +296,7 @@ class Acme:
             look = await self._disk.call(self._looks.at, look.names)
             act = look.decision.act
             if act is Act.INSTALL:
-                await self._install(name)
+                await self._install(name, look.progress)
             elif act is Act.ADOPT:
                 await self._adopt(look)
             elif act in (Act.ASK, Act.ORDER, Act.RESUME):
@@ -320,7 +357,7 @@ class Acme:
                     renew_at=renew_at,
                     why=found.why,
                 )
-        await self._disk.call(self._files.save_progress, name, progress)
+        await self._keep(name, progress)
 
     async def _adopt(self, look: Look) -> None:
         """Go on with the pair in the certificate directory, as if it had been issued just now."""
@@ -334,7 +371,7 @@ class Acme:
         progress = look.progress.adopted(
             look.names, found.fingerprint, found.not_before, next_question(self._clock(), 0.0)
         )
-        await self._disk.call(self._files.save_progress, name, progress)
+        await self._keep(name, progress)
         _log.info("certificate taken over from the certificate directory, nothing is ordered: %s", name)
 
     async def _install_alone(self, name: str) -> None:
@@ -342,23 +379,22 @@ class Acme:
         lock = Lock(self._files.lock(name))
         try:
             await self._disk.call(lock.acquire, self._clock())
-            await self._install(name)
+            await self._install(name, await self._disk.call(self._files.progress, name))
         except AcmeError as error:
             self._say_once(f"{name}: the certificate waits to be installed: {error}")
         finally:
             lock.release()
 
-    async def _install(self, name: str) -> None:
+    async def _install(self, name: str, progress: Progress) -> None:
         """Copy an issued pair to the certificate directory, once more; the lock is held."""
         kept = await self._disk.call(self._files.pair, name)
-        progress = await self._disk.call(self._files.progress, name)
         _, is_ours = await self._disk.call(self._folder.served, name)
         if kept is not None and is_ours:
             await self._disk.call(self._folder.install, kept)
         if progress.step is Step.ISSUED:
             now = self._clock()
             done = progress.dropped() if kept is None else progress.installed(kept.fingerprint, now)
-            await self._disk.call(self._files.save_progress, name, done)
+            await self._keep(name, done)
         _log.info("certificate installed: %s", name)
 
     # Private: failing
@@ -366,13 +402,14 @@ class Acme:
     async def _settle(self, look: Look, error: AcmeError) -> None:
         """What could not even begin."""
         if isinstance(error, Busy):
+            self._begun.pop(look.names[0], None)  # nothing was tried
             self._not_before[look.names[0]] = self._clock() + BUSY_SECONDS
         elif look.decision.act is Act.ASK:
             self._not_before[look.names[0]] = self._clock() + PAUSE_SECONDS
             progress = replace(
                 look.progress, ask_at=next_question(self._clock(), max(error.retry_after, 3600.0))
             )
-            await self._quietly(self._files.save_progress, look.names[0], progress)
+            await self._keep_quietly(look.names[0], progress)
         else:
             await self._failed(look.names[0], look.progress, error)
 
@@ -395,13 +432,21 @@ class Acme:
         # A network that comes up late is said once, not at every try in the first minutes.
         level = logging.WARNING if was_heard or not progress.unheard else logging.DEBUG
         _log.log(level, "no certificate for %s: %s; the next attempt is at %s UTC", name, error, when)
+        await self._keep_quietly(name, failed)
+
+    # Private: the disk
+
+    async def _keep(self, name: str, progress: Progress) -> None:
+        """Write down how far it is. Raises StateUnwritable: it is remembered, and counts all the same."""
+        self._unkept[name] = progress
+        await self._disk.call(self._files.save_progress, name, progress)
+        self._unkept.pop(name, None)
+
+    async def _keep_quietly(self, name: str, progress: Progress) -> None:
         try:
-            await self._disk.call(self._files.save_progress, name, failed)
+            await self._keep(name, progress)
         except StateUnwritable as unwritable:
-            self._unkept[name] = failed
             self._say_once(f"ACME: {unwritable}")
-        else:
-            self._unkept.pop(name, None)
 
     # Private: the threads
 
@@ -428,3 +473,10 @@ class Acme:
                 self._said.clear()
             self._said.add(text)
             _log.warning("%s", text)
+
+
+# Private
+
+
+def _kept(look: Look) -> str:
+    return look.kept.fingerprint if look.kept is not None else ""

@@ -28,12 +28,12 @@ from portero_py.control.acme.files import AcmeFiles
 from portero_py.control.acme.renewals import MAX_SAID, Acme
 from portero_py.control.acme.replies import Authorization, Challenge, Order
 from portero_py.control.acme.wanted import FORGET_SECONDS, MAX_BROUGHT
-from portero_py.core.acme.progress import Step
+from portero_py.core.acme.progress import Progress, Step
 from portero_py.core.acme.schedule import AT_ONCE, LATER_AT_ONCE
 from portero_py.core.certificates import CertificateTable, parse_pair
 from portero_py.core.challenges import Challenges
 from portero_py.demo.self_signed import Authority
-from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, ValidationFailed
+from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, StateUnwritable, ValidationFailed
 
 NAME = "a.example"
 DIRECTORY = "https://ca.example/dir"
@@ -316,6 +316,83 @@ async def test_a_disk_that_is_full_when_the_certificate_comes_loses_nothing(
         acme.look()
         await until(lambda: desk.results["issued"])
     assert desk.ca.asked["new_order"] == desk.ca.asked["finalize"] == 1
+
+
+async def test_an_installation_that_the_full_disk_kept_back_is_done_once_when_there_is_room(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pair = Authority().issue(NAME)
+    desk.files.save_pair(NAME, pair.chain_pem, pair.key_pem)
+    desk.files.save_progress(NAME, Progress((NAME,), Step.ISSUED, "https://ca.example/1"))
+    acme = desk.acme((NAME,))
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", _full)
+    async with desk.running(acme):
+        await until(lambda: desk.results["state_unwritable"])
+        await until(lambda: not acme._acting)
+        monkeypatch.setattr(os, "fsync", fsync)
+        desk.now += 400
+        acme.look()
+        await until(lambda: desk.files.progress(NAME).installed_at)
+        for _ in range(3):
+            desk.now += 1000
+            acme.look()
+            await asyncio.sleep(0.02)
+        assert not acme._unkept
+    assert desk.files.progress(NAME).step is Step.IDLE
+    assert caplog.text.count("certificate installed") == 1
+
+
+async def test_a_question_that_the_full_disk_kept_back_is_asked_once_when_there_is_room(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme((NAME,))
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+        await until(lambda: desk.files.progress(NAME).ask_at)
+        save, opened = AcmeFiles.save_progress, []
+
+        def full(files: AcmeFiles, name: str, progress: Progress) -> None:
+            opened.append(progress.ask_at)
+            raise StateUnwritable("no space left")
+
+        monkeypatch.setattr(AcmeFiles, "save_progress", full)
+        desk.now = desk.files.progress(NAME).ask_at
+        acme.look()
+        await until(lambda: opened and not acme._acting)
+        monkeypatch.setattr(AcmeFiles, "save_progress", save)
+        for _ in range(100):
+            if not acme._unkept:
+                break
+            desk.now += 3700
+            acme.look()
+            await asyncio.sleep(0.02)
+        assert not acme._unkept
+        assert desk.files.progress(NAME).ask_at > desk.now
+
+
+async def test_what_changes_nothing_is_not_done_over_and_over(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme((NAME,))
+    begun: list[float] = []
+
+    async def to_no_avail(name: str, progress: Progress) -> None:
+        begun.append(desk.now)
+
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+        await until(lambda: desk.files.progress(NAME).ask_at and not acme._acting)
+        monkeypatch.setattr(acme, "_install", to_no_avail)
+        (desk.certs / NAME / "fullchain.pem").unlink()
+        start = desk.now
+        for _ in range(60):
+            acme.look()
+            await until(lambda: not acme._sooner.is_set() and not acme._acting)
+            await asyncio.sleep(0.005)
+            desk.now += 0.25
+    assert [moment - start for moment in begun][:4] == pytest.approx([0, 1, 3, 7], abs=0.5)
 
 
 async def test_one_that_fails_does_not_keep_the_others_waiting(desk: Desk) -> None:
