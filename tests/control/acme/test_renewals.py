@@ -505,7 +505,7 @@ async def test_an_account_that_is_gone_is_opened_anew_while_others_still_use_it(
         await until(lambda: desk.files.progress(NAME).failures)
         desk.now += 2
         acme.look()
-        await until(lambda: desk.results["issued"])
+        await until(lambda: desk.files.progress(NAME).ask_at and list(acme._acting) == ["slow.example"])
     assert ordered_with == {"slow.example": 1, NAME: 2}
     assert desk.ca.asked["close"] == len(opened)
 
