@@ -546,7 +546,7 @@ async def test_what_cannot_be_read_of_one_name_holds_up_no_other(
     (desk.files.root / "bad.example" / "progress.json").mkdir(parents=True)
     async with desk.running(desk.acme(("bad.example",), (NAME,))):
         await until(lambda: desk.results["issued"])
-    assert "progress.json: Is a directory" in caplog.text
+    assert "progress.json is not a regular file" in caplog.text
 
 
 async def test_a_name_whose_look_breaks_off_is_passed_over(
