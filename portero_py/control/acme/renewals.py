@@ -10,8 +10,7 @@ commands change the state directory too), and at once when a task has ended, whe
 name, or on SIGHUP. Who may act at the same time, and who goes first, is `core.acme.schedule.admitted`.
 
 What the disk does not take is remembered, and counts before what is on disk, until the disk has taken it
-(`_keep`, the only way there). The same act for the same reason has a pause that doubles before it, whatever
-the reason: neither the CA nor the disk is ever asked in a loop.
+(`_keep`, the only way there). A disk that does not answer a look at all is a fault, and shows in /readyz.
 
 Each certificate stands alone: what is wrong with one is written down, logged, counted, and tried again later;
 the others do not even wait. Nothing that happens here ends the task, and nothing ever touches a hand-made
@@ -25,7 +24,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portero_py.control.acme.challenges import PendingChallenges
@@ -37,6 +36,7 @@ from portero_py.control.acme.locks import Lock
 from portero_py.control.acme.looks import Look, Looks
 from portero_py.control.acme.order import OrderRun, Surroundings
 from portero_py.control.acme.pairs import renewal_id
+from portero_py.control.acme.repeats import Repeats
 from portero_py.control.acme.wanted import MAX_BROUGHT, WantedNames
 from portero_py.core.acme.names import Group
 from portero_py.core.acme.progress import Progress, Step
@@ -64,31 +64,20 @@ LOOK_SECONDS: Final = 30.0
 BUSY_SECONDS: Final = 2.0
 #: Until something is tried again whose failure could not be written down.
 PAUSE_SECONDS: Final = 300.0
-#: Before an act that left everything as it was is done again, the first time; it doubles up to PAUSE_SECONDS.
-AGAIN_SECONDS: Final = 1.0
+#: For the disk to answer a look; longer, and it is said to be stuck.
+DISK_SECONDS: Final = 60.0
 #: Requests to the CA at a time: a CA takes up to a second for one.
 CA_THREADS: Final = 4
 #: Texts that are remembered as said.
 MAX_SAID: Final = 4096
 
+#: The name of its faults.
+FAULT: Final = "acme"
+
 #: What a look did: the `result` label of `portero_acme_attempts_total`.
 ISSUED: Final = "issued"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """What was begun last for one name, and how many times in a row for the same reason."""
-
-    act: Act
-    progress: Progress
-    kept: str  # fingerprint
-    times: int
-    at: float
-
-    def is_again(self, look: Look) -> bool:
-        return (self.act, self.progress, self.kept) == (look.decision.act, look.progress, _kept(look))
 
 
 class Acme:
@@ -97,6 +86,7 @@ class Acme:
     `publish` gives challenges to every listener; `table` is what is served now; `count(result)` is called
     for each attempt, with ISSUED or the reason of its failure. `has_service` says whether a service has a
     backend. `http_challenge` is for port 80.
+    `count_fault` is called when the disk does not answer.
     """
 
     def __init__(
@@ -110,6 +100,7 @@ class Acme:
         count: Callable[[str], None],
         has_service: Callable[[str], bool],
         has_plain_http: bool,
+        count_fault: Callable[[str], None],
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -117,6 +108,7 @@ class Acme:
         self._config = config
         self._table = table
         self._count = count
+        self._count_fault = count_fault
         self._clock = clock
         self._chance = chance
         self._files = AcmeFiles(state_dir, config.directory)
@@ -141,10 +133,11 @@ class Acme:
         self._not_before: dict[
             str, float
         ] = {}  # where the disk does not say it: a lock is taken, a disk full
+        self._is_stuck = False  # the disk did not answer the last look
         self._account_is_gone = False  # the CA does not know it any more
         self._said: set[str] = set()  # what was logged once
         self._unkept: dict[str, Progress] = {}  # what the full disk did not take
-        self._begun: dict[str, _Begun] = {}
+        self._repeats = Repeats()
         self._wanted = WantedNames(config, table=table, has_service=has_service, clock=clock)
         self._looks = Looks(self._files, self._folder, self._unkept, clock)
 
@@ -153,6 +146,11 @@ class Acme:
     def http_challenge(self, token: str) -> str | None:
         """The key authorization of an http-01 challenge that is pending, or None."""
         return self._challenges.http(token)
+
+    @property
+    def faults(self) -> list[str]:
+        """What /readyz names: ACME itself, while the disk does not answer."""
+        return [FAULT] if self._is_stuck else []
 
     def look(self) -> None:
         """Look at all certificates now."""
@@ -171,11 +169,18 @@ class Acme:
     # The life cycle
 
     async def recover(self) -> None:
-        """Complete what a crash interrupted between issuance and installation. Never raises AcmeError."""
-        for name in await self._quietly(self._files.names) or []:
-            progress = await self._quietly(self._files.progress, name)
-            if progress is not None and progress.step is Step.ISSUED:
-                await self._install_alone(name)
+        """Complete what a crash interrupted between issuance and installation. It never raises."""
+        try:
+            async with asyncio.timeout(DISK_SECONDS):
+                names = await self._quietly(self._files.names) or []
+                for name in names:
+                    await self._recover(name)
+        except TimeoutError:
+            self._count_fault(FAULT)
+            _log.error("ACME: the disk does not answer; what was interrupted is completed later")
+        except Exception:
+            self._count_fault(FAULT)
+            _log.exception("ACME: what was interrupted is completed later")
 
     async def run(self) -> None:
         """Look after the certificates until cancelled."""
@@ -190,6 +195,15 @@ class Acme:
         self._ca.close()
 
     # Private: looking
+
+    async def _recover(self, name: str) -> None:
+        try:
+            progress = await self._quietly(self._files.progress, name)
+            if progress is not None and progress.step is Step.ISSUED:
+                await self._install_alone(name)
+        except Exception:
+            self._count(AcmeError.reason)
+            _log.exception("%s: what was interrupted is completed later", name)
 
     async def _look_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -216,7 +230,14 @@ class Acme:
     async def _look_round(self) -> float:
         """Look at everything and begin what is due; when to look again (epoch seconds)."""
         groups = [group for group in self._groups() if group[0] not in self._acting]
-        looks, complaints = await self._disk.call(self._looks.at_all, groups)
+        try:
+            async with asyncio.timeout(DISK_SECONDS):
+                looks, complaints = await self._disk.call(self._looks.at_all, groups)
+        except TimeoutError:
+            self._is_stuck = True
+            self._count_fault(FAULT)
+            raise StateUnwritable(f"the disk did not answer within {DISK_SECONDS:.0f} s") from None
+        self._is_stuck = False
         for complaint in complaints:
             self._say_once(f"ACME: {complaint}")
         now = self._clock()
@@ -228,7 +249,7 @@ class Acme:
             self._explain(look)
             is_due = look.decision.act not in (Act.WAIT, Act.LEAVE)
             if not is_due:
-                self._begun.pop(look.names[0], None)
+                self._repeats.forget(look.names[0])
             elif self._may_begin(look, now):
                 due.append(look)
         going_on = [each for _, each in self._acting.values()]
@@ -240,17 +261,15 @@ class Acme:
 
     def _may_begin(self, look: Look, now: float) -> bool:
         """Whether nothing keeps what is due from being done now."""
-        name, former = look.names[0], self._begun.get(look.names[0])
-        if name not in self._not_before and former is not None and former.is_again(look):
-            until = former.at + min(AGAIN_SECONDS * 2.0 ** min(former.times, 20), PAUSE_SECONDS)
-            if now < until <= now + PAUSE_SECONDS:
-                self._not_before[name] = until
+        name = look.names[0]
+        until = self._repeats.earliest(look)
+        if now < until <= now + PAUSE_SECONDS:
+            self._not_before.setdefault(name, until)
         return name not in self._not_before
 
     def _begin(self, look: Look) -> None:
-        name, former = look.names[0], self._begun.get(look.names[0])
-        times = former.times + 1 if former is not None and former.is_again(look) else 0
-        self._begun[name] = _Begun(look.decision.act, look.progress, _kept(look), times, self._clock())
+        name = look.names[0]
+        self._repeats.begin(look, self._clock())
         task = asyncio.create_task(self._act(look), name=f"acme {name}")
         self._acting[name] = (task, look.turn)
         task.add_done_callback(lambda _: self._ended(name))
@@ -271,8 +290,9 @@ class Acme:
 
     def _groups(self) -> list[Group]:
         for name in self._wanted.forget(self._acting):
-            for remembered in (self._unkept, self._begun, self._not_before):
-                remembered.pop(name, None)
+            self._unkept.pop(name, None)
+            self._not_before.pop(name, None)
+            self._repeats.forget(name)
         return self._wanted.groups()
 
     def _explain(self, look: Look) -> None:
@@ -402,7 +422,7 @@ class Acme:
     async def _settle(self, look: Look, error: AcmeError) -> None:
         """What could not even begin."""
         if isinstance(error, Busy):
-            self._begun.pop(look.names[0], None)  # nothing was tried
+            self._repeats.forget(look.names[0])  # nothing was tried
             self._not_before[look.names[0]] = self._clock() + BUSY_SECONDS
         elif look.decision.act is Act.ASK:
             self._not_before[look.names[0]] = self._clock() + PAUSE_SECONDS
@@ -473,10 +493,3 @@ class Acme:
                 self._said.clear()
             self._said.add(text)
             _log.warning("%s", text)
-
-
-# Private
-
-
-def _kept(look: Look) -> str:
-    return look.kept.fingerprint if look.kept is not None else ""

@@ -24,7 +24,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from portero_py.config.model import Acme as AcmeConfig
+from portero_py.control.acme import renewals
 from portero_py.control.acme.files import AcmeFiles
+from portero_py.control.acme.folder import CertificateFolder
 from portero_py.control.acme.renewals import MAX_SAID, Acme
 from portero_py.control.acme.replies import Authorization, Challenge, Order
 from portero_py.control.acme.wanted import FORGET_SECONDS, MAX_BROUGHT
@@ -143,6 +145,7 @@ class Desk:
         self.state.mkdir()
         self.ca = Ca()
         self.results: Counter[str] = Counter()
+        self.faults: list[str] = []
         self.table = CertificateTable()
         self.services: set[str] = set()
         self.now = time.time()
@@ -171,6 +174,7 @@ class Desk:
             count=lambda result: self.results.update([result]),
             has_service=lambda name: name in self.services,
             has_plain_http=http,
+            count_fault=self.faults.append,
             clock=lambda: self.now,
             chance=lambda: 0.5,
         )
@@ -547,6 +551,57 @@ async def test_what_cannot_be_read_of_one_name_holds_up_no_other(
     async with desk.running(desk.acme(("bad.example",), (NAME,))):
         await until(lambda: desk.results["issued"])
     assert "progress.json is not a regular file" in caplog.text
+
+
+async def test_a_disk_that_does_not_answer_is_a_fault_until_it_does(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, go_on = threading.Event(), threading.Event()
+    names = CertificateFolder.entries
+
+    def hang(folder: CertificateFolder) -> Any:
+        hung.set()
+        go_on.wait()
+        return names(folder)
+
+    monkeypatch.setattr(CertificateFolder, "entries", hang)
+    monkeypatch.setattr(renewals, "DISK_SECONDS", 0.01)
+    acme = desk.acme((NAME,))
+    try:
+        async with desk.running(acme):
+            await until(lambda: acme.faults)
+            assert hung.is_set()
+            assert set(desk.faults) == {"acme"}
+            monkeypatch.setattr(renewals, "DISK_SECONDS", 60.0)
+            go_on.set()
+            acme.look()
+            await until(lambda: desk.results["issued"])
+            assert not acme.faults
+    finally:
+        go_on.set()
+
+
+async def test_a_fault_at_one_name_leaves_the_others_to_be_completed_at_the_start(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = Authority().issue(NAME)
+    desk.files.save_pair(NAME, pair.chain_pem, pair.key_pem)
+    for name in ("0.example", NAME):
+        desk.files.save_progress(name, Progress((name,), Step.ISSUED, "https://ca.example/1"))
+    acme = desk.acme((NAME,))
+    install = acme._install
+
+    async def odd(name: str, progress: Progress) -> None:
+        if name != NAME:
+            raise RecursionError
+        await install(name, progress)
+
+    monkeypatch.setattr(acme, "_install", odd)
+    await acme.recover()
+    acme.close()
+    assert desk.results == {"acme_failed": 1}
+    assert "0.example: what was interrupted" in caplog.text
+    assert desk.files.progress(NAME).step is Step.IDLE
 
 
 async def test_a_name_whose_look_breaks_off_is_passed_over(
