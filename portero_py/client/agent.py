@@ -1,7 +1,8 @@
 """The agent: keeps the lease of a backend that does not know portero, until it is told to stop.
 
 It runs beside the backend (a sidecar, or a second service of the same unit) and gives the lease back on
-SIGTERM and SIGINT, so that no request goes to a backend that is about to end: stop the agent first.
+SIGTERM and SIGINT, so that no request goes to a backend that is about to end: stop the agent first. A second
+signal ends it at once; the lease then ends by itself.
 """
 
 from __future__ import annotations
@@ -22,21 +23,39 @@ async def keep_registered(
     first answer is a refusal that waiting cannot cure.
     """
     loop = asyncio.get_running_loop()
-    told_to_stop = asyncio.Event()
+    stops = asyncio.Semaphore(0)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, told_to_stop.set)
+        loop.add_signal_handler(signal_number, stops.release)
+    keeping = asyncio.create_task(_keep(Registrar(api, registration), on_registered), name="portero agent")
     try:
-        async with Registrar(api, registration) as registrar:
-            stop = asyncio.create_task(told_to_stop.wait())
-            granted = asyncio.create_task(registrar.wait_registered())
-            try:
-                await asyncio.wait({stop, granted}, return_when=asyncio.FIRST_COMPLETED)
-                if granted.done() and on_registered is not None:
-                    on_registered()
-                await stop
-            finally:
-                stop.cancel()
-                granted.cancel()
+        # The first makes it say goodbye, wherever it is; the next one ends that too.
+        while not await _ended_before(keeping, stops):
+            keeping.cancel()
     finally:
+        keeping.cancel()
+        await asyncio.wait({keeping})
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(signal_number)
+    if not keeping.cancelled():
+        keeping.result()
+
+
+# Private
+
+
+async def _keep(registrar: Registrar, on_registered: Callable[[], None] | None) -> None:
+    async with registrar:
+        await registrar.wait_registered()
+        if on_registered is not None:
+            on_registered()
+        await asyncio.Event().wait()
+
+
+async def _ended_before(keeping: asyncio.Task[None], stops: asyncio.Semaphore) -> bool:
+    """Whether the task ended before a signal came."""
+    told = asyncio.create_task(stops.acquire())
+    try:
+        await asyncio.wait({keeping, told}, return_when=asyncio.FIRST_COMPLETED)
+        return keeping.done()
+    finally:
+        told.cancel()

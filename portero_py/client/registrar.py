@@ -12,7 +12,8 @@ The rules
   what is left of the lease, whatever the API asks for; nor does a request take longer than a quarter of it.
 - Every request signs a fresh, short-lived token.
 - Leaving deregisters whenever there may be a lease: a failed renewal ends none, and an answer that got lost
-  may have granted one. That may fail, and is then only logged: the lease ends by itself.
+  may have granted one; so may entering that was cancelled. That has `GOODBYE_TIMEOUT` and may fail, and is
+  then only logged: the lease ends by itself.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ TOKEN_TTL: Final = 60.0
 
 #: Seconds that one request may take.
 REQUEST_TIMEOUT: Final = 10.0
+
+#: Seconds that leaving may take to give the lease back: a supervisor waits ten for the whole of an end.
+GOODBYE_TIMEOUT: Final = 3.0
 
 #: Seconds before the first retry, and the most between two; the least, however short the lease.
 FIRST_RETRY: Final = 0.5
@@ -151,6 +155,9 @@ class Registrar:
         """Register, and begin to renew. Raises `RegistrationRefused` when trying again would not help."""
         try:
             wait = await self._attempt(give_up=True)
+        except asyncio.CancelledError:
+            await self._leave()
+            raise
         except BaseException:
             await self._close_session()
             raise
@@ -164,15 +171,7 @@ class Registrar:
             renewing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await renewing
-        try:
-            if self._may_have_lease:
-                await self.deregister()
-        except ClientError as error:
-            if isinstance(error, RegistrationRefused) and error.answered == _NO_SUCH_LEASE:
-                return  # it has ended: all that was wanted
-            _log.warning("%s was not deregistered: %s", self._registration.service_name, error)
-        finally:
-            await self._close_session()
+        await self._leave()
 
     @property
     def is_registered(self) -> bool:
@@ -200,12 +199,27 @@ class Registrar:
 
     async def deregister(self) -> dict[str, Any]:
         """Give the lease back; the API's answer. Raises a `ClientError`."""
+        return await self._deregister(REQUEST_TIMEOUT)
+
+    # Private
+
+    async def _deregister(self, timeout: float) -> dict[str, Any]:
         self._registered.clear()
-        answer = await self._ask("DELETE", self._registration.name(), REQUEST_TIMEOUT)
+        answer = await self._ask("DELETE", self._registration.name(), timeout)
         self._may_have_lease = False
         return answer
 
-    # Private
+    async def _leave(self) -> None:
+        """Deregister if there may be a lease, and close what is this one's own."""
+        try:
+            if self._may_have_lease:
+                await self._deregister(GOODBYE_TIMEOUT)
+        except ClientError as error:
+            if isinstance(error, RegistrationRefused) and error.answered == _NO_SUCH_LEASE:
+                return  # it has ended: all that was wanted
+            _log.warning("%s was not deregistered: %s", self._registration.service_name, error)
+        finally:
+            await self._close_session()
 
     async def _renew(self, wait: float) -> None:
         while True:

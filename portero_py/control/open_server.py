@@ -7,10 +7,12 @@ one fills the disk.
 The rules
 - A connection is *waiting* (for a request's head, or for its client to take the answer) or *busy* (a request
   is at work). Either has its time; when that is up it is aborted.
-- When there are too many, the one that has waited longest makes way, of the address that has most. So
-  strangers who say nothing push each other out, and who has something to say is heard: also when it has been
-  said and just not read yet, as in a burst of many agents behind one address. Only when nobody can make way
-  is the new one turned away.
+- When there are too many, one of the address that has most makes way: one that does not take its answer, or
+  else the one that has waited longest. So strangers who say nothing push each other out, and who has
+  something to say is heard: also when it has been said and just not read yet, as in a burst of many agents
+  behind one address. That counts only before anything was read: who sends request after request and takes no
+  answer has unread bytes for ever. When nobody can make way the new one is turned away.
+- An arrival at a full door costs at most `MOST_ASKED` questions to the kernel, however many are inside.
 - An IPv6 host has 2^64 addresses: a /64 counts as one.
 """
 
@@ -22,8 +24,9 @@ import logging
 import socket
 import termios
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import IPv6Address
+from itertools import islice
 from typing import Any, Final, TypeVar, cast
 
 from aiohttp import web
@@ -37,6 +40,9 @@ WAIT_SECONDS: Final = 20.0
 BUSY_SECONDS: Final = 60.0
 
 MAX_CONNECTIONS: Final = 256
+
+#: Connections that are looked at to find one that makes way.
+MOST_ASKED: Final = 16
 
 #: Seconds between two lines of the log about connections that had to go.
 SAY_SECONDS: Final = 60.0
@@ -75,6 +81,8 @@ class Door:
         self._most = most
         self._inside: dict[asyncio.BaseTransport, _Guest] = {}
         self._groups: dict[str, _Group] = {}
+        #: Those in which somebody may make way, by size.
+        self._movable: dict[int, dict[_Group, None]] = {}
         self._gone = 0  # since the last line in the log
         self._said_at = -SAY_SECONDS
 
@@ -109,7 +117,8 @@ class Door:
             group = self._groups[guest.address] = _Group()
         group.size += 1
         self._inside[guest.transport] = guest
-        self.wait(guest)
+        group.waiting[guest] = None
+        self._sort(group)
         return True
 
     def leave(self, guest: _Guest) -> None:
@@ -118,29 +127,67 @@ class Door:
             return
         group = self._groups[guest.address]
         group.waiting.pop(guest, None)
+        group.stuck.pop(guest, None)
         group.size -= 1
+        self._sort(group)
         if not group.size:
             del self._groups[guest.address]
 
     def wait(self, guest: _Guest) -> None:
         """One waits from now on, if it is still there."""
-        if guest.transport not in self._inside:
-            return
-        self._groups[guest.address].waiting[guest] = None
+        if guest.transport in self._inside:
+            group = self._groups[guest.address]
+            group.waiting[guest] = None
+            self._sort(group)
 
     def work(self, guest: _Guest) -> None:
         """One waits no longer."""
         if guest.transport in self._inside:
-            self._groups[guest.address].waiting.pop(guest, None)
+            group = self._groups[guest.address]
+            group.waiting.pop(guest, None)
+            self._sort(group)
+
+    def stick(self, guest: _Guest) -> None:
+        """One does not take what it is sent."""
+        if guest.transport in self._inside:
+            group = self._groups[guest.address]
+            group.stuck[guest] = None
+            self._sort(group)
+
+    def flow(self, guest: _Guest) -> None:
+        """One takes again what it is sent."""
+        if guest.transport in self._inside:
+            group = self._groups[guest.address]
+            group.stuck.pop(guest, None)
+            self._sort(group)
 
     # Private
 
+    def _sort(self, group: _Group) -> None:
+        """Put a group where it belongs now; of two that are as large the one that came first is before."""
+        size = group.size if group.waiting or group.stuck else 0
+        if size == group.place:
+            return
+        if group.place:
+            place = self._movable[group.place]
+            del place[group]
+            if not place:
+                del self._movable[group.place]
+        if size:
+            self._movable.setdefault(size, {})[group] = None
+        group.place = size
+
     def _who_makes_way(self) -> _Guest | None:
-        for group in sorted(self._groups.values(), key=lambda group: group.size, reverse=True):
-            for guest in group.waiting:
-                if not guest.has_spoken():
-                    return guest
+        for guest in islice(self._candidates(), MOST_ASKED):
+            if not guest.has_spoken():
+                return guest
         return None
+
+    def _candidates(self) -> Iterator[_Guest]:
+        for size in sorted(self._movable, reverse=True):  # there are few: n sizes need n * n / 2 guests
+            for group in self._movable[size]:
+                yield from group.stuck
+                yield from group.waiting
 
     def _say(self) -> None:
         self._gone += 1
@@ -177,13 +224,18 @@ class OpenSite(web.BaseSite):
 
 
 class _Group:
-    """The connections of one address; of those who wait the one that has waited longest is the first."""
+    """The connections of one address; of those who wait the one that has waited longest is the first.
 
-    __slots__ = ("size", "waiting")
+    `stuck` do not take their answer; `place` is where the door keeps it, 0: nowhere.
+    """
+
+    __slots__ = ("place", "size", "stuck", "waiting")
 
     def __init__(self) -> None:
         self.size = 0
+        self.place = 0
         self.waiting: dict[_Guest, None] = {}
+        self.stuck: dict[_Guest, None] = {}
 
 
 class _Guest(asyncio.Protocol):
@@ -196,6 +248,7 @@ class _Guest(asyncio.Protocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
         self.address = ""
         self._inner: asyncio.Protocol | None = None
+        self._was_heard = False  # something of it was read
         self._end: asyncio.TimerHandle | None = None
 
     def abort(self) -> None:
@@ -203,7 +256,9 @@ class _Guest(asyncio.Protocol):
         self.transport.abort()
 
     def has_spoken(self) -> bool:
-        """Whether there is something of it that was not read yet."""
+        """Whether there is something of it to read, and nothing was read yet."""
+        if self._was_heard:
+            return False
         sock = self.transport.get_extra_info("socket")
         if sock is None:
             return False
@@ -237,6 +292,7 @@ class _Guest(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        self._was_heard = True
         if self._inner is not None:
             self._inner.data_received(data)
 
@@ -244,10 +300,12 @@ class _Guest(asyncio.Protocol):
         return None if self._inner is None else self._inner.eof_received()
 
     def pause_writing(self) -> None:
+        self._door.stick(self)
         if self._inner is not None:
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._door.flow(self)
         if self._inner is not None:
             self._inner.resume_writing()
 

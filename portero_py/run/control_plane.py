@@ -102,6 +102,7 @@ class ControlPlane:
                     count=self._metrics.acme_attempt,
                     has_service=self._leases.has_backend,
                     has_plain_http=bool(listening.plain_http),
+                    count_fault=self._metrics.fault,
                 )
                 self._leases.subscribe(
                     lambda change: None if change.is_end else acme.registered(change.lease.service)
@@ -112,7 +113,7 @@ class ControlPlane:
             self._metrics,
             clock=time.monotonic,
             wall_clock=time.time,
-            faults=lambda: {*self._leases.faults, *self._tasks.faults},
+            faults=self._faults,
             max_connections=shares.registration,
         )
         self._has_leases = False  # those of the last run, if there are any
@@ -218,6 +219,14 @@ class ControlPlane:
             await self._save(self._snapshot.close)
 
     # Private
+
+    def _faults(self) -> set[str]:
+        """What /readyz names."""
+        return {
+            *self._leases.faults,
+            *self._tasks.faults,
+            *(() if self._acme is None else self._acme.faults),
+        }
 
     @property
     def _name(self) -> str:

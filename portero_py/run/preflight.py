@@ -137,6 +137,8 @@ def _require_acme(config: Config) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=acme.ca_file)
         except ssl.SSLError:
             raise ConfigError(f"--acme-ca-file {acme.ca_file}: no usable PEM certificates in it") from None
+        except OSError as error:  # it can be opened, and not be read
+            raise ConfigError(_cannot_read("acme-ca-file", acme.ca_file, error)) from None
     if not os.access(config.tls.cert_dir, os.W_OK | os.X_OK):
         raise ConfigError(f"--tls-cert-dir: cannot write to {config.tls.cert_dir}, which --{asked} needs")
 

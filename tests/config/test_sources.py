@@ -410,6 +410,11 @@ class TestPreflight:
             ),
             ("empty", {"tls-cert-dir": "PATH"}, "--tls-cert-dir: cannot read PATH: Not a directory"),
             ("empty", {**ACME, "acme-ca-file": "PATH"}, "--acme-ca-file PATH: no usable PEM"),
+            (
+                "nothing",
+                {**ACME, "acme-ca-file": "/proc/self/mem"},
+                "--acme-ca-file: cannot read /proc/self/mem",
+            ),
             ("fifo", {**ACME, "acme-ca-file": "PATH"}, "--acme-ca-file: PATH is not a regular file"),
             ("empty", {**ACME, "acme-eab-kid": "k", "acme-eab-hmac": "a b!"}, "holds no base64url"),
             ("empty", {**ACME, "state-dir": None}, "needs --state-dir"),

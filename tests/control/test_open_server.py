@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from aiohttp import web
 
-from portero_py.control.open_server import Door, OpenSite, _Guest, quiet_logger
+from portero_py.control.open_server import MOST_ASKED, Door, OpenSite, _Guest, quiet_logger
 
 
 async def hello(request: web.BaseRequest) -> web.Response:
@@ -122,8 +122,8 @@ async def test_nobody_who_is_busy_makes_way(caplog: pytest.LogCaptureFixture) ->
         assert (await rest(*await sent(port, LAST))).endswith(b"slow")
 
 
-def guest(door: Door, host: str) -> tuple[_Guest, Transport]:
-    made, transport = _Guest(door, asyncio.Protocol), Transport(host)
+def guest(door: Door, host: str, sock: socket.socket | None = None) -> tuple[_Guest, Transport]:
+    made, transport = _Guest(door, asyncio.Protocol), Transport(host, sock)
     made.connection_made(transport)
     return made, transport
 
@@ -131,8 +131,8 @@ def guest(door: Door, host: str) -> tuple[_Guest, Transport]:
 class Transport(asyncio.Transport):
     """As much of one as a door needs."""
 
-    def __init__(self, host: str) -> None:
-        super().__init__({"peername": (host, 1)})
+    def __init__(self, host: str, sock: socket.socket | None = None) -> None:
+        super().__init__({"peername": (host, 1), "socket": sock})
         self.is_gone = False
 
     def abort(self) -> None:
@@ -179,6 +179,71 @@ async def test_a_burst_of_those_who_have_something_to_say_is_heard() -> None:
             for each in raw:
                 each.setblocking(False)
                 assert (await asyncio.get_running_loop().sock_recv(each, 4096)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.fixture
+def spoken() -> Iterator[socket.socket]:
+    """A socket with something to read."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"x")
+        yield ours
+
+
+async def test_unread_bytes_count_only_before_anything_was_read(spoken: socket.socket) -> None:
+    door = Door("test", 1)
+    talker, its_transport = guest(door, "192.0.2.1", spoken)
+    turned_away, _ = guest(door, "192.0.2.2")
+    assert len(door) == 1
+    assert not its_transport.is_gone
+    # It goes on and on, and takes no answer: there is always more to read.
+    talker.data_received(b"x")
+    talker.begin()
+    talker.end()
+    let_in, transport = guest(door, "192.0.2.2")
+    assert its_transport.is_gone
+    assert not transport.is_gone
+    for each in (talker, turned_away, let_in):
+        each.connection_lost(None)
+
+
+async def test_who_does_not_take_its_answer_makes_way_first_even_when_busy() -> None:
+    door = Door("test", 3)
+    guests = [guest(door, "192.0.2.1") for _ in range(3)]
+    guests[1][0].begin()
+    guests[1][0].pause_writing()
+    guests[2][0].begin()
+    guests[2][0].pause_writing()
+    guests[2][0].resume_writing()
+    guests += [guest(door, "192.0.2.1")]
+    assert [transport.is_gone for _, transport in guests] == [False, True, False, False]
+    for each, _ in guests:
+        each.connection_lost(None)
+        each.pause_writing()
+        each.resume_writing()
+    assert len(door) == 0
+    assert not door._movable
+
+
+async def test_an_arrival_at_a_full_door_asks_about_a_few_only(
+    spoken: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Door("test", 500)
+    asked: list[_Guest] = []
+    has_spoken = _Guest.has_spoken
+
+    def counted(self: _Guest) -> bool:
+        asked.append(self)
+        return has_spoken(self)
+
+    monkeypatch.setattr(_Guest, "has_spoken", counted)
+    guests = [guest(door, f"192.0.2.{number % 250}", spoken) for number in range(500)]
+    assert not asked
+    guests += [guest(door, "198.51.100.1")]
+    assert len(asked) == MOST_ASKED
+    for each, _ in guests:
+        each.connection_lost(None)
+    assert not door._movable
 
 
 async def test_all_places_may_be_taken_by_many_addresses() -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from portero_py.control.regular_files import UnfitFileError, read_regular
 from portero_py.core.acme.names import certifiable
 from portero_py.core.acme.progress import Progress, from_json
 from portero_py.core.certificates import Certificate, parse_pair
@@ -74,7 +75,7 @@ class AcmeFiles:
         if text is None:
             return None
         try:
-            document: dict[str, Any] = json.loads(text)
+            document: dict[str, Any] = decoded(text)
             return Account(
                 document["key"].encode(), str(document["url"]), document.get("next_key", "").encode()
             )
@@ -111,7 +112,7 @@ class AcmeFiles:
         path = self.root / name / "progress.json"
         text = read(path)
         try:
-            return from_json(json.loads(text)) if text is not None else Progress()
+            return from_json(decoded(text)) if text is not None else Progress()
         except ValueError as error:
             _log.error("%s is damaged, and counts as missing: %s", path, error)
             return Progress()
@@ -148,15 +149,21 @@ class AcmeFiles:
 def read(path: Path) -> bytes | None:
     """A small file's bytes, None when there is no such file. Raises StateUnwritable."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE + 1)
+        return read_regular(path, MAX_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except UnfitFileError as error:
+        raise StateUnwritable(f"{path} {error}") from error
     except OSError as error:
         raise _cannot("read", path, error) from error
-    if len(content) > MAX_FILE:
-        raise StateUnwritable(f"{path} is larger than {MAX_FILE} bytes")
-    return content
+
+
+def decoded(text: bytes) -> Any:
+    """The document in a JSON file. Raises ValueError, whatever is wrong with it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write(path: Path, content: bytes, mode: int = 0o600) -> None:
@@ -168,7 +175,7 @@ def write(path: Path, content: bytes, mode: int = 0o600) -> None:
     try:
         make_folder(path.parent)
         with _removed_on_error(part):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             with os.fdopen(os.open(part, flags, mode), "wb") as file:
                 os.fchmod(file.fileno(), mode)
                 file.write(content)

@@ -123,7 +123,7 @@ class CertificateFolder:
 
     def _mark(self, name: str) -> list[str]:
         try:
-            found = json.loads(files.read(self._cert_dir / name / MARK) or b"[]")
+            found = files.decoded(files.read(self._cert_dir / name / MARK) or b"[]")
         except ValueError:
             return []
         return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []

@@ -9,6 +9,9 @@ A look happens when the next certificate is due, after `LOOK_SECONDS` at the lat
 commands change the state directory too), and at once when a task has ended, when a backend registers a new
 name, or on SIGHUP. Who may act at the same time, and who goes first, is `core.acme.schedule.admitted`.
 
+What the disk does not take is remembered, and counts before what is on disk, until the disk has taken it
+(`_keep`, the only way there). A disk that does not answer a look at all is a fault, and shows in /readyz.
+
 Each certificate stands alone: what is wrong with one is written down, logged, counted, and tried again later;
 the others do not even wait. Nothing that happens here ends the task, and nothing ever touches a hand-made
 certificate.
@@ -33,6 +36,7 @@ from portero_py.control.acme.locks import Lock
 from portero_py.control.acme.looks import Look, Looks
 from portero_py.control.acme.order import OrderRun, Surroundings
 from portero_py.control.acme.pairs import renewal_id
+from portero_py.control.acme.repeats import Repeats
 from portero_py.control.acme.wanted import MAX_BROUGHT, WantedNames
 from portero_py.core.acme.names import Group
 from portero_py.core.acme.progress import Progress, Step
@@ -60,10 +64,15 @@ LOOK_SECONDS: Final = 30.0
 BUSY_SECONDS: Final = 2.0
 #: Until something is tried again whose failure could not be written down.
 PAUSE_SECONDS: Final = 300.0
+#: For the disk to answer a look; longer, and it is said to be stuck.
+DISK_SECONDS: Final = 60.0
 #: Requests to the CA at a time: a CA takes up to a second for one.
 CA_THREADS: Final = 4
 #: Texts that are remembered as said.
 MAX_SAID: Final = 4096
+
+#: The name of its faults.
+FAULT: Final = "acme"
 
 #: What a look did: the `result` label of `portero_acme_attempts_total`.
 ISSUED: Final = "issued"
@@ -77,6 +86,7 @@ class Acme:
     `publish` gives challenges to every listener; `table` is what is served now; `count(result)` is called
     for each attempt, with ISSUED or the reason of its failure. `has_service` says whether a service has a
     backend. `http_challenge` is for port 80.
+    `count_fault` is called when the disk does not answer.
     """
 
     def __init__(
@@ -90,6 +100,7 @@ class Acme:
         count: Callable[[str], None],
         has_service: Callable[[str], bool],
         has_plain_http: bool,
+        count_fault: Callable[[str], None],
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -97,6 +108,7 @@ class Acme:
         self._config = config
         self._table = table
         self._count = count
+        self._count_fault = count_fault
         self._clock = clock
         self._chance = chance
         self._files = AcmeFiles(state_dir, config.directory)
@@ -121,9 +133,11 @@ class Acme:
         self._not_before: dict[
             str, float
         ] = {}  # where the disk does not say it: a lock is taken, a disk full
+        self._is_stuck = False  # the disk did not answer the last look
         self._account_is_gone = False  # the CA does not know it any more
         self._said: set[str] = set()  # what was logged once
-        self._unkept: dict[str, Progress] = {}  # failures that the full disk did not take
+        self._unkept: dict[str, Progress] = {}  # what the full disk did not take
+        self._repeats = Repeats()
         self._wanted = WantedNames(config, table=table, has_service=has_service, clock=clock)
         self._looks = Looks(self._files, self._folder, self._unkept, clock)
 
@@ -132,6 +146,11 @@ class Acme:
     def http_challenge(self, token: str) -> str | None:
         """The key authorization of an http-01 challenge that is pending, or None."""
         return self._challenges.http(token)
+
+    @property
+    def faults(self) -> list[str]:
+        """What /readyz names: ACME itself, while the disk does not answer."""
+        return [FAULT] if self._is_stuck else []
 
     def look(self) -> None:
         """Look at all certificates now."""
@@ -150,11 +169,18 @@ class Acme:
     # The life cycle
 
     async def recover(self) -> None:
-        """Complete what a crash interrupted between issuance and installation. Never raises AcmeError."""
-        for name in await self._quietly(self._files.names) or []:
-            progress = await self._quietly(self._files.progress, name)
-            if progress is not None and progress.step is Step.ISSUED:
-                await self._install_alone(name)
+        """Complete what a crash interrupted between issuance and installation. It never raises."""
+        try:
+            async with asyncio.timeout(DISK_SECONDS):
+                names = await self._quietly(self._files.names) or []
+                for name in names:
+                    await self._recover(name)
+        except TimeoutError:
+            self._count_fault(FAULT)
+            _log.error("ACME: the disk does not answer; what was interrupted is completed later")
+        except Exception:
+            self._count_fault(FAULT)
+            _log.exception("ACME: what was interrupted is completed later")
 
     async def run(self) -> None:
         """Look after the certificates until cancelled."""
@@ -169,6 +195,15 @@ class Acme:
         self._ca.close()
 
     # Private: looking
+
+    async def _recover(self, name: str) -> None:
+        try:
+            progress = await self._quietly(self._files.progress, name)
+            if progress is not None and progress.step is Step.ISSUED:
+                await self._install_alone(name)
+        except Exception:
+            self._count(AcmeError.reason)
+            _log.exception("%s: what was interrupted is completed later", name)
 
     async def _look_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -195,16 +230,27 @@ class Acme:
     async def _look_round(self) -> float:
         """Look at everything and begin what is due; when to look again (epoch seconds)."""
         groups = [group for group in self._groups() if group[0] not in self._acting]
-        looks, complaints = await self._disk.call(self._looks.at_all, groups)
+        try:
+            async with asyncio.timeout(DISK_SECONDS):
+                looks, complaints = await self._disk.call(self._looks.at_all, groups)
+        except TimeoutError:
+            self._is_stuck = True
+            self._count_fault(FAULT)
+            raise StateUnwritable(f"the disk did not answer within {DISK_SECONDS:.0f} s") from None
+        self._is_stuck = False
         for complaint in complaints:
             self._say_once(f"ACME: {complaint}")
         now = self._clock()
-        self._not_before = {name: until for name, until in self._not_before.items() if now < until}
+        self._not_before = {  # none that a clock has made which was ahead
+            name: until for name, until in self._not_before.items() if now < until <= now + PAUSE_SECONDS
+        }
         due = []
         for look in looks:
             self._explain(look)
             is_due = look.decision.act not in (Act.WAIT, Act.LEAVE)
-            if is_due and look.names[0] not in self._not_before:
+            if not is_due:
+                self._repeats.forget(look.names[0])
+            elif self._may_begin(look, now):
                 due.append(look)
         going_on = [each for _, each in self._acting.values()]
         for place in admitted([look.turn for look in due], going_on):
@@ -213,8 +259,17 @@ class Acme:
         waits = [look.decision.until for look in looks if look.decision.until]
         return min([*waits, *self._not_before.values()], default=float("inf"))
 
+    def _may_begin(self, look: Look, now: float) -> bool:
+        """Whether nothing keeps what is due from being done now."""
+        name = look.names[0]
+        until = self._repeats.earliest(look)
+        if now < until <= now + PAUSE_SECONDS:
+            self._not_before.setdefault(name, until)
+        return name not in self._not_before
+
     def _begin(self, look: Look) -> None:
         name = look.names[0]
+        self._repeats.begin(look, self._clock())
         task = asyncio.create_task(self._act(look), name=f"acme {name}")
         self._acting[name] = (task, look.turn)
         task.add_done_callback(lambda _: self._ended(name))
@@ -236,6 +291,8 @@ class Acme:
     def _groups(self) -> list[Group]:
         for name in self._wanted.forget(self._acting):
             self._unkept.pop(name, None)
+            self._not_before.pop(name, None)
+            self._repeats.forget(name)
         return self._wanted.groups()
 
     def _explain(self, look: Look) -> None:
@@ -259,7 +316,7 @@ class Acme:
             look = await self._disk.call(self._looks.at, look.names)
             act = look.decision.act
             if act is Act.INSTALL:
-                await self._install(name)
+                await self._install(name, look.progress)
             elif act is Act.ADOPT:
                 await self._adopt(look)
             elif act in (Act.ASK, Act.ORDER, Act.RESUME):
@@ -320,7 +377,7 @@ class Acme:
                     renew_at=renew_at,
                     why=found.why,
                 )
-        await self._disk.call(self._files.save_progress, name, progress)
+        await self._keep(name, progress)
 
     async def _adopt(self, look: Look) -> None:
         """Go on with the pair in the certificate directory, as if it had been issued just now."""
@@ -334,7 +391,7 @@ class Acme:
         progress = look.progress.adopted(
             look.names, found.fingerprint, found.not_before, next_question(self._clock(), 0.0)
         )
-        await self._disk.call(self._files.save_progress, name, progress)
+        await self._keep(name, progress)
         _log.info("certificate taken over from the certificate directory, nothing is ordered: %s", name)
 
     async def _install_alone(self, name: str) -> None:
@@ -342,23 +399,22 @@ class Acme:
         lock = Lock(self._files.lock(name))
         try:
             await self._disk.call(lock.acquire, self._clock())
-            await self._install(name)
+            await self._install(name, await self._disk.call(self._files.progress, name))
         except AcmeError as error:
             self._say_once(f"{name}: the certificate waits to be installed: {error}")
         finally:
             lock.release()
 
-    async def _install(self, name: str) -> None:
+    async def _install(self, name: str, progress: Progress) -> None:
         """Copy an issued pair to the certificate directory, once more; the lock is held."""
         kept = await self._disk.call(self._files.pair, name)
-        progress = await self._disk.call(self._files.progress, name)
         _, is_ours = await self._disk.call(self._folder.served, name)
         if kept is not None and is_ours:
             await self._disk.call(self._folder.install, kept)
         if progress.step is Step.ISSUED:
             now = self._clock()
             done = progress.dropped() if kept is None else progress.installed(kept.fingerprint, now)
-            await self._disk.call(self._files.save_progress, name, done)
+            await self._keep(name, done)
         _log.info("certificate installed: %s", name)
 
     # Private: failing
@@ -366,13 +422,14 @@ class Acme:
     async def _settle(self, look: Look, error: AcmeError) -> None:
         """What could not even begin."""
         if isinstance(error, Busy):
+            self._repeats.forget(look.names[0])  # nothing was tried
             self._not_before[look.names[0]] = self._clock() + BUSY_SECONDS
         elif look.decision.act is Act.ASK:
             self._not_before[look.names[0]] = self._clock() + PAUSE_SECONDS
             progress = replace(
                 look.progress, ask_at=next_question(self._clock(), max(error.retry_after, 3600.0))
             )
-            await self._quietly(self._files.save_progress, look.names[0], progress)
+            await self._keep_quietly(look.names[0], progress)
         else:
             await self._failed(look.names[0], look.progress, error)
 
@@ -395,13 +452,21 @@ class Acme:
         # A network that comes up late is said once, not at every try in the first minutes.
         level = logging.WARNING if was_heard or not progress.unheard else logging.DEBUG
         _log.log(level, "no certificate for %s: %s; the next attempt is at %s UTC", name, error, when)
+        await self._keep_quietly(name, failed)
+
+    # Private: the disk
+
+    async def _keep(self, name: str, progress: Progress) -> None:
+        """Write down how far it is. Raises StateUnwritable: it is remembered, and counts all the same."""
+        self._unkept[name] = progress
+        await self._disk.call(self._files.save_progress, name, progress)
+        self._unkept.pop(name, None)
+
+    async def _keep_quietly(self, name: str, progress: Progress) -> None:
         try:
-            await self._disk.call(self._files.save_progress, name, failed)
+            await self._keep(name, progress)
         except StateUnwritable as unwritable:
-            self._unkept[name] = failed
             self._say_once(f"ACME: {unwritable}")
-        else:
-            self._unkept.pop(name, None)
 
     # Private: the threads
 

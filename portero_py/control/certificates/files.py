@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from portero_py.control.regular_files import UnfitFileError, read_regular
 from portero_py.core.certificates import Certificate, folder_name, is_ordinary, parse_pair
 from portero_py.errors import BadCertificate
 
@@ -224,15 +225,10 @@ def _state(path: Path) -> FileState:
 
 
 def _read(path: Path) -> bytes:
-    # Non-blocking: a FIFO would wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BadCertificate(f"{path.name} is not a regular file")
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise BadCertificate(f"{path.name} is larger than {MAX_FILE_BYTES} bytes")
-    return content
+    try:
+        return read_regular(path, MAX_FILE_BYTES)
+    except UnfitFileError as error:
+        raise BadCertificate(f"{path.name} {error}") from error
 
 
 def _one_a_name(entries: list[Entry]) -> list[Entry]:

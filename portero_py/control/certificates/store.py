@@ -1,9 +1,9 @@
 """The certificate store: keeps the table of certificates equal to a directory, while both are in use.
 
 The rules
-- A change is seen at once by inotify, and within `rescan_seconds` where inotify is blind (network file
-  systems, targets of links, a directory that is replaced or appears later). Reading and parsing happen in
-  a thread.
+- A change is seen at once by inotify, in the directory and in the folders (or links to such) directly in it,
+  no deeper, and within `rescan_seconds` where inotify is blind (network file systems, targets of links, a
+  directory that is replaced or appears later). Reading and parsing happen in a thread.
 - What is good is published first. Then, if something is bad or gone, it is looked at again
   `retry_seconds` later: most often it was being replaced. Only what is still so is logged, once for each
   state of the files.
@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -196,20 +197,22 @@ class CertificateStore:
         """Set `_changed` whenever something in the directory changed; begin anew when it was replaced."""
         blind = False
         while True:
-            watched = await asyncio.to_thread(self._identity)
+            watched = await asyncio.to_thread(self._watched)
             if watched is not None:
                 # Whoever waits for this looks after the next step, in which the watch is set up:
                 # what changed before is seen by him, what changes later by the watch.
                 self._changed.set()
                 try:
-                    async with aclosing(self._changes()) as changes:
+                    async with aclosing(self._changes(list(watched))) as changes:
                         async for _ in changes:
                             blind = False
                             self._changed.set()
-                            if await asyncio.to_thread(self._identity) != watched:
+                            if await asyncio.to_thread(self._watched) != watched:
                                 break
                         continue
                 except (OSError, RuntimeError) as error:  # RuntimeError: what watchfiles makes of the others
+                    if await asyncio.to_thread(self._watched) != watched:
+                        continue  # one of them went away before it was watched
                     if not blind:
                         _log.warning(
                             "%s cannot be watched, only looked at every %g s: %s",
@@ -224,23 +227,29 @@ class CertificateStore:
                     blind = True
             await asyncio.sleep(self._rescan_seconds)
 
-    def _changes(self) -> AsyncGenerator[set[FileChange], None]:
+    def _changes(self, folders: list[str]) -> AsyncGenerator[set[FileChange], None]:
         return awatch(
-            self._directory,
+            *folders,
             watch_filter=None,
             debounce=_BURST_MS,
             step=_STEP_MS,
             rust_timeout=int(self._rescan_seconds * 1000),
             yield_on_timeout=True,
-            recursive=True,
+            recursive=False,  # it would follow links, into whatever tree they point at
         )
 
-    def _identity(self) -> tuple[int, int] | None:
+    def _watched(self) -> dict[str, tuple[int, int]] | None:
+        """The directory and the folders in it, and which ones these are now; None where it is missing."""
         try:
-            found = self._directory.stat()
+            found = {str(self._directory): _identity(self._directory)}
+            folders = sorted(path for path in self._directory.iterdir() if path.is_dir())
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        for folder in folders:
+            with suppress(OSError):  # it has just gone
+                if os.access(folder, os.R_OK):
+                    found[str(folder)] = _identity(folder)
+        return found
 
     async def _take(self, scan: Scan) -> None:
         """Publish what the scan found, if it differs from what is served."""
@@ -303,6 +312,11 @@ class CertificateStore:
 
 
 # Private
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _count_nothing(_: str) -> None:

@@ -24,6 +24,9 @@ from enum import Enum
 from typing import Any, Final, get_type_hints
 
 _MAX_TEXT: Final = 2000
+_MAX_COUNT: Final = 1_000_000
+#: Of the year 9999: what is after it, or infinite, no calendar can show.
+_LAST_TIME: Final = 253402300799
 
 
 class Step(Enum):
@@ -173,14 +176,16 @@ def _read(name: str, hint: object, value: object) -> object:
         return Step(value)
     if hint == tuple[str, ...] and isinstance(value, list) and all(isinstance(one, str) for one in value):
         return tuple(value)
-    if hint == tuple[float, ...] and isinstance(value, list) and all(_is_number(one) for one in value):
+    if hint == tuple[float, ...] and isinstance(value, list) and all(_is_time(one) for one in value):
         return tuple(float(one) for one in value)
-    if hint is float and _is_number(value):
+    if hint is float and _is_time(value):
         return float(value)  # type: ignore[arg-type]
-    if type(value) is hint:
+    if hint is int and type(value) is int and 0 <= value <= _MAX_COUNT:
+        return value
+    if type(value) is hint and hint not in (int, float):
         return value
     raise ValueError(f"{name} has an impossible value")
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= _LAST_TIME  # type: ignore[operator]

@@ -9,6 +9,8 @@ The rules
 - After a failure: max(Retry-After, min(12 h, 300 s x 2^n)), with a fifth of jitter, so that several instances
   spread. A Retry-After counts up to `MAX_RETRY_AFTER`. When no connection to the CA could be made, none of
   its limits was touched: min(300 s, 2 s x 2^n), so that a network that comes up late costs seconds.
+- A time to wait for that is further away than these rules can have made it was written under a clock that was
+  ahead: it counts as come.
 - An order that was begun is carried on before anything else, unless the names have changed.
 - A state directory that was lost costs no certificate: the pair in the certificate directory, if this CA
   issued it to portero and its renewal is not due, is adopted. So is one that another instance renewed.
@@ -104,7 +106,7 @@ def decide(
     """
     if served is not None and not is_ours:
         return Decision(Act.LEAVE)
-    if now < progress.retry_at:
+    if now < progress.retry_at <= now + MAX_RETRY_AFTER + MAX_DELAY:
         return Decision(Act.WAIT, progress.retry_at)
     if progress.step is Step.ISSUED:
         return Decision(Act.INSTALL)
@@ -125,7 +127,7 @@ def decide(
     renew_at = renewal_time(kept, progress)
     if now >= renew_at:
         return Decision(Act.ORDER)
-    if now >= progress.ask_at:
+    if not now < progress.ask_at <= now + MAX_RETRY_AFTER + MAX_DELAY:
         return Decision(Act.ASK)
     return Decision(Act.WAIT, min(renew_at, progress.ask_at))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -254,3 +255,100 @@ def test_an_empty_folder_and_a_damaged_mark_are_nothing(folder: CertificateFolde
 def test_a_directory_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     with pytest.raises(StateUnwritable, match="cannot read"):
         CertificateFolder(tmp_path / "gone").served(NAME)
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 200000, b'{"retry_at": 1%s}' % (b"0" * 400), b'{"retry_at": Infinity}']
+)
+def test_progress_that_no_reader_can_bear_counts_as_none(files: AcmeFiles, text: bytes) -> None:
+    write(files.root / NAME / "progress.json", text)
+    assert files.progress(NAME) == Progress()
+
+
+def test_nothing_waits_for_the_writer_of_a_fifo(
+    files: AcmeFiles, folder: CertificateFolder, tmp_path: Path
+) -> None:
+    (files.root / NAME).mkdir(parents=True)
+    (tmp_path / "certs" / NAME).mkdir()
+    for path in (files.root / NAME / "progress.json", tmp_path / "certs" / NAME / "fullchain.pem"):
+        os.mkfifo(path)
+    with pytest.raises(StateUnwritable, match="is not a regular file"):
+        files.progress(NAME)
+    with pytest.raises(StateUnwritable, match="is not a regular file"):
+        folder.served(NAME)
+    os.mkfifo(files.root / NAME / ".order.key.part")
+    with pytest.raises(StateUnwritable, match="cannot write"):
+        files.save_order_key(NAME, b"key")
+    files.save_order_key(NAME, b"key")  # it was put out of the way
+
+
+def test_a_mark_or_an_account_that_nests_too_deeply_is_damaged(
+    files: AcmeFiles, folder: CertificateFolder, tmp_path: Path
+) -> None:
+    write(files.root / "account.json", b"[" * 200000)
+    with pytest.raises(StateUnwritable, match="is damaged"):
+        files.account()
+    folder.install(certificate())
+    (tmp_path / "certs" / NAME / ".portero-acme").write_bytes(b"[" * 200000)
+    assert folder.served(NAME)[1] is False
+
+
+@pytest.mark.parametrize(
+    "lease",
+    [b"[" * 4000, b'{"owner": "x", "until": 1%s}' % (b"0" * 400), b'{"owner": "x", "until": Infinity}'],
+    ids=["nested", "large", "infinite"],
+)
+def test_a_lock_file_whose_bytes_are_no_lease_says_nothing(files: AcmeFiles, lease: bytes) -> None:
+    path = files.lock(NAME)
+    write(path, lease)
+    lock = Lock(path)
+    lock.acquire(0.0)
+    lock.release()
+
+
+def test_a_fifo_is_no_lock(files: AcmeFiles) -> None:
+    (files.root / NAME).mkdir(parents=True)
+    os.mkfifo(files.lock(NAME))
+    with pytest.raises(StateUnwritable, match="is not a regular file"):
+        Lock(files.lock(NAME)).acquire(0.0)
+
+
+def test_a_lock_that_is_given_back_while_it_is_taken_is_free(
+    files: AcmeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, flock = Lock(files.lock(NAME)), fcntl.flock
+
+    def release_meanwhile(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        lock.release()
+
+    monkeypatch.setattr(fcntl, "flock", release_meanwhile)
+    lock.acquire(0.0)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert lock._descriptor == -1
+    other = Lock(files.lock(NAME))
+    other.acquire(0.0)
+    other.release()
+
+
+def test_a_renewal_writes_to_no_file_that_is_closed(
+    files: AcmeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, truncate = Lock(files.lock(NAME)), os.ftruncate
+    lock.acquire(0.0)
+    descriptor = lock._descriptor
+
+    def release_meanwhile(number: int, length: int) -> None:
+        monkeypatch.setattr(os, "ftruncate", truncate)
+        lock.release()
+        truncate(number, length)  # raises where it is closed
+
+    monkeypatch.setattr(os, "ftruncate", release_meanwhile)
+    lock.renew(1.0)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    lock.renew(2.0)
+    assert files.lock(NAME).read_bytes() == b""

@@ -24,16 +24,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from portero_py.config.model import Acme as AcmeConfig
+from portero_py.control.acme import renewals
 from portero_py.control.acme.files import AcmeFiles
+from portero_py.control.acme.folder import CertificateFolder
 from portero_py.control.acme.renewals import MAX_SAID, Acme
 from portero_py.control.acme.replies import Authorization, Challenge, Order
 from portero_py.control.acme.wanted import FORGET_SECONDS, MAX_BROUGHT
-from portero_py.core.acme.progress import Step
+from portero_py.core.acme.progress import Progress, Step
 from portero_py.core.acme.schedule import AT_ONCE, LATER_AT_ONCE
 from portero_py.core.certificates import CertificateTable, parse_pair
 from portero_py.core.challenges import Challenges
 from portero_py.demo.self_signed import Authority
-from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, ValidationFailed
+from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, StateUnwritable, ValidationFailed
 
 NAME = "a.example"
 DIRECTORY = "https://ca.example/dir"
@@ -143,6 +145,7 @@ class Desk:
         self.state.mkdir()
         self.ca = Ca()
         self.results: Counter[str] = Counter()
+        self.faults: list[str] = []
         self.table = CertificateTable()
         self.services: set[str] = set()
         self.now = time.time()
@@ -171,6 +174,7 @@ class Desk:
             count=lambda result: self.results.update([result]),
             has_service=lambda name: name in self.services,
             has_plain_http=http,
+            count_fault=self.faults.append,
             clock=lambda: self.now,
             chance=lambda: 0.5,
         )
@@ -318,6 +322,83 @@ async def test_a_disk_that_is_full_when_the_certificate_comes_loses_nothing(
     assert desk.ca.asked["new_order"] == desk.ca.asked["finalize"] == 1
 
 
+async def test_an_installation_that_the_full_disk_kept_back_is_done_once_when_there_is_room(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pair = Authority().issue(NAME)
+    desk.files.save_pair(NAME, pair.chain_pem, pair.key_pem)
+    desk.files.save_progress(NAME, Progress((NAME,), Step.ISSUED, "https://ca.example/1"))
+    acme = desk.acme((NAME,))
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", _full)
+    async with desk.running(acme):
+        await until(lambda: desk.results["state_unwritable"])
+        await until(lambda: not acme._acting)
+        monkeypatch.setattr(os, "fsync", fsync)
+        desk.now += 400
+        acme.look()
+        await until(lambda: desk.files.progress(NAME).installed_at)
+        for _ in range(3):
+            desk.now += 1000
+            acme.look()
+            await asyncio.sleep(0.02)
+        assert not acme._unkept
+    assert desk.files.progress(NAME).step is Step.IDLE
+    assert caplog.text.count("certificate installed") == 1
+
+
+async def test_a_question_that_the_full_disk_kept_back_is_asked_once_when_there_is_room(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme((NAME,))
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+        await until(lambda: desk.files.progress(NAME).ask_at)
+        save, opened = AcmeFiles.save_progress, []
+
+        def full(files: AcmeFiles, name: str, progress: Progress) -> None:
+            opened.append(progress.ask_at)
+            raise StateUnwritable("no space left")
+
+        monkeypatch.setattr(AcmeFiles, "save_progress", full)
+        desk.now = desk.files.progress(NAME).ask_at
+        acme.look()
+        await until(lambda: opened and not acme._acting)
+        monkeypatch.setattr(AcmeFiles, "save_progress", save)
+        for _ in range(100):
+            if not acme._unkept:
+                break
+            desk.now += 3700
+            acme.look()
+            await asyncio.sleep(0.02)
+        assert not acme._unkept
+        assert desk.files.progress(NAME).ask_at > desk.now
+
+
+async def test_what_changes_nothing_is_not_done_over_and_over(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = desk.acme((NAME,))
+    begun: list[float] = []
+
+    async def to_no_avail(name: str, progress: Progress) -> None:
+        begun.append(desk.now)
+
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+        await until(lambda: desk.files.progress(NAME).ask_at and not acme._acting)
+        monkeypatch.setattr(acme, "_install", to_no_avail)
+        (desk.certs / NAME / "fullchain.pem").unlink()
+        start = desk.now
+        for _ in range(60):
+            acme.look()
+            await until(lambda: not acme._sooner.is_set() and not acme._acting)
+            await asyncio.sleep(0.005)
+            desk.now += 0.25
+    assert [moment - start for moment in begun][:4] == pytest.approx([0, 1, 3, 7], abs=0.5)
+
+
 async def test_one_that_fails_does_not_keep_the_others_waiting(desk: Desk) -> None:
     (desk.certs / "bad.example").write_text("a file in the place of the folder")
     acme = desk.acme(("bad.example",), (NAME,))
@@ -428,7 +509,7 @@ async def test_an_account_that_is_gone_is_opened_anew_while_others_still_use_it(
         await until(lambda: desk.files.progress(NAME).failures)
         desk.now += 2
         acme.look()
-        await until(lambda: desk.results["issued"])
+        await until(lambda: desk.files.progress(NAME).ask_at and list(acme._acting) == ["slow.example"])
     assert ordered_with == {"slow.example": 1, NAME: 2}
     assert desk.ca.asked["close"] == len(opened)
 
@@ -469,7 +550,58 @@ async def test_what_cannot_be_read_of_one_name_holds_up_no_other(
     (desk.files.root / "bad.example" / "progress.json").mkdir(parents=True)
     async with desk.running(desk.acme(("bad.example",), (NAME,))):
         await until(lambda: desk.results["issued"])
-    assert "progress.json: Is a directory" in caplog.text
+    assert "progress.json is not a regular file" in caplog.text
+
+
+async def test_a_disk_that_does_not_answer_is_a_fault_until_it_does(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung, go_on = threading.Event(), threading.Event()
+    names = CertificateFolder.entries
+
+    def hang(folder: CertificateFolder) -> Any:
+        hung.set()
+        go_on.wait()
+        return names(folder)
+
+    monkeypatch.setattr(CertificateFolder, "entries", hang)
+    monkeypatch.setattr(renewals, "DISK_SECONDS", 0.01)
+    acme = desk.acme((NAME,))
+    try:
+        async with desk.running(acme):
+            await until(lambda: acme.faults)
+            assert hung.is_set()
+            assert set(desk.faults) == {"acme"}
+            monkeypatch.setattr(renewals, "DISK_SECONDS", 60.0)
+            go_on.set()
+            acme.look()
+            await until(lambda: desk.results["issued"])
+            assert not acme.faults
+    finally:
+        go_on.set()
+
+
+async def test_a_fault_at_one_name_leaves_the_others_to_be_completed_at_the_start(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = Authority().issue(NAME)
+    desk.files.save_pair(NAME, pair.chain_pem, pair.key_pem)
+    for name in ("0.example", NAME):
+        desk.files.save_progress(name, Progress((name,), Step.ISSUED, "https://ca.example/1"))
+    acme = desk.acme((NAME,))
+    install = acme._install
+
+    async def odd(name: str, progress: Progress) -> None:
+        if name != NAME:
+            raise RecursionError
+        await install(name, progress)
+
+    monkeypatch.setattr(acme, "_install", odd)
+    await acme.recover()
+    acme.close()
+    assert desk.results == {"acme_failed": 1}
+    assert "0.example: what was interrupted" in caplog.text
+    assert desk.files.progress(NAME).step is Step.IDLE
 
 
 async def test_a_name_whose_look_breaks_off_is_passed_over(

@@ -669,6 +669,29 @@ async def test_a_change_is_seen_by_the_watch_long_before_the_rescan(desk: Desk) 
     assert desk.log() == []
 
 
+async def test_a_link_to_a_large_tree_is_watched_no_deeper_than_a_folder(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[str] = []
+
+    def note(*paths: str, **options: Any) -> AsyncGenerator[object, None]:
+        assert options["recursive"] is False
+        watched.extend(paths)
+        return awatch(*paths, **options)
+
+    monkeypatch.setattr("portero_py.control.certificates.store.awatch", note)
+    (tmp_path / "tree" / "much" / "deeper").mkdir(parents=True)
+    (desk.directory / "old.example").symlink_to(tmp_path / "tree")
+    (desk.directory / "gone.example").symlink_to(tmp_path / "nowhere")
+    async with following(desk.store):
+        desk.put("a.example", A1)
+        await until_served(desk, {"a.example": A1.fingerprint})
+        async with asyncio.timeout(60):
+            while str(desk.directory / "a.example") not in watched:
+                await asyncio.sleep(0.02)
+    assert set(watched) == {str(desk.directory / name) for name in ("", "old.example", "a.example")}
+
+
 async def test_a_directory_that_appears_and_is_replaced_is_watched_anew(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

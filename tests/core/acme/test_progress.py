@@ -98,6 +98,8 @@ def test_other_versions_are_read() -> None:
     [
         *([], "x", None, {"step": "gone"}, {"names": "a"}, {"names": [1]}, {"failures": True}),
         *({"failures": 1.5}, {"retry_at": "1"}, {"retry_at": True}, {"window": ["a"]}, {"revoked": 1}),
+        *({"retry_at": 10**400}, {"retry_at": float("inf")}, {"ask_at": float("nan")}, {"renew_at": -1}),
+        *({"window": [0, 1e300]}, {"failures": -1}, {"failures": 10**400}),
         {"error": None},
     ],
     ids=str,

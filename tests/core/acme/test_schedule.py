@@ -12,6 +12,7 @@ from portero_py.core.acme.progress import Progress, Step
 from portero_py.core.acme.schedule import (
     AT_ONCE,
     LATER_AT_ONCE,
+    MAX_RETRY_AFTER,
     Act,
     Decision,
     Held,
@@ -32,7 +33,7 @@ DAY = 86400.0
 NAMES = ("a.example", "www.a.example")
 #: 90 days, from day 0 on.
 KEPT = Held(frozenset(NAMES), 0.0, 90 * DAY, "ab")
-DONE = Progress(names=NAMES, fingerprint="ab", installed_at=10.0, ask_at=80 * DAY)
+DONE = Progress(names=NAMES, fingerprint="ab", installed_at=10.0, ask_at=6 * DAY)
 
 
 def decided(
@@ -64,6 +65,15 @@ def test_nothing_happens_before_the_pause_is_over() -> None:
         waiting = replace(progress, retry_at=100.0)
         assert decided(99.9, waiting, None, None) == Decision(Act.WAIT, 100.0)
         assert decided(100.0, waiting, None, None).act is not Act.WAIT
+
+
+def test_a_time_that_only_a_clock_that_was_ahead_can_have_made_counts_as_come() -> None:
+    years = 4 * 365 * DAY
+    far = Progress().failed("unreachable", "x", years, reach_time(years, 0, 0.5), was_heard=False)
+    assert decided(5, far, None, None) == Decision(Act.ORDER)
+    longest = Progress(retry_at=retry_time(5, 9, MAX_RETRY_AFTER, 1.0))
+    assert decided(5, longest, None, None) == Decision(Act.WAIT, longest.retry_at)
+    assert decided(5, replace(DONE, ask_at=years)) == Decision(Act.ASK)
 
 
 def test_an_order_that_was_begun_is_carried_on() -> None:
@@ -121,12 +131,13 @@ def test_an_expired_certificate_is_replaced_even_soon_after_its_installation() -
 
 
 def test_renewal_is_at_two_thirds_of_the_lifetime() -> None:
-    assert decided(60 * DAY - 1) == Decision(Act.WAIT, 60 * DAY)
-    assert decided(60 * DAY) == Decision(Act.ORDER)
+    late = replace(DONE, ask_at=61 * DAY)
+    assert decided(60 * DAY - 1, late) == Decision(Act.WAIT, 60 * DAY)
+    assert decided(60 * DAY, late) == Decision(Act.ORDER)
 
 
 def test_the_ca_s_moment_counts_instead() -> None:
-    wanted = replace(DONE, renew_at=40 * DAY)
+    wanted = replace(DONE, renew_at=40 * DAY, ask_at=41 * DAY)
     assert decided(40 * DAY - 1, wanted) == Decision(Act.WAIT, 40 * DAY)
     assert decided(40 * DAY, wanted) == Decision(Act.ORDER)
 
