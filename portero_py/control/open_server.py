@@ -10,8 +10,8 @@ The rules
 - When there are too many, one of the address that has most makes way: one that does not take its answer, or
   else the one that has waited longest. So strangers who say nothing push each other out, and who has
   something to say is heard: also when it has been said and just not read yet, as in a burst of many agents
-  behind one address. That counts only before anything was read: who sends request after request and takes no
-  answer has unread bytes for ever. When nobody can make way the new one is turned away.
+  behind one address. That counts only before anything was read, and for a moment: who sends request after
+  request and takes no answer has unread bytes for ever. When nobody can make way the new one is turned away.
 - An arrival at a full door costs at most `MOST_ASKED` questions to the kernel, however many are inside.
 - An IPv6 host has 2^64 addresses: a /64 counts as one.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import math
 import socket
 import termios
 import time
@@ -40,6 +41,10 @@ WAIT_SECONDS: Final = 20.0
 BUSY_SECONDS: Final = 60.0
 
 MAX_CONNECTIONS: Final = 256
+
+#: Seconds that who was heard for the first time has until its request counts as being at work: aiohttp reads
+#: in one turn of the loop and begins in a later one.
+HEARD_SECONDS: Final = 0.25
 
 #: Connections that are looked at to find one that makes way.
 MOST_ASKED: Final = 16
@@ -248,7 +253,7 @@ class _Guest(asyncio.Protocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
         self.address = ""
         self._inner: asyncio.Protocol | None = None
-        self._was_heard = False  # something of it was read
+        self._heard_at = 0.0  # when something of it was read first; long ago once a request of it was there
         self._end: asyncio.TimerHandle | None = None
 
     def abort(self) -> None:
@@ -256,9 +261,9 @@ class _Guest(asyncio.Protocol):
         self.transport.abort()
 
     def has_spoken(self) -> bool:
-        """Whether there is something of it to read, and nothing was read yet."""
-        if self._was_heard:
-            return False
+        """Whether there is something of it to read, and nothing was read yet; or that was only just so."""
+        if self._heard_at:
+            return asyncio.get_running_loop().time() - self._heard_at < HEARD_SECONDS
         sock = self.transport.get_extra_info("socket")
         if sock is None:
             return False
@@ -270,6 +275,7 @@ class _Guest(asyncio.Protocol):
 
     def begin(self) -> None:
         """A request is there."""
+        self._heard_at = -math.inf
         self._door.work(self)
         self._within(self._door.busy_seconds)
 
@@ -292,7 +298,8 @@ class _Guest(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        self._was_heard = True
+        if not self._heard_at:
+            self._heard_at = asyncio.get_running_loop().time()
         if self._inner is not None:
             self._inner.data_received(data)
 

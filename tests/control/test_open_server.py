@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 from aiohttp import web
 
+from portero_py.control import open_server
 from portero_py.control.open_server import MOST_ASKED, Door, OpenSite, _Guest, quiet_logger
 
 
@@ -204,6 +205,21 @@ async def test_unread_bytes_count_only_before_anything_was_read(spoken: socket.s
     assert its_transport.is_gone
     assert not transport.is_gone
     for each in (talker, turned_away, let_in):
+        each.connection_lost(None)
+
+
+async def test_who_was_just_heard_stays_until_its_request_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door("test", 1)
+    heard, its_transport = guest(door, "192.0.2.1")
+    heard.data_received(b"GET ")
+    turned_away, transport = guest(door, "192.0.2.2")
+    assert transport.is_gone
+    assert not its_transport.is_gone
+    # Who says a little, and no more, is heard for a moment only.
+    monkeypatch.setattr(open_server, "HEARD_SECONDS", 0.0)
+    let_in, _ = guest(door, "192.0.2.2")
+    assert its_transport.is_gone
+    for each in (heard, turned_away, let_in):
         each.connection_lost(None)
 
 
