@@ -10,8 +10,9 @@ The rules
 - When there are too many, one of the address that has most makes way: one that does not take its answer, or
   else the one that has waited longest. So strangers who say nothing push each other out, and who has
   something to say is heard: also when it has been said and just not read yet, as in a burst of many agents
-  behind one address. That counts only before anything was read, and for a moment: who sends request after
-  request and takes no answer has unread bytes for ever. When nobody can make way the new one is turned away.
+  behind one address. That counts only before anything was read, and for a moment when it was a whole head:
+  who sends request after request and takes no answer has unread bytes for ever. When nobody can make way the
+  new one is turned away.
 - An arrival at a full door costs at most `MOST_ASKED` questions to the kernel, however many are inside.
 - An IPv6 host has 2^64 addresses: a /64 counts as one.
 """
@@ -253,7 +254,7 @@ class _Guest(asyncio.Protocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
         self.address = ""
         self._inner: asyncio.Protocol | None = None
-        self._heard_at = 0.0  # when something of it was read first; long ago once a request of it was there
+        self._heard_at = 0.0  # when its first head was read; long ago once that is at work, or was not whole
         self._end: asyncio.TimerHandle | None = None
 
     def abort(self) -> None:
@@ -261,7 +262,7 @@ class _Guest(asyncio.Protocol):
         self.transport.abort()
 
     def has_spoken(self) -> bool:
-        """Whether there is something of it to read, and nothing was read yet; or that was only just so."""
+        """Whether there is something of it to read, and nothing was read yet; or its first head just was."""
         if self._heard_at:
             return asyncio.get_running_loop().time() - self._heard_at < HEARD_SECONDS
         sock = self.transport.get_extra_info("socket")
@@ -299,7 +300,9 @@ class _Guest(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._heard_at:
-            self._heard_at = asyncio.get_running_loop().time()
+            # Half a head is no request: whoever sends a byte now and then would never have to go.
+            is_whole = data.find(b"\r\n\r\n") >= 0
+            self._heard_at = asyncio.get_running_loop().time() if is_whole else -math.inf
         if self._inner is not None:
             self._inner.data_received(data)
 

@@ -211,15 +211,20 @@ async def test_unread_bytes_count_only_before_anything_was_read(spoken: socket.s
 async def test_who_was_just_heard_stays_until_its_request_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     door = Door("test", 1)
     heard, its_transport = guest(door, "192.0.2.1")
-    heard.data_received(b"GET ")
+    heard.data_received(LAST)
     turned_away, transport = guest(door, "192.0.2.2")
     assert transport.is_gone
     assert not its_transport.is_gone
-    # Who says a little, and no more, is heard for a moment only.
+    # But for a moment only.
     monkeypatch.setattr(open_server, "HEARD_SECONDS", 0.0)
-    let_in, _ = guest(door, "192.0.2.2")
+    let_in, let_in_transport = guest(door, "192.0.2.2")
     assert its_transport.is_gone
-    for each in (heard, turned_away, let_in):
+    # And half a head is no request.
+    monkeypatch.setattr(open_server, "HEARD_SECONDS", 100.0)
+    let_in.data_received(LAST[:-1])
+    last, _ = guest(door, "192.0.2.3")
+    assert let_in_transport.is_gone
+    for each in (heard, turned_away, let_in, last):
         each.connection_lost(None)
 
 
