@@ -258,8 +258,7 @@ class _Control(_Process):
         else:
             await self._plane.take_over(table, self._server.certificates_of)
         await self._plane.serve()
-        if self._again:
-            self._plane.own(self._adopt, "late workers")
+        self._plane.own(self._adopt, "late workers")
         self.inherited.board.ready(self.slot)
         self._tell_state()
 

@@ -7,8 +7,9 @@ refused.
 
 While it is full those who have been idle longest are asked to finish, an eighth at each look: an idle
 connection closes, another one after its response (`start_drain`). Only when nobody has been idle for `TURN`
-seconds, and it has been full for as long, others are asked too, those at work last: a client whose connection
-closes in the moment in which it sends a request has lost that. So clients that keep their connections take
+seconds, and it has been full for twice as long, so that whoever came last and says nothing has been, others
+are asked too, those at work last: a client whose connection closes in the moment in which it sends a request
+has lost that. So clients that keep their connections take
 turns. Each has `TURN` seconds at least: a new one must have the time to say what it wants. With half a
 million descriptors none of this ever happens; a connection then costs a comparison and a look at the clock.
 """
@@ -138,7 +139,7 @@ class Doors:
                 self._live[connection] = opened
             if opened < now - TURN:
                 found.append((connection.idle_seconds(now), connection))
-        least = TURN if now - self._shut_at < TURN else 0.0
+        least = TURN if now - self._shut_at < 2 * TURN else 0.0
         found.sort(key=_seconds, reverse=True)
         return [connection for seconds, connection in found[:most] if seconds >= least]
 
