@@ -6,6 +6,8 @@ accepted yet stays in the listening socket, which all workers share: so the rule
 
 Explained too is
 - a **new** connection that ends before its first answer while the workers had no descriptor left;
+- a connection between two answers that was closed to make room then, in the moment of the next request: not a
+  byte of an answer had come (RFC 9112, 9.5: a client has to be ready for that);
 - 404 or 503 for a service whose leases last seconds, from a worker that was stopped or new: it had not heard
   of the last renewal (whose granting does not wait for a worker that hangs, by design);
 - a request to the registration API that was cut off while control was killed or stopped, or the API's port
@@ -34,6 +36,8 @@ def explanation(journal: Journal, breakage: Breakage) -> str:
             return f"{death.name.split()[0]} was killed"
         if breakage.answered == 0 and journal.troubled(begun, at, "descriptors"):
             return "no descriptor for a new connection"
+        if "('0 bytes read" in breakage.detail and journal.troubled(begun, at, "descriptors"):
+            return "an idle connection made room"
     if (
         kind == "status"
         and breakage.status in (404, 503)

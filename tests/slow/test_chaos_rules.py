@@ -67,6 +67,17 @@ def test_only_a_new_connection_may_lack_a_descriptor() -> None:
     assert explanation(journal, BROKEN) == ""
 
 
+def test_only_between_two_answers_may_a_connection_make_room() -> None:
+    journal = Journal(troubles=[Trouble("descriptors", 8.0, 9.5)])
+    closed = replace(
+        BROKEN, detail="GET /: IncompleteReadError('0 bytes read on a total of 9 expected bytes')"
+    )
+    assert explanation(journal, closed) == "an idle connection made room"
+    assert explanation(Journal(), closed) == ""
+    half = replace(BROKEN, detail="GET /: IncompleteReadError('7 bytes read on a total of 9 expected bytes')")
+    assert explanation(journal, half) == ""
+
+
 def test_the_api_may_be_cut_off_while_control_is_away_and_at_no_other_time() -> None:
     assert explanation(Journal(), API) == ""
     assert explanation(Journal(troubles=[Trouble("worker 0", 0.0)]), API) == ""
