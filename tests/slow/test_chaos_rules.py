@@ -74,7 +74,7 @@ def test_only_between_two_answers_may_a_connection_make_room() -> None:
     )
     assert explanation(journal, closed) == "an idle connection made room"
     assert explanation(Journal(), closed) == ""
-    half = replace(BROKEN, detail="GET /: IncompleteReadError('7 bytes read on a total of 9 expected bytes')")
+    half = replace(BROKEN, detail="GET /: IncompleteReadError('7 bytes read on a total of 9')")
     assert explanation(journal, half) == ""
 
 
