@@ -150,10 +150,13 @@ class Service:
     halt: Halt | None = None
     #: Whether all of its leases are READY: then whose turn it is is all that there is to ask.
     is_even: bool = field(init=False, repr=False, compare=False)
+    #: Whether any of them has a limit.
+    is_limited: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         even = all(lease.state is LeaseState.READY for lease in self.leases)
         object.__setattr__(self, "is_even", even)
+        object.__setattr__(self, "is_limited", any(lease.max_in_flight for lease in self.leases))
 
 
 @dataclass(frozen=True, slots=True)

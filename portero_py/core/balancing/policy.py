@@ -39,6 +39,10 @@ class Claims:
         """How many exchanges of its service hold the backend of `lease` now."""
         raise NotImplementedError
 
+    def has_room(self, lease: Lease) -> bool:
+        """Whether one exchange more may hold the backend of `lease`, by its limit."""
+        raise NotImplementedError
+
 
 class Policy:
     """The choice among the leases of one service. A subclass has `pick`, and a method more at most."""

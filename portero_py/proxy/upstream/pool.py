@@ -9,7 +9,7 @@ The rules
   and the race between its last moment and our first byte would lose the request.
 - TLS connections are shared among requests with the same server name only: the backend saw it as SNI.
 - Services that have the same address have a pool there each, as in nginx and HAProxy: what is in flight for
-  one is to be told from what is for another (a drain waits for it), and none uses a connection that another used.
+  one is to be told from what is for another (a drain waits for it), and connections are not shared either.
 - A pool whose backend left its service closes its idle connections, and takes none until the backend is back
   or somebody is sent to it again.
 - A change of the routing table costs what the change is worth, in steps of STEP leases: looking at all of
@@ -265,6 +265,10 @@ class Pools(Claims):
     def claims_of(self, lease: Lease) -> int:
         """How many exchanges of its service hold the backend of `lease` now, under whatever server name."""
         return sum([self._pools[key].claims for key in self._keys(lease.service, lease.backend)])
+
+    def has_room(self, lease: Lease) -> bool:
+        """Whether one exchange more may hold the backend of `lease`, by its limit."""
+        return not lease.max_in_flight or self.claims_of(lease) < lease.max_in_flight
 
     def claims_by_backend(self, service: str = "") -> dict[tuple[str, str, int], int]:
         """How many exchanges hold each backend that is held, by service, host and port."""

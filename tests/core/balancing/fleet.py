@@ -20,6 +20,9 @@ class Busy(Claims):
     def claims_of(self, lease: Lease) -> int:
         return self.claims.get(lease.backend.host, 0)
 
+    def has_room(self, lease: Lease) -> bool:
+        return not lease.max_in_flight or self.claims_of(lease) < lease.max_in_flight
+
 
 def lease(name: str, *, expires_at: float = 100.0, weight: int = 1, port: int = 80) -> Lease:
     return Lease("app.example", name, Backend(name, port), expires_at, 30, weight)

@@ -134,3 +134,5 @@ def test_the_contract_alone_chooses_and_counts_nothing() -> None:
         pick(Policy(0, Busy(), Health()), service("A", "B"))
     with pytest.raises(NotImplementedError):
         Claims().claims_of(lease("A"))
+    with pytest.raises(NotImplementedError):
+        Claims().has_room(lease("A"))
