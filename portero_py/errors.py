@@ -88,6 +88,14 @@ class UnknownService(RegistrationError):
     reason = "no_such_service"
 
 
+class TooManyWaits(RegistrationError):
+    """As many callers as there may be wait for a drain; nothing was done. `retry_after` is in seconds."""
+
+    status = 503
+    reason = "too_many_waits"
+    retry_after = 1
+
+
 class RegistryFull(RegistrationError):
     """The registry holds as many services or leases as it is willing to."""
 
@@ -170,15 +178,25 @@ class PorteroUnreachable(ClientError):
     reason = "unreachable"
 
 
+class AnswerBrokeOff(ClientError):
+    """The registration API did what it was asked, but what was waited for did not come."""
+
+    reason = "answer_broke_off"
+
+
 class RegistrationRefused(ClientError):
-    """The registration API said no: `answered` is its status, `retry_after` in seconds, 0 when not said."""
+    """The registration API said no.
+
+    `answered` is its status, `retry_after` in seconds, 0 when not said, `reason_given` the problem's reason.
+    """
 
     reason = "refused"
 
-    def __init__(self, message: str, answered: int, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, answered: int, retry_after: float = 0.0, reason_given: str = "") -> None:
         super().__init__(message)
         self.answered = answered
         self.retry_after = retry_after
+        self.reason_given = reason_given
 
 
 # Certificates by ACME

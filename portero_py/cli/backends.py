@@ -1,7 +1,6 @@
 """What the subcommands do, apart from running the proxy: from flags to text or an exit status.
 
-The ones that speak to a running proxy take secrets from flags and variables as the proxy itself does, so that
-`portero-py register` beside a running proxy needs no more than the same environment file.
+`actions` has those that change what a running proxy does.
 """
 
 from __future__ import annotations
@@ -12,28 +11,27 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from portero_py.cli import certs
+from portero_py.cli.api import OpenApi, secret, url
 from portero_py.client.agent import keep_registered
 from portero_py.client.registrar import Api, Registrar, Registration
 from portero_py.config import sources
-from portero_py.config.values import is_url, shown
+from portero_py.config.values import shown
 from portero_py.core.auth import sign_token
 from portero_py.core.model import Service
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import ConfigError, PorteroUnreachable
+from portero_py.errors import ConfigError
 from portero_py.run import logs, preflight
 from portero_py.run.sockets import rehearse
 
 if TYPE_CHECKING:
     from portero_py.config.sources import Environ, Flags
-
-DEFAULT_URL: Final = "http://127.0.0.1:18080"
 
 
 def refuse_flags_before(command: str, flags: Flags) -> None:
@@ -54,8 +52,8 @@ def api(flags: Flags, environ: Environ) -> Api:
     """Where the registration API is and what opens it. Raises `ConfigError` when a secret is missing."""
     kid, key = _signing_key(flags, environ)
     return Api(
-        url=_url(flags, environ),
-        secret=_secret(flags, environ),
+        url=url(flags, environ),
+        secret=secret(flags, environ),
         hmac_key=key,
         kid=kid,
         audience=_read(flags, environ, "jwt-audience"),
@@ -66,39 +64,51 @@ def api(flags: Flags, environ: Environ) -> Api:
 def register(flags: Flags, environ: Environ, backend: Registration) -> str:
     """Register once; the API's answer."""
     _require_text(backend)
-    return json.dumps(asyncio.run(_once("register", api(flags, environ), backend)))
+    return json.dumps(asyncio.run(_register(api(flags, environ), backend)))
 
 
-def deregister(flags: Flags, environ: Environ, service: str, host: str, port: int, instance_id: str) -> str:
-    """End a lease; the API's answer."""
+def deregister(
+    flags: Flags,
+    environ: Environ,
+    service: str,
+    host: str,
+    port: int,
+    instance_id: str,
+    wait_seconds: float,
+) -> tuple[str, int]:
+    """End a lease; the API's answer, and 1 when something is in flight there after `wait_seconds`, else 0."""
     if not instance_id and not (host and port):
         raise ConfigError("deregister needs --instance-id, or --host and --port")
     backend = Registration(service, host, port, instance_id=instance_id)
     _require_text(backend)
-    return json.dumps(asyncio.run(_once("deregister", api(flags, environ), backend)))
+    answer = asyncio.run(_deregister(api(flags, environ), backend, wait_seconds))
+    return json.dumps(answer), 1 if wait_seconds and answer.get("in_flight") else 0
 
 
-def agent(flags: Flags, environ: Environ, backend: Registration) -> None:
-    """Keep `backend` registered until SIGTERM or SIGINT."""
+def agent(flags: Flags, environ: Environ, backend: Registration, drain_seconds: float) -> None:
+    """Keep `backend` registered until SIGTERM or SIGINT, and wait for what is in flight there."""
     _require_text(backend)
     logs.set_up(sources.read_one("log", flags, environ) or "info", environ)
-    asyncio.run(keep_registered(api(flags, environ), backend))
+    asyncio.run(keep_registered(api(flags, environ), backend, drain_seconds=drain_seconds))
 
 
-def explain(flags: Flags, environ: Environ, url: str) -> int:
+def explain(flags: Flags, environ: Environ, asked: str, *, as_json: bool) -> int:
     """Print which service and backends a URL reaches; 0 when one would take the request, else 1."""
     try:
-        netloc = urlsplit(url if "//" in url else f"//{url}").netloc
+        netloc = urlsplit(asked if "//" in asked else f"//{asked}").netloc
     except ValueError as error:  # "//[x"
-        raise ConfigError(f"{shown(url)} is no URL: {error}") from None
+        raise ConfigError(f"{shown(asked)} is no URL: {error}") from None
     if not netloc:
-        raise ConfigError(f"{shown(url)} names no host")
-    listing = asyncio.run(_backends(_url(flags, environ), _secret(flags, environ)))
+        raise ConfigError(f"{shown(asked)} names no host")
+    listing = asyncio.run(_backends(OpenApi(flags, environ)))
     services = {each["service_name"]: each for each in listing["services"]}
     table = RoutingTable(
         0, {name: Service(name, ()) for name in services}, listing.get("default_service", "")
     )
     found = Router().route(netloc.rpartition("@")[2].encode("ascii", "replace"), table)
+    if as_json:
+        _say(json.dumps({"host": netloc, "service": None if found is None else services[found.name]}))
+        return 0 if found is not None and services[found.name]["backends"] else 1
     if found is None:
         _say(f"{netloc}: no such service: 404")
         return 1
@@ -147,40 +157,19 @@ def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-async def _once(verb: str, where: Api, backend: Registration) -> dict[str, Any]:
+async def _register(where: Api, backend: Registration) -> dict[str, Any]:
     async with aiohttp.ClientSession() as session:
-        registrar = Registrar(where, backend, session)
-        return await (registrar.register() if verb == "register" else registrar.deregister())
+        return await Registrar(where, backend, session).register()
 
 
-async def _backends(url: str, secret: str) -> dict[str, Any]:
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
-            session.get(
-                f"{url}/backends", headers={"X-Register-Secret": secret}, allow_redirects=False
-            ) as response,
-        ):
-            if response.status != 200:
-                raise PorteroUnreachable(f"{url}/backends answered {response.status}")
-            listing: dict[str, Any] = await response.json()
-            return listing
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise PorteroUnreachable(f"{url}: {error or 'no answer in time'}") from None
+async def _deregister(where: Api, backend: Registration, wait_seconds: float) -> dict[str, Any]:
+    async with aiohttp.ClientSession() as session:
+        return await Registrar(where, backend, session).deregister(wait_seconds)
 
 
-def _url(flags: Flags, environ: Environ) -> str:
-    url = str(flags.get("register-url") or environ.get("PORTERO_REGISTER_URL") or DEFAULT_URL)
-    if not url.isprintable() or not is_url(url, "http", "https"):
-        raise ConfigError(f"--register-url: {shown(url)} is no http:// or https:// URL")
-    return url.rstrip("/")
-
-
-def _secret(flags: Flags, environ: Environ) -> str:
-    secret = _read(flags, environ, "register-secret")
-    if not secret:
-        raise ConfigError(preflight.missing("register-secret"))
-    return secret
+async def _backends(api: OpenApi) -> dict[str, Any]:
+    async with api:
+        return await api.backends()
 
 
 def _signing_key(flags: Flags, environ: Environ) -> tuple[str, str]:

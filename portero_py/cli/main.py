@@ -18,9 +18,20 @@ from typing import Annotated, Final
 import typer
 
 from portero_py import __version__
-from portero_py.cli import backends, certs
-from portero_py.client.registrar import Registration
-from portero_py.control.api.body import MAX_WEIGHT
+from portero_py.cli import actions, backends, certs
+from portero_py.cli.options import (
+    AnyHost,
+    AnyPort,
+    AsJson,
+    InstanceId,
+    RegisterSecret,
+    RegisterSecretFile,
+    RegisterUrl,
+    Wait,
+    flags_of,
+)
+from portero_py.client.registrar import DRAIN_SECONDS, Registration
+from portero_py.control.api.body import MAX_IN_FLIGHT, MAX_WAIT, MAX_WEIGHT
 from portero_py.demo import proxy
 from portero_py.errors import ConfigError, PorteroError
 from portero_py.run import held_signals, supervisor, tuning
@@ -64,8 +75,6 @@ AcmeEabHmacFile = Annotated[str | None, _option("A file that holds it.", "FILE")
 AcmeAgreeTos = Annotated[
     bool, typer.Option("--acme-agree-tos", help="Agree to the CA's terms of service.", show_default=False)
 ]
-RegisterSecret = Annotated[str | None, _option("The shared secret of all backends.")]
-RegisterSecretFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
 JwtHmacKey = Annotated[str | None, _option("The key that signs tokens, taken as it is.", "KEY")]
 JwtHmacKeyFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
 JwtNamedKey = Annotated[list[str] | None, _option("One more key and its kid; repeatable.", "KID=KEY")]
@@ -96,21 +105,30 @@ Check = Annotated[
     typer.Option("--check", help="Check all of this and the certificates, then exit.", show_default=False),
 ]
 
-RegisterUrl = Annotated[str | None, _option("The registration API. Default http://127.0.0.1:18080.", "URL")]
 JwtKid = Annotated[str | None, _option("The kid of the key that signs.", "KID")]
 ServiceName = Annotated[str, typer.Option("--service", metavar="NAME", help="The host name to serve.")]
 Host = Annotated[str, typer.Option("--host", metavar="IP", help="The backend's address.")]
 Port = Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="The backend's port.")]
 Ttl = Annotated[int, typer.Option("--ttl", metavar="SECONDS", min=1, max=86400, help="The lease's length.")]
 UseTls = Annotated[bool, typer.Option("--use-tls", help="The backend speaks TLS.", show_default=False)]
-InstanceId = Annotated[
-    str, typer.Option("--instance-id", metavar="ID", help="Names the backend in its service.")
-]
 Weight = Annotated[
     int, typer.Option("--weight", metavar="N", min=1, max=MAX_WEIGHT, help="Its share of the requests.")
 ]
 Fingerprint = Annotated[
     str, typer.Option("--tls-fingerprint", metavar="HEX", help="SHA-256 of its certificate, to pin it.")
+]
+HealthPath = Annotated[
+    str, typer.Option("--health-path", metavar="PATH", help="Where it says that it is well, by 2xx.")
+]
+MaxInFlight = Annotated[
+    int,
+    typer.Option(
+        "--max-in-flight",
+        metavar="N",
+        min=0,
+        max=MAX_IN_FLIGHT,
+        help="Requests at a time. Default: no limit.",
+    ),
 ]
 
 
@@ -162,7 +180,7 @@ def root(
     if version:
         typer.echo(f"portero-py {__version__}{'' if http1.__file__.endswith('.py') else ' (compiled)'}")
         raise typer.Exit
-    flags = _flags(ctx)
+    flags = flags_of(ctx)
     if ctx.invoked_subcommand is not None or check:
         held_signals.let_go()  # only the proxy wants to say itself when it heeds them
     if ctx.invoked_subcommand is not None:
@@ -193,7 +211,7 @@ def token(
     jwt_issuer: JwtIssuer = None,
 ) -> None:
     """Print a token with which a backend of one service may register."""
-    typer.echo(backends.token(_flags(ctx), os.environ, service, ttl))
+    typer.echo(backends.token(flags_of(ctx), os.environ, service, ttl))
 
 
 @app.command()
@@ -207,6 +225,8 @@ def register(
     instance_id: InstanceId = "",
     weight: Weight = 1,
     tls_fingerprint: Fingerprint = "",
+    health_path: HealthPath = "",
+    max_in_flight: MaxInFlight = 0,
     register_url: RegisterUrl = None,
     register_secret: RegisterSecret = None,
     register_secret_file: RegisterSecretFile = None,
@@ -215,21 +235,24 @@ def register(
     jwt_kid: JwtKid = None,
     jwt_audience: JwtAudience = None,
     jwt_issuer: JwtIssuer = None,
+    as_json: AsJson = False,
 ) -> None:
     """Register a backend once, or renew its lease."""
-    backend = Registration(service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint)
-    typer.echo(backends.register(_flags(ctx), os.environ, backend))
+    del as_json  # it never was anything else
+    backend = Registration(
+        service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint, health_path, max_in_flight
+    )
+    typer.echo(backends.register(flags_of(ctx), os.environ, backend))
 
 
 @app.command()
 def deregister(
     ctx: typer.Context,
     service: ServiceName,
-    host: Annotated[str, typer.Option("--host", metavar="IP", help="The backend's address.")] = "",
-    port: Annotated[
-        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="The backend's port.")
-    ] = 0,
+    host: AnyHost = "",
+    port: AnyPort = 0,
     instance_id: InstanceId = "",
+    wait: Wait = 0.0,
     register_url: RegisterUrl = None,
     register_secret: RegisterSecret = None,
     register_secret_file: RegisterSecretFile = None,
@@ -238,9 +261,13 @@ def deregister(
     jwt_kid: JwtKid = None,
     jwt_audience: JwtAudience = None,
     jwt_issuer: JwtIssuer = None,
+    as_json: AsJson = False,
 ) -> None:
     """End a backend's lease: by its --instance-id, or by its --host and --port."""
-    typer.echo(backends.deregister(_flags(ctx), os.environ, service, host, port, instance_id))
+    del as_json  # it never was anything else
+    said, status = backends.deregister(flags_of(ctx), os.environ, service, host, port, instance_id, wait)
+    typer.echo(said)
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -254,6 +281,8 @@ def agent(
     instance_id: InstanceId = "",
     weight: Weight = 1,
     tls_fingerprint: Fingerprint = "",
+    health_path: HealthPath = "",
+    max_in_flight: MaxInFlight = 0,
     register_url: RegisterUrl = None,
     register_secret: RegisterSecret = None,
     register_secret_file: RegisterSecretFile = None,
@@ -262,11 +291,23 @@ def agent(
     jwt_kid: JwtKid = None,
     jwt_audience: JwtAudience = None,
     jwt_issuer: JwtIssuer = None,
+    drain: Annotated[
+        float,
+        typer.Option(
+            "--drain",
+            metavar="SECONDS",
+            min=0,
+            max=MAX_WAIT,
+            help="At the end, wait so long for its requests.",
+        ),
+    ] = DRAIN_SECONDS,
     log: LogLevel = None,
 ) -> None:
-    """Keep a backend's lease renewed until SIGTERM or Ctrl-C, then deregister it."""
-    backend = Registration(service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint)
-    backends.agent(_flags(ctx), os.environ, backend)
+    """Keep a backend's lease renewed until SIGTERM or Ctrl-C, then deregister and drain it."""
+    backend = Registration(
+        service, host, port, ttl, use_tls, instance_id, weight, tls_fingerprint, health_path, max_in_flight
+    )
+    backends.agent(flags_of(ctx), os.environ, backend, drain)
 
 
 @certs_app.callback(invoke_without_command=True)
@@ -280,9 +321,9 @@ def certs_served(
 ) -> None:
     """List the certificates: names, expiry, days left, issuer, file or ACME, next renewal, last error."""
     if ctx.invoked_subcommand is not None:
-        backends.refuse_flags_before(ctx.invoked_subcommand, _flags(ctx))
+        backends.refuse_flags_before(ctx.invoked_subcommand, flags_of(ctx))
     else:
-        raise typer.Exit(certs.certs(_flags(ctx), os.environ))
+        raise typer.Exit(certs.certs(flags_of(ctx), os.environ))
 
 
 @certs_app.command(name="check")
@@ -297,7 +338,7 @@ def certs_check(
     config: ConfigFile = None,
 ) -> None:
     """Examine one name: key, names, expiry, chain, ACME, and what the listener really presents."""
-    raise typer.Exit(certs.check(_flags(ctx), os.environ, name))
+    raise typer.Exit(certs.check(flags_of(ctx), os.environ, name))
 
 
 @certs_app.command(name="rollover")
@@ -309,7 +350,7 @@ def certs_rollover(
     config: ConfigFile = None,
 ) -> None:
     """Give the ACME account another key."""
-    typer.echo(certs.rollover(_flags(ctx), os.environ))
+    typer.echo(certs.rollover(flags_of(ctx), os.environ))
 
 
 @certs_app.command(name="revoke")
@@ -322,7 +363,7 @@ def certs_revoke(
     config: ConfigFile = None,
 ) -> None:
     """Revoke a certificate that ACME brought; a running portero replaces it."""
-    typer.echo(certs.revoke(_flags(ctx), os.environ, name))
+    typer.echo(certs.revoke(flags_of(ctx), os.environ, name))
 
 
 @app.command()
@@ -332,9 +373,14 @@ def explain(
     register_url: RegisterUrl = None,
     register_secret: RegisterSecret = None,
     register_secret_file: RegisterSecretFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Ask the running proxy which service and which backends a URL reaches."""
-    raise typer.Exit(backends.explain(_flags(ctx), os.environ, url))
+    raise typer.Exit(backends.explain(flags_of(ctx), os.environ, url, as_json=as_json))
+
+
+for action in (actions.drain, actions.ready, actions.pause, actions.stop, actions.resume):
+    app.command()(action)
 
 
 def main() -> None:
@@ -368,10 +414,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 # Private
-
-
-def _flags(ctx: typer.Context) -> dict[str, str | list[str] | bool | None]:
-    return {name.replace("_", "-"): value or None for name, value in ctx.params.items()}
 
 
 def _complain(message: str, status: int) -> int:

@@ -1,8 +1,9 @@
 """The agent: keeps the lease of a backend that does not know portero, until it is told to stop.
 
 It runs beside the backend (a sidecar, or a second service of the same unit) and gives the lease back on
-SIGTERM and SIGINT, so that no request goes to a backend that is about to end: stop the agent first. A second
-signal ends it at once; the lease then ends by itself.
+SIGTERM and SIGINT, so that no request goes to a backend that is about to end: stop the agent first. It ends
+when nothing is in flight at the backend any more, or after `drain_seconds`: then the backend may end too. A
+second signal ends it at once; what was not given back by then ends by itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from portero_py.client.registrar import Api, Registrar, Registration
+from portero_py.client.registrar import DRAIN_SECONDS, Api, Registrar, Registration
 
 
 async def keep_registered(
-    api: Api, registration: Registration, on_registered: Callable[[], None] | None = None
+    api: Api,
+    registration: Registration,
+    on_registered: Callable[[], None] | None = None,
+    *,
+    drain_seconds: float = DRAIN_SECONDS,
 ) -> None:
-    """Register and renew until SIGTERM or SIGINT, then deregister.
+    """Register and renew until SIGTERM or SIGINT, then deregister, and wait for what is in flight.
 
     `on_registered` is called once, when the first lease is granted. Raises `RegistrationRefused` when the
     first answer is a refusal that waiting cannot cure.
@@ -26,7 +31,8 @@ async def keep_registered(
     stops = asyncio.Semaphore(0)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stops.release)
-    keeping = asyncio.create_task(_keep(Registrar(api, registration), on_registered), name="portero agent")
+    registrar = Registrar(api, registration, drain_seconds=drain_seconds)
+    keeping = asyncio.create_task(_keep(registrar, on_registered), name="portero agent")
     try:
         # The first makes it say goodbye, wherever it is; the next one ends that too.
         while not await _ended_before(keeping, stops):

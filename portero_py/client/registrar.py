@@ -14,6 +14,10 @@ The rules
 - Leaving deregisters whenever there may be a lease: a failed renewal ends none, and an answer that got lost
   may have granted one; so may entering that was cancelled. That has `GOODBYE_TIMEOUT` and may fail, and is
   then only logged: the lease ends by itself.
+- Leaving takes until nothing is in flight at the backend, `drain_seconds` at most: serve on until then, and
+  no response is cut. A portero that is there says so within `GOODBYE_TIMEOUT`, and takes its time only after
+  that; one that has no place for another who waits is asked again. Whoever cancels the leaving ends it at
+  once: the lease is given back already, or ends by itself.
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import aiohttp
-import orjson
 
+from portero_py.client.call import call, seconds
 from portero_py.core.auth import sign_token
-from portero_py.errors import ClientError, PorteroUnreachable, RegistrationRefused
+from portero_py.errors import AnswerBrokeOff, ClientError, RegistrationRefused
 
 #: Seconds that a token is good for: one request, and clocks that differ a little.
 TOKEN_TTL: Final = 60.0
@@ -42,6 +46,10 @@ REQUEST_TIMEOUT: Final = 10.0
 #: Seconds that leaving may take to give the lease back: a supervisor waits ten for the whole of an end.
 GOODBYE_TIMEOUT: Final = 3.0
 
+#: Seconds that leaving waits for what is in flight, unless somebody says otherwise, and at the most.
+DRAIN_SECONDS: Final = 30.0
+LONGEST_DRAIN: Final = 300.0
+
 #: Seconds before the first retry, and the most between two; the least, however short the lease.
 FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 15.0
@@ -49,9 +57,6 @@ LEAST_RETRY: Final = 0.25
 
 #: Seconds that a request has at the least, however short the lease.
 LEAST_TIMEOUT: Final = 1.0
-
-#: The most of an answer that is read, bytes.
-MAX_ANSWER: Final = 65536
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +85,8 @@ class Registration:
     instance_id: str = ""
     weight: int = 1
     tls_fingerprint: str = ""
+    health_path: str = ""
+    max_in_flight: int = 0
 
     def body(self) -> dict[str, object]:
         """The JSON body: the fields that every API knows, and of the others those that say something."""
@@ -96,6 +103,10 @@ class Registration:
             body["weight"] = self.weight
         if self.tls_fingerprint:
             body["tls_fingerprint"] = self.tls_fingerprint
+        if self.health_path:
+            body["health_path"] = self.health_path
+        if self.max_in_flight:
+            body["max_in_flight"] = self.max_in_flight
         return body
 
     def name(self) -> dict[str, object]:
@@ -135,16 +146,23 @@ class RenewalSchedule:
 class Registrar:
     """Keeps one backend registered between entering and leaving.
 
-    `session` is the caller's to close; without one the registrar opens its own.
+    `session` is the caller's to close; without one the registrar opens its own. Leaving waits up to
+    `drain_seconds` (0 to 300) until nothing is in flight at the backend.
     """
 
     def __init__(
-        self, api: Api, registration: Registration, session: aiohttp.ClientSession | None = None
+        self,
+        api: Api,
+        registration: Registration,
+        session: aiohttp.ClientSession | None = None,
+        *,
+        drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self._api = api
         self._registration = registration
         self._session = session
         self._owns_session = session is None
+        self._drain_seconds = min(drain_seconds, LONGEST_DRAIN)
         self._schedule = RenewalSchedule(registration.ttl_seconds)
         self._renewing: asyncio.Task[None] | None = None
         self._registered = asyncio.Event()
@@ -165,7 +183,7 @@ class Registrar:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop to renew, and deregister if there may be a lease."""
+        """Stop to renew, deregister if there may be a lease, and wait for what is in flight."""
         renewing, self._renewing = self._renewing, None
         if renewing is not None:
             renewing.cancel()
@@ -193,33 +211,64 @@ class Registrar:
             if not _may_be_granted(error):
                 self._may_have_lease = may_have_lease
             raise
-        self._lease_ends = began + _seconds(answer.get("expires_in"), ttl)
+        self._lease_ends = began + seconds(answer.get("expires_in"), ttl)
         self._registered.set()
         return answer
 
-    async def deregister(self) -> dict[str, Any]:
-        """Give the lease back; the API's answer. Raises a `ClientError`."""
-        return await self._deregister(REQUEST_TIMEOUT)
+    async def deregister(self, wait_seconds: float = 0.0) -> dict[str, Any]:
+        """Give the lease back; the API's answer.
+
+        With `wait_seconds` (to 300) it comes when nothing is in flight at the backend, or when they are over.
+        Raises a `ClientError`; `AnswerBrokeOff` when the lease is given back, but the rest did not come.
+        """
+        return await self._deregister(REQUEST_TIMEOUT, wait_seconds)
 
     # Private
 
-    async def _deregister(self, timeout: float) -> dict[str, Any]:
+    async def _deregister(self, timeout: float, wait_seconds: float = 0.0) -> dict[str, Any]:
         self._registered.clear()
-        answer = await self._ask("DELETE", self._registration.name(), timeout)
+        name = self._registration.name()
+        if wait_seconds:
+            name["wait_seconds"] = wait_seconds
+        try:
+            answer = await self._ask("DELETE", name, timeout, wait_seconds)
+        except AnswerBrokeOff:
+            self._may_have_lease = False
+            raise
         self._may_have_lease = False
         return answer
 
     async def _leave(self) -> None:
         """Deregister if there may be a lease, and close what is this one's own."""
+        name = self._registration.service_name
         try:
             if self._may_have_lease:
-                await self._deregister(GOODBYE_TIMEOUT)
+                answer = await self._drain()
+                if answer.get("in_flight"):
+                    _log.warning("%s is deregistered, with %s in flight", name, answer["in_flight"])
+        except AnswerBrokeOff as error:
+            _log.warning("%s is deregistered, but what is in flight is unknown: %s", name, error)
         except ClientError as error:
             if isinstance(error, RegistrationRefused) and error.answered == _NO_SUCH_LEASE:
                 return  # it has ended: all that was wanted
-            _log.warning("%s was not deregistered: %s", self._registration.service_name, error)
+            _log.warning("%s was not deregistered: %s", name, error)
         finally:
             await self._close_session()
+
+    async def _drain(self) -> dict[str, Any]:
+        """Deregister, and wait for what is in flight as long as there is time."""
+        ends_at = time.monotonic() + self._drain_seconds
+        left = self._drain_seconds
+        while left > 0:
+            try:
+                return await self._deregister(GOODBYE_TIMEOUT, left)
+            except RegistrationRefused as error:
+                if error.reason_given != _TOO_MANY_WAITS:
+                    raise
+                # It serves on meanwhile.
+                await asyncio.sleep(min(max(error.retry_after, LEAST_RETRY) * (0.5 + _draw()), left))
+            left = ends_at - time.monotonic()
+        return await self._deregister(GOODBYE_TIMEOUT)
 
     async def _renew(self, wait: float) -> None:
         while True:
@@ -257,12 +306,15 @@ class Registrar:
         if not was_registered:
             _log.info("%s is registered as %s", name, answer.get("instance_id", "?"))
         lasts = self._lease_ends - time.monotonic()
-        return self._schedule.granted(_seconds(answer.get("renew_after"), lasts / 3), _draw(), lasts)
+        return self._schedule.granted(seconds(answer.get("renew_after"), lasts / 3), _draw(), lasts)
 
     def _failed(self, retry_after: float = 0.0) -> float:
         return self._schedule.failed(_draw(), retry_after, max(self._lease_ends - time.monotonic(), 0.0))
 
-    async def _ask(self, method: str, body: dict[str, object], timeout: float) -> dict[str, Any]:
+    async def _ask(
+        self, method: str, body: dict[str, object], timeout: float, wait_seconds: float = 0.0
+    ) -> dict[str, Any]:
+        """One request: its head has to come within `timeout`, the rest too, or `wait_seconds` later."""
         api = self._api
         token = sign_token(
             self._registration.service_name,
@@ -275,30 +327,8 @@ class Registrar:
         )
         if self._session is None:
             self._session = aiohttp.ClientSession()
-        try:
-            async with self._session.request(
-                method,
-                f"{api.url.rstrip('/')}/register",
-                data=orjson.dumps(body),
-                headers={
-                    "Authorization": f"Bearer {token}",
-                    "Content-Type": "application/json",
-                    "X-Register-Secret": api.secret,
-                },
-                # A redirect would carry the secret somewhere else.
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout),
-            ) as response:
-                answer = _object(await _read(response.content))
-                status = response.status
-                retry_after = _seconds(response.headers.get("Retry-After"), 0.0)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            what = str(error) or "no answer in time"
-            raise PorteroUnreachable(f"{api.url}: {what}") from error
-        if status != 200:
-            detail = answer.get("detail") or answer.get("title") or "no reason given"
-            raise RegistrationRefused(f"{api.url}: {status}: {detail}", status, retry_after)
-        return answer
+        headers = {"Authorization": f"Bearer {token}", "X-Register-Secret": api.secret}
+        return await call(self._session, method, api.url, "/register", body, headers, timeout, wait_seconds)
 
     async def _close_session(self) -> None:
         if self._owns_session and self._session is not None:
@@ -310,6 +340,7 @@ class Registrar:
 
 
 _NO_SUCH_LEASE: Final = 404
+_TOO_MANY_WAITS: Final = "too_many_waits"
 
 
 def _draw() -> float:
@@ -325,29 +356,3 @@ def _may_be_granted(error: ClientError) -> bool:
 
 def _worth_waiting(status: int) -> bool:
     return status >= 500 or status in {408, 429}
-
-
-async def _read(stream: aiohttp.StreamReader) -> bytes:
-    data = b""
-    async for chunk in stream.iter_any():
-        data += chunk
-        if len(data) > MAX_ANSWER:
-            raise ValueError("the answer is too long to be the registration API's")
-    return data
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        answer = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
-def _seconds(value: object, otherwise: float) -> float:
-    """A positive time that an answer named, at most a day; `otherwise` when it is none."""
-    try:
-        seconds = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return otherwise
-    return min(seconds, 86400.0) if seconds > 0 else otherwise

@@ -24,8 +24,8 @@ from portero_py.control.tasks import Tasks
 from portero_py.core.model import API, Halt, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import RegistryFull
-from portero_py.feed.feed import Feed
+from portero_py.errors import NoSuchLease, RegistryFull
+from portero_py.feed.feed import Feed, Standings
 
 #: Seconds that the sweep waits after an expiry for others to come.
 SWEEP_DELAY: Final = 0.25
@@ -107,6 +107,27 @@ class Leases:
         service = self.table.services.get(name)
         return service is not None and bool(service.leases)
 
+    def find(self, service: str, instance_id: str = "", host: str = "", port: int = 0) -> Lease:
+        """A lease of whatever source, by its instance id as it is shown or, when that is "", by its address.
+
+        Raises NoSuchLease.
+        """
+        known = self.table.services.get(service)
+        for entry in () if known is None else known.leases:
+            for lease in entry.grants:
+                is_meant = (
+                    lease.instance_id == instance_id
+                    if instance_id
+                    else (lease.backend.host, lease.backend.port) == (host, port)
+                )
+                if is_meant and self._clock() < lease.expires_at:
+                    return lease
+        raise NoSuchLease(f"no such lease for {service}: it was never registered here, or it expired")
+
+    async def standings(self, service: str = "") -> Standings:
+        """What the workers say of the backends of a service, or of all: see `Feed.standings`."""
+        return await self._feed.standings(service)
+
     def subscribe(self, callback: Callable[[Change], None]) -> None:
         """From now on call `callback` with every change, once it is in force."""
         self._subscribers.append(callback)
@@ -186,10 +207,11 @@ class Leases:
             await self._in_force([Change(What.STATE, lease, former, why) for former, lease in changed])
         return [lease for _, lease in changed]
 
-    async def halt(self, service: str, halt: Halt | None) -> None:
+    async def halt(self, service: str, halt: Halt | None, why: str = "") -> None:
         """Pause or stop a service, or let it go on: in force when this returns. Raises UnknownService."""
         if self._registry.halt(service, halt):
-            _log.info("%s is %s", service, "resumed" if halt is None else halt.state)
+            state = "resumed" if halt is None else halt.state
+            _log.info("%s is %s%s", service, state, f": {why}" if why else "")
             await self._publish()
 
     async def sweep(self) -> None:

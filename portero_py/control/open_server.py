@@ -13,6 +13,8 @@ The rules
   behind one address. That counts only before anything was read, and for a moment when it was a whole head:
   who sends request after request and takes no answer has unread bytes for ever. When nobody can make way the
   new one is turned away.
+- An answer that its client knows to wait for may have more time (`may_take`): whoever makes it sees when the
+  client hangs up, and bounds how many of those there are.
 - An arrival at a full door costs at most `MOST_ASKED` questions to the kernel, however many are inside.
 - An IPv6 host has 2^64 addresses: a /64 counts as one.
 """
@@ -94,6 +96,22 @@ class Door:
 
     def __len__(self) -> int:
         return len(self._inside)
+
+    @property
+    def most(self) -> int:
+        """How many it lets in at a time."""
+        return self._most
+
+    def may_take(self, request: web.BaseRequest, seconds: float) -> asyncio.Future[None]:
+        """Let a busy one be busy for so long from now on; the future is done when its connection is lost."""
+        transport = request.transport
+        guest = None if transport is None else self._inside.get(transport)
+        if guest is not None:
+            return guest.may_take(seconds)
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if transport is None or transport.is_closing():
+            lost.set_result(None)
+        return lost
 
     async def busy(self, request: _Asked, answer: Callable[[_Asked], Awaitable[web.StreamResponse]]) -> Any:
         """Answer a request; its connection is busy meanwhile."""
@@ -255,6 +273,7 @@ class _Guest(asyncio.Protocol):
         self.address = ""
         self._inner: asyncio.Protocol | None = None
         self._heard_at = 0.0  # when its first head was read; long ago once that is at work, or was not whole
+        self._lost: asyncio.Future[None] | None = None  # for who wants to know when it is gone
         self._end: asyncio.TimerHandle | None = None
 
     def abort(self) -> None:
@@ -279,6 +298,16 @@ class _Guest(asyncio.Protocol):
         self._heard_at = -math.inf
         self._door.work(self)
         self._within(self._door.busy_seconds)
+
+    def may_take(self, seconds: float) -> asyncio.Future[None]:
+        """Its answer may take so long; done when the connection is lost."""
+        if self._end is not None:
+            self._within(seconds)
+        if self._lost is None:
+            self._lost = asyncio.get_running_loop().create_future()
+            if self._end is None:
+                self._lost.set_result(None)
+        return self._lost
 
     def end(self) -> None:
         """Its answer is made."""
@@ -324,6 +353,8 @@ class _Guest(asyncio.Protocol):
         if self._end is not None:
             self._end.cancel()
             self._end = None
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
         if self._inner is not None:
             self._inner.connection_lost(exc)
 

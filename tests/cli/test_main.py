@@ -23,6 +23,7 @@ from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
 from portero_py.control.leases import Leases
 from portero_py.core.auth import TokenVerifier
+from portero_py.core.model import Halt
 from portero_py.core.registry import Registry
 from portero_py.demo.self_signed import Authority, self_signed
 from portero_py.feed.feed import Feed
@@ -57,6 +58,11 @@ async def portero(*arguments: str, environ: dict[str, str] | None = None) -> End
 class RunningApi:
     registry: Registry
     url: str
+    leases: Leases
+
+    def states(self) -> list[str]:
+        services = self.leases.table.services.values()
+        return [lease.state.value for service in services for lease in service.leases]
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ async def api() -> AsyncIterator[RunningApi]:
     runner = served.runner()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield RunningApi(registry, f"--register-url=http://127.0.0.1:{runner.addresses[0][1]}")
+    yield RunningApi(registry, f"--register-url=http://127.0.0.1:{runner.addresses[0][1]}", leases)
     await runner.cleanup()
     await leases.close()
 
@@ -110,6 +116,27 @@ class TestRoot:
             (
                 ["deregister", "--service=a.example"],
                 "portero-py: deregister needs --instance-id, or --host and --port",
+            ),
+            (
+                ["drain", "--service=a.example", "--host=::1"],
+                "portero-py: drain needs --host and --port together",
+            ),
+            (["ready", "--service=a.example", "--wait=301"], "portero-py: Invalid value for '--wait': "),
+            (["pause", "--service=a.example"], "portero-py: Missing option '--seconds'."),
+            (["pause", "--service=a.example", "--seconds=0"], "portero-py: Invalid value for '--seconds': "),
+            (["resume"], "portero-py: Missing option '--service'."),
+            (
+                ["stop", "--service=a.example", "--message=\udcff"],
+                'portero-py: --message: "\ufffd" is no text',
+            ),
+            (
+                ["stop", "--service=a.example", "--api=ftp://x"],
+                'portero-py: --register-url: "ftp://x" is no http',
+            ),
+            (["agent", *BACKEND, "--drain=-1"], "portero-py: Invalid value for '--drain': "),
+            (
+                ["register", *BACKEND, "--max-in-flight=-1"],
+                "portero-py: Invalid value for '--max-in-flight': ",
             ),
         ],
     )
@@ -265,3 +292,116 @@ class TestRegistration:
         )
         assert ended.status == 1
         assert ended.err.count("\n") == 1
+
+    async def test_what_a_backend_says_of_itself_arrives(self, api: RunningApi) -> None:
+        said = ("--health-path=/up", "--max-in-flight=7")
+        assert (await portero("register", api.url, *BACKEND, *said, "--json")).status == 0
+        lease = api.registry.find("app.example", "", "::1", 8000)
+        assert lease is not None
+        assert (lease.health_path, lease.max_in_flight) == ("/up", 7)
+
+    async def test_explain_speaks_json_too(self, api: RunningApi) -> None:
+        await portero("register", api.url, *BACKEND)
+        ended = await portero("explain", api.url, "app.example", "--json")
+        found = json.loads(ended.out)
+        assert (ended.status, found["host"]) == (0, "app.example")
+        assert [each["port"] for each in found["service"]["backends"]] == [8000]
+        ended = await portero("explain", api.url, "other.example", "--json")
+        assert (ended.status, json.loads(ended.out)) == (1, {"host": "other.example", "service": None})
+
+    async def test_deregister_waits_and_says_what_is_in_flight(self, api: RunningApi) -> None:
+        await portero("register", api.url, *BACKEND)
+        ended = await portero("deregister", api.url, *BACKEND, "--wait=20", "--json")
+        assert (ended.status, json.loads(ended.out)["in_flight"]) == (0, 0)
+
+
+class TestActions:
+    """drain, ready, pause, stop and resume; what waiting is, is in tests/e2e/test_drain.py."""
+
+    async def test_one_backend_is_drained_and_made_ready(self, api: RunningApi) -> None:
+        await portero("register", api.url, *BACKEND, "--instance-id=one")
+        url = api.url.replace("--register-url", "--api")
+        ended = await portero("drain", url, "--service=APP.example", "--instance-id=one", "--wait=20")
+        assert ended == Ended(0, "app.example at [::1]:8000 (one): draining, 0 in flight\n", "")
+        assert api.states() == ["draining"]
+        ended = await portero("ready", url, *BACKEND, "--json")
+        assert ended.status == 0
+        assert json.loads(ended.out) == {
+            "service_name": "app.example",
+            "backends": [
+                {
+                    "service_name": "app.example",
+                    "instance_id": "one",
+                    "host": "::1",
+                    "port": 8000,
+                    "state": "ready",
+                    "in_flight": 0,
+                }
+            ],
+        }
+        assert api.states() == ["ready"]
+
+    async def test_without_a_backend_all_of_the_service_are_meant(self, api: RunningApi) -> None:
+        for port in (8000, 8001):
+            await portero("register", api.url, "--service=app.example", "--host=127.0.0.1", f"--port={port}")
+        await portero("register", api.url, "--service=other.example", "--host=127.0.0.1", "--port=8002")
+        ended = await portero("drain", api.url, "--service=App.example", "--wait=20")
+        assert ended == Ended(
+            0,
+            "app.example at 127.0.0.1:8000: draining, 0 in flight\n"
+            "app.example at 127.0.0.1:8001: draining, 0 in flight\n",
+            "",
+        )
+        assert api.states() == ["draining", "draining", "ready"]
+        ended = await portero("ready", api.url, "--service=app.example")
+        assert (ended.status, ended.out.count(": ready, ")) == (0, 2)
+        assert api.states() == ["ready", "ready", "ready"]
+
+    async def test_where_nothing_is_meant_the_status_is_1(self, api: RunningApi) -> None:
+        ended = await portero("drain", api.url, "--service=app.example")
+        assert ended == Ended(1, "app.example: no backend\n", "")
+        ended = await portero("drain", api.url, *BACKEND)
+        assert (ended.status, ended.out) == (1, "")
+        assert ": 404: no such lease for app.example" in ended.err
+        ended = await portero("pause", api.url, "--service=app.example", "--seconds=5")
+        assert (ended.status, ended.err.count("\n")) == (1, 1)
+        assert ": 404: no such service: app.example" in ended.err
+
+    async def test_ready_that_is_not_there_in_time_is_status_1(self, api: RunningApi) -> None:
+        await portero("register", api.url, *BACKEND, "--health-path=/up")
+        ended = await portero("ready", api.url, *BACKEND, "--wait=0.05")
+        assert ended == Ended(1, "app.example at [::1]:8000: starting, 0 in flight\n", "")
+
+    async def test_a_service_is_paused_stopped_and_resumed(self, api: RunningApi) -> None:
+        await portero("register", api.url, *BACKEND)
+        name = "--service=App.example"
+        ended = await portero("pause", api.url, name, "--seconds=7.5")
+        assert ended == Ended(0, "app.example: paused: a request is held for up to 7.5 s\n", "")
+        assert api.leases.table.services["app.example"].halt == Halt(7.5)
+        ended = await portero("stop", api.url, name, "--message=back at \u2153", "--json")
+        assert json.loads(ended.out)["message"] == "back at \u2153"
+        assert api.leases.table.services["app.example"].halt == Halt(None, "back at \u2153")
+        assert await portero("stop", api.url, name) == Ended(0, "app.example: stopped\n", "")
+        assert await portero("resume", api.url, name) == Ended(0, "app.example: serving\n", "")
+        assert api.leases.table.services["app.example"].halt is None
+
+    async def test_they_need_the_secret_and_no_key(self, api: RunningApi) -> None:
+        await portero("register", api.url, *BACKEND)
+        ended = await portero("drain", api.url, *BACKEND, environ={"REGISTER_SECRET": SECRET})
+        assert ended.status == 0
+        ended = await portero("ready", api.url, *BACKEND, environ={"REGISTER_SECRET": "wrong"})
+        assert ended.status == 1
+        assert ": 403: the secret in X-Register-Secret is wrong" in ended.err
+        assert api.states() == ["draining"]
+        ended = await portero("ready", api.url, *BACKEND, environ={"REGISTER_SECRET": ""})
+        assert (ended.status, ended.out) == (2, "")
+
+    async def test_the_api_may_be_named_by_a_variable(self, api: RunningApi) -> None:
+        await portero("register", api.url, *BACKEND)
+        for name in ("PORTERO_API", "PORTERO_REGISTER_URL"):
+            environ = {"REGISTER_SECRET": SECRET, name: api.url.partition("=")[2]}
+            assert (await portero("drain", *BACKEND, environ=environ)).status == 0
+
+    async def test_a_proxy_that_does_not_run_is_one_line_and_status_1(self) -> None:
+        ended = await portero("drain", "--api=http://127.0.0.1:1", *BACKEND)
+        assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)

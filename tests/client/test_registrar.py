@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -12,9 +13,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from portero_py.client import call
+from portero_py.client import registrar as module
 from portero_py.client.registrar import Api, Registrar, Registration, RenewalSchedule
 from portero_py.core.auth import TokenVerifier
-from portero_py.errors import PorteroUnreachable, RegistrationRefused
+from portero_py.errors import AnswerBrokeOff, PorteroUnreachable, RegistrationRefused
 
 KEY = "k" * 32
 GRANTED = {"status": "registered", "instance_id": "one", "expires_in": 60, "renew_after": 20}
@@ -119,7 +122,7 @@ class TestRegistrar:
             "use_tls": False,
             "instance_id": "one",
         }
-        assert deleted == {"service_name": "app.example", "instance_id": "one"}
+        assert deleted == {"service_name": "app.example", "instance_id": "one", "wait_seconds": 30.0}
         assert headers["X-Register-Secret"] == "hush"
         assert headers["Content-Type"] == "application/json"
 
@@ -134,9 +137,16 @@ class TestRegistrar:
         self, scripted: ScriptedApi
     ) -> None:
         backend = Registration("app.example", "::1", 8000)
-        async with Registrar(Api(scripted.url, "hush", KEY), backend):
+        async with Registrar(Api(scripted.url, "hush", KEY), backend, drain_seconds=0):
             pass
         assert scripted.requests[1][1] == {"service_name": "app.example", "host": "::1", "port": 8000}
+
+    async def test_what_a_backend_says_of_itself_is_sent(self, scripted: ScriptedApi) -> None:
+        backend = Registration("app.example", "::1", 8000, health_path="/up", max_in_flight=7)
+        async with Registrar(Api(scripted.url, "hush", KEY), backend):
+            pass
+        posted = scripted.requests[0][1]
+        assert (posted["health_path"], posted["max_in_flight"]) == ("/up", 7)
 
     async def test_it_renews_when_the_api_said(self, scripted: ScriptedApi) -> None:
         scripted.answers = [(200, {**GRANTED, "renew_after": 0.01}, {})]
@@ -292,3 +302,179 @@ class TestRegistrar:
 
     def test_no_repr_shows_a_secret(self) -> None:
         assert "hush" not in repr(Api("http://x", "hush", "hush"))
+
+
+class SlowApi:
+    """Answers a DELETE with a head, and with the rest when `last` is set; `broken` cuts it off instead."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.deleted: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.last: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.hung_up = asyncio.Event()
+        self.has_head = True
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                length = 0
+                while (field := await reader.readline()) not in (b"\r\n", b""):
+                    if field.lower().startswith(b"content-length:"):
+                        length = int(field.partition(b":")[2])
+                asked = json.loads(await reader.readexactly(length))
+                if line.startswith(b"POST"):
+                    granted = json.dumps(GRANTED).encode()
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(granted) + granted)
+                    continue
+                if self.has_head:
+                    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                self.deleted.put_nowait(asked)
+                gone = asyncio.ensure_future(reader.read())
+                await asyncio.wait({gone, self.last}, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    self.hung_up.set()
+                    return
+                gone.cancel()
+                body = self.last.result()
+                if not body:
+                    writer.transport.abort()
+                    return
+                writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+                return
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def slow() -> AsyncIterator[SlowApi]:
+    api = SlowApi()
+    server = await asyncio.start_server(api.take, "127.0.0.1", 0)
+    api.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield api
+    server.close()
+
+
+async def left(api: SlowApi, entered: asyncio.Event, leave: asyncio.Event, seconds: float = 30) -> None:
+    async with Registrar(Api(api.url, "hush", KEY), BACKEND, drain_seconds=seconds):
+        entered.set()
+        await leave.wait()
+
+
+class TestLeaving:
+    """Leaving waits for what is in flight, as long as portero says that it is there."""
+
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "GOODBYE_TIMEOUT", 0.3)
+        monkeypatch.setattr(call, "WAIT_SLACK", 0.05)
+
+    @pytest.fixture
+    async def leaving(self, slow: SlowApi) -> AsyncIterator[asyncio.Task[None]]:
+        entered, leave = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(left(slow, entered, leave))
+        async with asyncio.timeout(10):
+            await entered.wait()
+        leave.set()
+        yield task
+        task.cancel()
+        await asyncio.wait({task})
+
+    async def test_it_ends_when_nothing_is_in_flight(
+        self, slow: SlowApi, leaving: asyncio.Task[None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert (await slow.deleted.get())["wait_seconds"] == 30
+        await asyncio.sleep(0.6)  # longer than a portero that does not answer is given
+        assert not leaving.done()
+        slow.last.set_result(b'{"status": "deregistered", "in_flight": 0}')
+        async with asyncio.timeout(10):
+            await leaving
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+    async def test_what_is_in_flight_at_the_end_is_a_warning(
+        self, slow: SlowApi, leaving: asyncio.Task[None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        slow.last.set_result(b'{"status": "deregistered", "in_flight": 3}')
+        async with asyncio.timeout(10):
+            await leaving
+        assert "app.example is deregistered, with 3 in flight" in caplog.text
+
+    async def test_an_answer_that_breaks_off_is_no_failed_deregistration(
+        self, slow: SlowApi, leaving: asyncio.Task[None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await slow.deleted.get()
+        slow.last.set_result(b"")
+        async with asyncio.timeout(10):
+            await leaving
+        assert "app.example is deregistered, but what is in flight is unknown: " in caplog.text
+        assert "not deregistered" not in caplog.text
+
+    async def test_cancelling_it_hangs_up_at_once(self, slow: SlowApi, leaving: asyncio.Task[None]) -> None:
+        await slow.deleted.get()
+        leaving.cancel()
+        async with asyncio.timeout(10):
+            await slow.hung_up.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+
+    async def test_an_answer_that_never_ends_is_left_after_the_time_that_was_asked_for(
+        self, slow: SlowApi, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        leave = asyncio.Event()
+        leave.set()
+        async with asyncio.timeout(10):
+            await left(slow, asyncio.Event(), leave, 0.1)
+            await slow.hung_up.wait()
+        assert "what is in flight is unknown: " in caplog.text
+        assert "no answer in time" in caplog.text
+
+    async def test_a_portero_that_does_not_answer_costs_no_more_than_a_goodbye(
+        self, slow: SlowApi, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        slow.has_head = False
+        leave = asyncio.Event()
+        leave.set()
+        async with asyncio.timeout(10):
+            await left(slow, asyncio.Event(), leave, 300)
+        assert "app.example was not deregistered: " in caplog.text
+
+    async def test_the_caller_of_deregister_hears_it_too(self, slow: SlowApi) -> None:
+        slow.last.set_result(b"")
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(AnswerBrokeOff):
+                await Registrar(Api(slow.url, "hush", KEY), BACKEND, session).deregister(5)
+
+    async def test_where_no_place_is_left_to_wait_it_asks_again(
+        self, scripted: ScriptedApi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "LEAST_RETRY", 0.01)
+        busy = (503, {"reason": "too_many_waits", "detail": "come again"}, {"Retry-After": "0.01"})
+        scripted.answers = [(200, GRANTED, {}), busy, busy, (200, {"in_flight": 0}, {})]
+        async with registrar(scripted):
+            pass
+        assert scripted.methods() == ["POST", "DELETE", "DELETE", "DELETE"]
+        waits = [deleted["wait_seconds"] for _, deleted, _ in scripted.requests[1:]]
+        assert waits == sorted(waits, reverse=True)
+
+    async def test_and_leaves_without_waiting_when_there_is_no_time_for_that(
+        self, scripted: ScriptedApi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "LEAST_RETRY", 0.01)
+        busy: tuple[int, Any, dict[str, str]] = (503, {"reason": "too_many_waits"}, {})
+        scripted.answers = [(200, GRANTED, {}), busy]
+        async with asyncio.timeout(10):
+            async with Registrar(Api(scripted.url, "hush", KEY), BACKEND, drain_seconds=0.1):
+                pass
+        assert "wait_seconds" in scripted.requests[1][1]
+        assert scripted.requests[-1][1] == {"service_name": "app.example", "instance_id": "one"}
+
+    @pytest.mark.parametrize("status", [403, 500, 503])
+    async def test_another_refusal_is_not_asked_again(self, scripted: ScriptedApi, status: int) -> None:
+        scripted.answers = [(200, GRANTED, {}), (status, {"reason": "registry_full"}, {})]
+        async with registrar(scripted):
+            pass
+        assert scripted.methods() == ["POST", "DELETE"]
+
+    async def test_nobody_asks_for_more_than_portero_gives(self, scripted: ScriptedApi) -> None:
+        async with Registrar(Api(scripted.url, "hush", KEY), BACKEND, drain_seconds=3600):
+            pass
+        assert scripted.requests[-1][1]["wait_seconds"] == 300

@@ -13,13 +13,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import web
 
 from portero_py.config.model import Registration
+from portero_py.control.api.actions import ActionsEndpoint
 from portero_py.control.api.backends import BackendsEndpoint
 from portero_py.control.api.metrics import CONTENT_TYPE, Metrics
 from portero_py.control.api.problems import answer_errors
 from portero_py.control.api.registration import RegistrationEndpoint
 from portero_py.control.api.status import State, Status
+from portero_py.control.api.waits import Waits
+from portero_py.control.drains import Drains
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import MAX_CONNECTIONS, Door, quiet_logger
+from portero_py.control.tasks import Tasks
 from portero_py.core.admission import Admission
 from portero_py.core.auth import TokenVerifier
 from portero_py.errors import ConfigError
@@ -49,10 +53,14 @@ class RegistrationApi:
         self.door = Door("the registration API", max_connections)
         self._metrics = metrics
         admission = Admission(config.secret, TokenVerifier(config.hmac_keys, config.audience, config.issuer))
-        self._status = Status(faults)
+        self._tasks = Tasks(metrics.fault)
+        self._drains = Drains(leases)
+        waits = Waits(self.door)
+        self._status = Status(lambda: {*faults(), *self._tasks.faults})
         self._backends = BackendsEndpoint(leases, admission, clock=clock)
+        self._actions = ActionsEndpoint(leases, admission, metrics, self._drains, waits, clock=clock)
         self._registration = RegistrationEndpoint(
-            config, leases, admission, metrics, clock=clock, wall_clock=wall_clock
+            config, leases, admission, metrics, self._drains, waits, clock=clock, wall_clock=wall_clock
         )
 
     @property
@@ -95,9 +103,26 @@ class RegistrationApi:
                 web.get("/readyz", self._status.ready),
                 web.get("/metrics", self._scrape),
                 web.get("/backends", self._backends.get),
+                web.post("/backends/drain", self._actions.drain),
+                web.post("/backends/ready", self._actions.ready),
+                web.post("/services/pause", self._actions.pause),
+                web.post("/services/stop", self._actions.stop),
+                web.post("/services/resume", self._actions.resume),
             ]
         )
+        application.on_startup.append(self._start)
+        application.on_shutdown.append(self._shut_down)
+        application.on_cleanup.append(self._clean_up)
         return application
+
+    async def _start(self, _: web.Application) -> None:
+        self._tasks.own(self._drains.run, "drains")
+
+    async def _shut_down(self, _: web.Application) -> None:
+        self._drains.close()
+
+    async def _clean_up(self, _: web.Application) -> None:
+        await self._tasks.close()
 
     async def _scrape(self, request: web.Request) -> web.Response:
         return web.Response(body=await self._metrics.scrape(), headers={"Content-Type": CONTENT_TYPE})

@@ -1,4 +1,4 @@
-"""The body of a registration: JSON in, a LeaseRequest or a Release out, each fault with its field's name.
+"""What bodies may say: JSON in, a LeaseRequest, a Which or a Halt out, each fault with its field's name.
 
 It is read within bounds of size and time; the rest knows no HTTP.
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 from aiohttp import web
 
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.model import Backend, Halt, LeaseRequest
 from portero_py.core.names import normalise_service_name
 from portero_py.errors import BackendRefused, BadField, BadJson, BodyTimeout, NotJson, RegistrationTooLarge
 
@@ -30,8 +30,14 @@ BODY_TIMEOUT: Final = 10.0
 MAX_TTL: Final = 86_400
 MAX_WEIGHT: Final = 1_000
 MAX_IN_FLIGHT: Final = 1_000_000
+#: Seconds that a caller may wait for a drain, and a request of a paused service for its end.
+MAX_WAIT: Final = 300
+MAX_PAUSE: Final = 3600
+MAX_MESSAGE: Final = 1_000
 
 _INSTANCE_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+#: As GET /backends shows them: all but the API's carry their source, "one (docker)".
+_SHOWN_INSTANCE_ID: Final = re.compile(r"[\x21-\x7e]{1,128}( \([\x21-\x7e]{1,270}\))?")
 _HEALTH_PATH: Final = re.compile(r"/[\x21-\x7e]{0,1023}")
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
 _ZONE: Final = re.compile(r"[A-Za-z0-9._-]{1,15}")  # an interface's name (IFNAMSIZ) or number
@@ -41,13 +47,17 @@ _PROTOCOLS: Final = ("http1", "h2", "h2c")
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """Which lease a DELETE means: by `instance_id` or, when that is "", by `host` and `port`."""
+class Which:
+    """Which lease is meant: by `instance_id` or, when that is "", by `host` and `port`.
+
+    `wait_seconds` is how long the caller waits for what follows.
+    """
 
     service: str
     instance_id: str = ""
     host: str = ""
     port: int = 0
+    wait_seconds: float = 0.0
 
 
 async def read_json(request: web.Request) -> Mapping[str, Any]:
@@ -91,14 +101,32 @@ def lease_request(body: Mapping[str, Any]) -> LeaseRequest:
     )
 
 
-def release(body: Mapping[str, Any]) -> Release:
-    """What a DELETE means. Raises BadField."""
-    service, instance_id = _service(body), _instance_id(body)
-    if instance_id:
-        return Release(service, instance_id)
-    if body.get("host") is None and body.get("port") is None:
-        raise BadField("instance_id", "say which lease: instance_id, or host and port")
-    return Release(service, host=_host(body), port=_port(body))
+def release(body: Mapping[str, Any]) -> Which:
+    """Which lease a DELETE means. Raises BadField."""
+    return _which(body, _INSTANCE_ID)
+
+
+def backend(body: Mapping[str, Any]) -> Which:
+    """Which backend an action means, whatever the source of its lease. Raises BadField."""
+    return _which(body, _SHOWN_INSTANCE_ID)
+
+
+def service(body: Mapping[str, Any]) -> str:
+    """Which service an action means. Raises BadField."""
+    return _service(body)
+
+
+def pause(body: Mapping[str, Any]) -> Halt:
+    """How long a paused service holds a request. Raises BadField."""
+    return Halt(_seconds(_required(body, "seconds"), "seconds", 1, MAX_PAUSE))
+
+
+def stop(body: Mapping[str, Any]) -> Halt:
+    """What a stopped service answers. Raises BadField."""
+    message = _optional_text(body, "message")
+    if len(message) > MAX_MESSAGE or not message.isprintable():
+        raise BadField("message", f"message must be up to {MAX_MESSAGE} printable characters on one line")
+    return Halt(None, message)
 
 
 def check_network(host: str, networks: Sequence[IPv4Network | IPv6Network]) -> None:
@@ -158,6 +186,23 @@ def _optional_number(body: Mapping[str, Any], field: str, default: int, greatest
     return default if value is None else _number(value, field, greatest)
 
 
+def _seconds(value: Any, field: str, least: int, greatest: int) -> float:
+    if type(value) not in (int, float) or not least <= value <= greatest:
+        raise BadField(field, f"{field} must be a number from {least} to {greatest}")
+    return float(value)
+
+
+def _which(body: Mapping[str, Any], instance_ids: re.Pattern[str]) -> Which:
+    waits = body.get("wait_seconds")
+    wait_seconds = 0.0 if waits is None else _seconds(waits, "wait_seconds", 0, MAX_WAIT)
+    name, instance_id = _service(body), _instance_id(body, instance_ids)
+    if instance_id:
+        return Which(name, instance_id, wait_seconds=wait_seconds)
+    if body.get("host") is None and body.get("port") is None:
+        raise BadField("instance_id", "say which lease: instance_id, or host and port")
+    return Which(name, host=_host(body), port=_port(body), wait_seconds=wait_seconds)
+
+
 def _boolean(body: Mapping[str, Any], field: str) -> bool:
     value = body.get(field)
     if value is None:
@@ -199,9 +244,9 @@ def _port(body: Mapping[str, Any]) -> int:
     return _number(_required(body, "port"), "port", 65_535)
 
 
-def _instance_id(body: Mapping[str, Any]) -> str:
+def _instance_id(body: Mapping[str, Any], allowed: re.Pattern[str] = _INSTANCE_ID) -> str:
     text = _optional_text(body, "instance_id")
-    if text and not _INSTANCE_ID.fullmatch(text):
+    if text and not allowed.fullmatch(text):
         raise BadField("instance_id", "instance_id must be 1 to 128 visible ASCII characters")
     return text
 

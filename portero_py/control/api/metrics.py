@@ -59,6 +59,7 @@ class Metrics:
         self._restarts = restarts
         self._subscribers = subscribers
         self._registrations: Counter[str] = Counter()
+        self._actions: Counter[tuple[str, str]] = Counter()
         self._reloads: Counter[str] = Counter()
         self._acme: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
@@ -67,6 +68,10 @@ class Metrics:
     def registration(self, result: str) -> None:
         """Count an answer to /register: `registered`, `renewed`, `deregistered`, or an error's reason."""
         self._registrations[result] += 1
+
+    def action(self, action: str, result: str) -> None:
+        """Count an answer to `drain`, `ready`, `pause`, `stop` or `resume`: `ok`, or an error's reason."""
+        self._actions[action, result] += 1
 
     def certificate_reload(self, result: str) -> None:
         """Count a certificate pair that was read again: `ok`, or an error's reason."""
@@ -94,6 +99,7 @@ class Metrics:
             backends=self._registry.lease_count,
             counters=self._counters(),
             registrations=Counter(self._registrations),
+            actions=Counter(self._actions),
             reloads=Counter(self._reloads),
             acme=Counter(self._acme),
             faults=Counter(self._faults),
@@ -115,6 +121,7 @@ class _Snapshot(Collector):
     backends: int
     counters: Counters
     registrations: Counter[str]
+    actions: Counter[tuple[str, str]]
     reloads: Counter[str]
     acme: Counter[str]
     faults: Counter[str]
@@ -169,6 +176,13 @@ ROWS: Final = (
     _Row(_Gauge, "registry_services", "Known services, with or without a backend", (), lambda s: s.services),
     _Row(_Gauge, "registry_backends", "Leases", (), lambda s: s.backends),
     _Row(_Counter, "registrations", "Answers to /register", ("result",), lambda s: s.registrations),
+    _Row(
+        _Counter,
+        "actions",
+        "Answers to drain, ready, pause, stop and resume",
+        ("action", "result"),
+        lambda s: s.actions,
+    ),
     _Row(
         _Gauge,
         "certificate_expiry_timestamp_seconds",

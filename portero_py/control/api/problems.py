@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from portero_py.errors import AuthError, BadField, PorteroError, RateLimited
+from portero_py.errors import AuthError, BadField, PorteroError, RateLimited, TooManyWaits
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def problem(error: PorteroError) -> web.Response:
     headers = {}
     if error.status == HTTPStatus.UNAUTHORIZED and isinstance(error, AuthError):
         headers["WWW-Authenticate"] = 'Bearer realm="portero"'  # RFC 9110, 15.5.2: a 401 must have one
-    if isinstance(error, RateLimited):
+    if isinstance(error, RateLimited | TooManyWaits):
         headers["Retry-After"] = str(error.retry_after)
     blamed = {"field": error.field} if isinstance(error, BadField) else {}
     return _document(error.status, error.reason, str(error), headers=headers, **blamed)

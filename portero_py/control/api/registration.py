@@ -4,7 +4,8 @@ A POST in order: secret and token (`core.admission`), then content type and body
 token is for this service and the address from an allowed network, then the leases. The answer is sent when
 every worker routes by the new table, not before.
 
-A DELETE takes the lease out of every table: no new exchange goes there, those that are going on finish.
+A DELETE takes the lease out of every table: no new exchange goes there, those that are going on finish. With
+`wait_seconds` the answer comes when they have, or when the time is up: a backend may end then.
 
 Nothing here logs a header or a body. What is logged of a body has passed its checks.
 """
@@ -12,6 +13,7 @@ Nothing here logs a header or a body. What is logged of a body has passed its ch
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -19,9 +21,12 @@ from portero_py.config.model import Registration
 from portero_py.control.api import body
 from portero_py.control.api.answers import answer
 from portero_py.control.api.metrics import Metrics
+from portero_py.control.api.waits import Waits
+from portero_py.control.drains import Drains
 from portero_py.control.leases import Leases, What
 from portero_py.core.admission import Admission
 from portero_py.core.auth import Claim, check_service
+from portero_py.core.model import Lease
 from portero_py.errors import PorteroError
 
 
@@ -34,6 +39,8 @@ class RegistrationEndpoint:
         leases: Leases,
         admission: Admission,
         metrics: Metrics,
+        drains: Drains,
+        waits: Waits,
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -42,6 +49,8 @@ class RegistrationEndpoint:
         self._leases = leases
         self._admission = admission
         self._metrics = metrics
+        self._drains = drains
+        self._waits = waits
         self._clock = clock
         self._wall_clock = wall_clock
 
@@ -66,19 +75,32 @@ class RegistrationEndpoint:
             }
         )
 
-    async def delete(self, request: web.Request) -> web.Response:
+    async def delete(self, request: web.Request) -> web.StreamResponse:
         """End a lease."""
         with _Counted(self._metrics) as counted:
             claim = self._admit(request)
             which = body.release(await body.read_json(request))
             check_service(claim, which.service)
-            lease = await self._leases.release(which.service, which.instance_id, which.host, which.port)
-            counted.result = "deregistered"
-        return answer(
-            {"status": "deregistered", "service_name": lease.service, "instance_id": lease.instance_id}
-        )
+            with self._waits.place(which.wait_seconds):
+                lease = await self._leases.release(which.service, which.instance_id, which.host, which.port)
+                counted.result = "deregistered"
+                return await self._deregistered(request, lease, which.wait_seconds)
 
     # Private
+
+    async def _deregistered(
+        self, request: web.Request, lease: Lease, wait_seconds: float
+    ) -> web.StreamResponse:
+        def said(in_flight: int) -> dict[str, Any]:
+            return {
+                "status": "deregistered",
+                "service_name": lease.service,
+                "instance_id": lease.instance_id,
+                "in_flight": in_flight,
+            }
+
+        over = self._drains.until_empty(lease, wait_seconds)
+        return await self._waits.answer(request, wait_seconds, over, said)
 
     def _admit(self, request: web.Request) -> Claim:
         return self._admission.to_register(

@@ -65,6 +65,7 @@ async def test_a_scrape_is_what_dashboards_and_alerts_were_written_for() -> None
     restarts = {"0": 1, "control": 2}
     metrics = Metrics(registry, counted, restarts=lambda: restarts, subscribers=lambda: 3)
     metrics.registration("registered")
+    metrics.action("drain", "ok")
     metrics.certificate_reload("ok")
     metrics.acme_attempt("issued")
     metrics.fault("feed")

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse, ClientSession, web
+from aiohttp import ClientResponse, ClientSession
+from aiohttp.web import AppRunner
 
 from portero_py.config.model import Registration
 from portero_py.control.api import body as bodies
@@ -19,6 +21,7 @@ from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
 from portero_py.control.api.status import State
 from portero_py.control.leases import Leases
+from portero_py.control.open_server import MAX_CONNECTIONS, OpenSite
 from portero_py.core.auth import FAILURE_BURST, sign_token
 from portero_py.core.counters import Counters
 from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Service, Standing
@@ -46,6 +49,8 @@ class Worker:
     def __init__(self) -> None:
         self.counters = Counters()
         self.table = RoutingTable()
+        self.held: dict[tuple[str, str, int], int] = {}  # exchanges in flight, by service and address
+        self.hangs = False
 
     def apply(self, table: RoutingTable) -> None:
         self.table = table
@@ -54,8 +59,10 @@ class Worker:
 
     def apply_challenges(self, challenges: object) -> None: ...
 
-    def standings(self, service: str) -> list[Standing]:
-        return []
+    def standings(self, service: str) -> list[Standing] | asyncio.Future[list[Standing]]:
+        if self.hangs:
+            return asyncio.get_running_loop().create_future()
+        return [Standing(*place, in_flight=held) for place, held in self.held.items() if held]
 
     def addresses(self, service: str = "app.example") -> list[str]:
         return [lease.backend.address for lease in self.table.services[service].leases]
@@ -64,7 +71,7 @@ class Worker:
 class Running:
     """The API on a loopback port, with a clock that the test turns."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, *, max_connections: int = MAX_CONNECTIONS, **config: Any) -> None:
         self.now = 1000.0
         self.worker = Worker()
         self.registry = Registry()
@@ -81,8 +88,10 @@ class Running:
             clock=lambda: self.now,
             wall_clock=lambda: WALL + self.now,
             faults=lambda: self.faults,
+            max_connections=max_connections,
         )
         self.client: ClientSession
+        self.runner: AppRunner
         self.port = 0
 
     def token(self, service: str = "app.example") -> str:
@@ -112,13 +121,15 @@ class Running:
 async def running(**config: Any) -> AsyncIterator[Running]:
     one = Running(**config)
     await one.leases.start()
-    runner = one.api.runner()
+    runner = one.runner = one.api.runner()
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    one.port = runner.addresses[0][1]
-    async with ClientSession(f"http://127.0.0.1:{one.port}") as one.client:
-        yield one
-    await runner.cleanup()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        await OpenSite(runner, sock, one.api.door).start()
+        one.port = sock.getsockname()[1]
+        async with ClientSession(f"http://127.0.0.1:{one.port}") as one.client:
+            yield one
+        await runner.cleanup()
     await one.leases.close()
 
 
@@ -517,6 +528,7 @@ async def test_a_deregistered_backend_is_out_of_the_table_when_that_is_answered(
         "status": "deregistered",
         "service_name": "app.example",
         "instance_id": "one",
+        "in_flight": 0,
     }
     assert api.worker.addresses() == ["[::1]:8081"]
 
