@@ -22,6 +22,7 @@ from typing import Final
 
 from portero_py.control.tasks import Tasks
 from portero_py.core.model import API, Halt, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.probing import Verdict, is_still
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
@@ -123,6 +124,9 @@ class Leases:
                 if is_meant and self._clock() < lease.expires_at:
                     return lease
         raise NoSuchLease(f"no such lease for {service}: it was never registered here, or it expired")
+    def at(self, service: str, host: str, port: int) -> Lease | None:
+        """What the newest table has at an address of a service."""
+        return self._registry.at(service, host, port)
 
     async def standings(self, service: str = "") -> Standings:
         """What the workers say of the backends of a service, or of all: see `Feed.standings`."""
@@ -206,6 +210,22 @@ class Leases:
         if changed:
             await self._in_force([Change(What.STATE, lease, former, why) for former, lease in changed])
         return [lease for _, lease in changed]
+
+    async def judge(self, verdicts: Iterable[Verdict]) -> None:
+        """Let backends be in the states that probes found, all in one new table.
+
+        Who is another by now than the one that was probed stays as he is.
+        """
+        changes = []
+        for verdict in verdicts:
+            service, backend = verdict.lease.service, verdict.lease.backend
+            if is_still(verdict.lease, self.at(service, backend.host, backend.port)):
+                changed = self._registry.set_state(
+                    service, backend.host, backend.port, verdict.state, self._clock()
+                )
+                changes += [Change(What.STATE, lease, former, verdict.why) for former, lease in changed]
+        if changes:
+            await self._in_force(changes)
 
     async def halt(self, service: str, halt: Halt | None, why: str = "") -> None:
         """Pause or stop a service, or let it go on: in force when this returns. Raises UnknownService."""

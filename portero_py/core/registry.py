@@ -132,6 +132,14 @@ class Registry:
         at_address = (leases[held_by] for held_by in self._held.get((service, host, port), ()))
         return next((lease for lease in at_address if lease.source == source), None)
 
+    def at(self, service: str, host: str, port: int) -> Lease | None:
+        """What the table has at an address of a service: the oldest lease there, with the others."""
+        held_by = self._held.get((service, host, port))
+        if not held_by:
+            return None
+        leases = self._leases[service]
+        return _with_others([leases[instance_id] for instance_id in held_by])
+
     def of_source(self, source: str) -> list[Lease]:
         """All that this source has granted; it looks at every lease."""
         return [
@@ -400,10 +408,9 @@ class Registry:
         """One lease for each address: the oldest there, with the others."""
         entries = []
         for lease in leases.values():
-            first, *others = self._held[lease.service, lease.backend.host, lease.backend.port]
-            if lease.instance_id == first:
-                also = tuple([leases[other] for other in others])
-                entries.append(replace(lease, also=also) if also else lease)
+            held_by = self._held[lease.service, lease.backend.host, lease.backend.port]
+            if lease.instance_id == held_by[0]:
+                entries.append(_with_others([leases[instance_id] for instance_id in held_by]))
         return entries
 
     def _drop(self, service: str) -> None:
@@ -414,6 +421,12 @@ class Registry:
         self._version += 1
         self._table = None
         self._changed_since.add(service)
+
+
+def _with_others(leases: list[Lease]) -> Lease:
+    """Those of one address as one, the oldest first."""
+    first, *others = leases
+    return replace(first, also=tuple(others)) if others else first
 
 
 def _named(instance_id: str, source: str) -> str:

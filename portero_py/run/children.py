@@ -273,7 +273,8 @@ class _Control(_Process):
 
     async def _reload(self) -> None:
         try:
-            await self.reread()
+            if await self.reread():
+                self._plane.reconfigure(self.config)
             await self._plane.rescan()
         except Exception:
             _log.exception("the reload failed: what it had not changed yet stays")

@@ -29,6 +29,8 @@ from portero_py.control.certificates.store import CertificateStore, Former
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import Door, OpenSite
 from portero_py.control.plain_http import PlainHttp, no_challenges
+from portero_py.control.probe_connection import Asker
+from portero_py.control.probes import Probes
 from portero_py.control.providers.provider import Provider
 from portero_py.control.snapshot import Snapshot
 from portero_py.control.tasks import Tasks
@@ -39,6 +41,7 @@ from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot, ConfigError
 from portero_py.feed.feed import Feed
 from portero_py.proxy.downstream.sni import Trial
+from portero_py.proxy.upstream.tls import UpstreamTls
 from portero_py.run.sockets import Listening
 from portero_py.run.tuning import Shares
 
@@ -81,6 +84,16 @@ class ControlPlane:
             subscribers=lambda: feed.subscribers,
         )
         self._leases = Leases(registry, feed, clock=time.monotonic, count_fault=self._metrics.fault)
+        self._probes = Probes(
+            self._leases,
+            config.health,
+            Asker(lambda: UpstreamTls(config.proxy), "https" if config.tls.enabled else "http"),
+            clock=time.monotonic,
+            count=self._metrics.probe,
+            count_fault=self._metrics.fault,
+            most=shares.probes,
+        )
+        feed.on_evidence = self._probes.suspect
         self._tasks = Tasks(self._metrics.fault)
         feed.count_fault = self._metrics.fault
         self._store: CertificateStore | None = None
@@ -115,6 +128,7 @@ class ControlPlane:
             wall_clock=time.time,
             faults=self._faults,
             max_connections=shares.registration,
+            error_at=self._probes.error_at,
         )
         self._has_leases = False  # those of the last run, if there are any
         self._snapshot: Snapshot | None = None
@@ -166,6 +180,7 @@ class ControlPlane:
         adopted = await self._leases.adopt(table, self._sources)
         if adopted:
             _log.warning("took over %d leases from a worker that reported late", adopted)
+            self._probes.look()
 
     async def serve(self) -> None:
         """Open the ports, and begin to follow certificates and to save leases."""
@@ -186,6 +201,10 @@ class ControlPlane:
             await self._open(plain_http.runner(), self._listening.plain_http, plain_http.door)
         if self._acme is not None:
             self.own(self._acme.run, "acme")
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by what is live in `config` from now on."""
+        self._probes.reconfigure(config.health)
 
     async def rescan(self) -> None:
         """Look at the certificates now."""
@@ -258,6 +277,7 @@ class ControlPlane:
             snapshot = self._snapshot
             self._feed.on_table = lambda: snapshot.changed(self._leases.generation)
         await self._leases.start()
+        self.own(self._probes.run, "probes")
         for provider in self._providers:
             self.own(partial(provider.run, self._leases), provider.source)
 

@@ -93,6 +93,7 @@ class SingleProcess:
             if found is not None:
                 if found is not self._config:
                     self._worker.reconfigure(found)
+                    self._control.reconfigure(found)
                     self._config = found
                 _log.info("configuration read again")
             await self._control.rescan()

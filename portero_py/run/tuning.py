@@ -1,7 +1,7 @@
 """What is done once a process: memory, open files, its name before its event loop starts, and its end.
 
 Descriptors: one process has one table of them, whatever it is used for. So everybody who lets strangers in
-has a share (`shares`), and what is left is the process's own: listening sockets, files, probes, ACME's locks.
+has a share (`shares`), and what is left is the process's own: listening sockets, files, ACME's locks.
 A client of the data plane counts double, because its exchange needs a connection to a backend.
 
 `mallopt`: every TLS read under uvloop allocates 256 KiB and shrinks it. With glibc's default threshold each
@@ -34,17 +34,20 @@ _OWN_FILES: Final = 64
 #: Most connections that the registration API and plain HTTP need, whatever the limit.
 _REGISTRATION: Final = 256
 _PLAIN_HTTP: Final = 4096
+#: Most probes at a time, whatever the limit.
+_PROBES: Final = 256
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How many connections each may have at a time."""
+    """How many connections each may have at a time; `probes` are to backends."""
 
     registration: int
     plain_http: int
     clients: int
+    probes: int = _PROBES
 
 
 def tune_malloc() -> bool:
@@ -84,8 +87,9 @@ def shares(files: int, *, control: bool, traffic: bool) -> Shares:
     own = min(_OWN_FILES, files // 4)
     registration = min(_REGISTRATION, files // 8) if control else 0
     plain_http = min(_PLAIN_HTTP, files // 8) if control else 0
-    left = files - own - registration - plain_http
-    return Shares(registration, plain_http, max(left // 2, 1) if traffic else 0)
+    probes = max(min(_PROBES, files // 16), 1) if control else 0
+    left = files - own - registration - plain_http - probes
+    return Shares(registration, plain_http, max(left // 2, 1) if traffic else 0, probes)
 
 
 def set_name(name: str) -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from portero_py.config.model import Registration
 from portero_py.control.api.actions import ActionsEndpoint
-from portero_py.control.api.backends import BackendsEndpoint
+from portero_py.control.api.backends import BackendsEndpoint, nothing_known
 from portero_py.control.api.metrics import CONTENT_TYPE, Metrics
 from portero_py.control.api.problems import answer_errors
 from portero_py.control.api.registration import RegistrationEndpoint
@@ -33,7 +33,8 @@ class RegistrationApi:
     """The leases on HTTP.
 
     `clock` is the one of the leases; `wall_clock` gives seconds since the epoch, for tokens. `faults` names
-    the tasks that failed lately, for /readyz. Sites that let strangers in stand behind `door`. Raises
+    the tasks that failed lately, for /readyz; `error_at` gives the last error of a backend of a service, by
+    host and port, "" for none. Sites that let strangers in stand behind `door`. Raises
     ConfigError without a secret or a usable key.
     """
 
@@ -47,6 +48,7 @@ class RegistrationApi:
         wall_clock: Callable[[], float],
         faults: Callable[[], Iterable[str]] = tuple,
         max_connections: int = MAX_CONNECTIONS,
+        error_at: Callable[[str, str, int], str] = nothing_known,
     ) -> None:
         if not config.secret:
             raise ConfigError("no register secret is configured")
@@ -57,8 +59,10 @@ class RegistrationApi:
         self._drains = Drains(leases)
         waits = Waits(self.door)
         self._status = Status(lambda: {*faults(), *self._tasks.faults})
-        self._backends = BackendsEndpoint(leases, admission, clock=clock)
         self._actions = ActionsEndpoint(leases, admission, metrics, self._drains, waits, clock=clock)
+        self._backends = BackendsEndpoint(
+            leases, admission, clock=clock, wall_clock=wall_clock, error_at=error_at
+        )
         self._registration = RegistrationEndpoint(
             config, leases, admission, metrics, self._drains, waits, clock=clock, wall_clock=wall_clock
         )

@@ -29,7 +29,9 @@ from prometheus_client.registry import Collector
 
 import portero_py
 from portero_py.core.counters import DURATION_BUCKETS, Counters
+from portero_py.core.model import LeaseState
 from portero_py.core.registry import Registry
+from portero_py.core.routing_table import RoutingTable
 
 #: The Content-Type of `Metrics.scrape`'s answer.
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -62,6 +64,7 @@ class Metrics:
         self._actions: Counter[tuple[str, str]] = Counter()
         self._reloads: Counter[str] = Counter()
         self._acme: Counter[str] = Counter()
+        self._probes: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
         self._expiries: Mapping[str, float] = {}
 
@@ -80,6 +83,10 @@ class Metrics:
     def acme_attempt(self, result: str) -> None:
         """Count an attempt to get a certificate by ACME: `issued`, or an error's reason."""
         self._acme[result] += 1
+
+    def probe(self, result: str) -> None:
+        """Count a probe of a backend: `ok`, or what came of it instead."""
+        self._probes[result] += 1
 
     def fault(self, where: str) -> None:
         """Count a fault of portero's own that it survived: the task that failed, `feed`, or `reload`."""
@@ -102,6 +109,8 @@ class Metrics:
             actions=Counter(self._actions),
             reloads=Counter(self._reloads),
             acme=Counter(self._acme),
+            probes=Counter(self._probes),
+            table=self._registry.table,
             faults=Counter(self._faults),
             expiries=self._expiries,
             restarts=self._restarts() if self._restarts is not None else {},
@@ -124,6 +133,8 @@ class _Snapshot(Collector):
     actions: Counter[tuple[str, str]]
     reloads: Counter[str]
     acme: Counter[str]
+    probes: Counter[str]
+    table: RoutingTable
     faults: Counter[str]
     expiries: Mapping[str, float]
     restarts: Mapping[str, int]
@@ -170,11 +181,24 @@ def _durations(snapshot: _Snapshot) -> dict[str, tuple[list[tuple[str, int]], fl
     }
 
 
+def _backends(snapshot: _Snapshot) -> dict[tuple[str, str], int]:
+    """By service and state; how many are ready is said of each service, for alerts."""
+    found: dict[tuple[str, str], int] = {}
+    for service in snapshot.table.services.values():
+        found[service.name, LeaseState.READY.value] = 0
+        for lease in service.leases:
+            key = service.name, lease.state.value
+            found[key] = found.get(key, 0) + 1
+    return found
+
+
 #: Everything that a scrape shows, in this order; each field of `Counters` in one row at least.
 ROWS: Final = (
     _Row(_Gauge, "registry_hosts", "Distinct host names that have a backend", (), lambda s: s.hosts),
     _Row(_Gauge, "registry_services", "Known services, with or without a backend", (), lambda s: s.services),
     _Row(_Gauge, "registry_backends", "Leases", (), lambda s: s.backends),
+    _Row(_Gauge, "backends", "Backends by their state", ("service", "state"), _backends),
+    _Row(_Counter, "probes", "Probes of backends", ("result",), lambda s: s.probes),
     _Row(_Counter, "registrations", "Answers to /register", ("result",), lambda s: s.registrations),
     _Row(
         _Counter,

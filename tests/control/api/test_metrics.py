@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import portero_py
 from portero_py.control.api.metrics import CONTENT_TYPE, Metrics
 from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.model import Backend, LeaseRequest, LeaseState
 from portero_py.core.registry import Registry
 
 
@@ -68,6 +68,8 @@ async def test_a_scrape_is_what_dashboards_and_alerts_were_written_for() -> None
     metrics.action("drain", "ok")
     metrics.certificate_reload("ok")
     metrics.acme_attempt("issued")
+    for result in ("ok", "ok", "refused"):
+        metrics.probe(result)
     metrics.fault("feed")
     metrics.certificates({"a.example": 1_800_000_000.0})
     text = (await metrics.scrape()).decode()
@@ -124,6 +126,19 @@ async def test_the_workers_counters_are_shown() -> None:
     assert scrape.value("bytes_total", direction="in") == 10
     assert scrape.value("bytes_total", direction="out") == 11
     assert scrape.value("access_log_dropped_total") == 12
+
+
+async def test_backends_are_counted_by_service_and_state_and_ready_ones_also_where_there_are_none() -> None:
+    registry = Registry("fallback.example")
+    for port, path in ((1, ""), (2, ""), (3, "/up"), (4, "")):
+        registry.register(LeaseRequest("a.example", Backend("::1", port), 30, health_path=path), now=0.0)
+    registry.set_state("a.example", "::1", 2, LeaseState.DOWN, 1.0)
+    registry.set_state("a.example", "::1", 4, LeaseState.DRAINING, 1.0)
+    scrape = await scraped(Metrics(registry, Counters))
+    assert scrape.types["portero_backends"] == "gauge"
+    for state in LeaseState:
+        assert scrape.value("backends", service="a.example", state=state.value) == 1
+    assert scrape.value("backends", service="fallback.example", state="ready") == 0
 
 
 async def test_durations_are_a_cumulative_histogram() -> None:

@@ -588,6 +588,7 @@ async def test_the_registry_can_be_read_with_the_secret(api: Running) -> None:
         "services": [
             {
                 "service_name": "app.example",
+                "state": "serving",
                 "backends": [
                     {
                         **backend,
@@ -595,8 +596,14 @@ async def test_the_registry_can_be_read_with_the_secret(api: Running) -> None:
                         "port": 8081,
                         "use_tls": True,
                         "weight": 2,
+                        "max_in_flight": 0,
+                        "health_path": "",
                         "source": "api",
                         "state": "ready",
+                        "since": "2023-11-14T22:30:00Z",
+                        "last_error": "",
+                        "in_flight": 0,
+                        "ejected": 0,
                         "expires_in": 22.5,
                     },
                 ],
