@@ -371,6 +371,14 @@ class ConnectFailed(ExchangeError):
     reason = "connect_failed"
 
 
+class ConnectTimeout(ConnectFailed):
+    """There was no connection in time: what failed so has cost somebody that time."""
+
+
+class Unconnectable(ConnectFailed):
+    """What was asked for is nothing to connect to, a host that is no TLS name: no fault of the backend."""
+
+
 class OutOfDescriptors(ExchangeError):
     """This process, or the machine, has no descriptor for a connection: no fault of the backend."""
 

@@ -55,11 +55,20 @@ def _add_services(
     return mine
 
 
-# What is said of a field: how another worker's is merged into it, and whether its keys are services.
+def _itself(key: Any) -> Any:
+    return key
+
+
+def _first(key: Any) -> Any:
+    return key[0]
+
+
+# What is said of a field: how another worker's is merged into it, and which service a key is of, if of any.
 _SUMMED: Final[Mapping[str, Any]] = {"merge": _add}
 _COUNTED: Final[Mapping[str, Any]] = {"merge": _add_each}
-_COUNTED_BY_SERVICE: Final[Mapping[str, Any]] = {"merge": _add_each, "by_service": True}
-_SERVICES: Final[Mapping[str, Any]] = {"merge": _add_services, "by_service": True}
+_COUNTED_BY_SERVICE: Final[Mapping[str, Any]] = {"merge": _add_each, "service_of": _itself}
+_COUNTED_BY_SERVICE_AND: Final[Mapping[str, Any]] = {"merge": _add_each, "service_of": _first}
+_SERVICES: Final[Mapping[str, Any]] = {"merge": _add_services, "service_of": _itself}
 
 
 @dataclass(slots=True)
@@ -69,6 +78,10 @@ class ServiceCounters:
     # method, status, bucket
     exchanges: dict[tuple[str, int, int], int] = field(default_factory=dict, metadata=_COUNTED)
     seconds: float = field(default=0.0, metadata=_SUMMED)  # of all durations
+
+    def finished(self) -> int:
+        """How many there were."""
+        return sum(self.exchanges.values())
 
     def by_status(self) -> dict[tuple[str, int], int]:
         """How many there were of each method and status."""
@@ -97,7 +110,10 @@ class Counters:
     # version, alpn, result
     handshakes: Counter[tuple[str, str, str]] = field(default_factory=Counter, metadata=_COUNTED)
     errors: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # reason
-    retries: Counter[str] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE)
+    # service, reason
+    retries: Counter[tuple[str, str]] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE_AND)
+    retries_refused: Counter[str] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE)
+    ejections: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # reason
     bytes_in: int = field(default=0, metadata=_SUMMED)
     bytes_out: int = field(default=0, metadata=_SUMMED)
     connections_total: int = field(default=0, metadata=_SUMMED)
@@ -120,10 +136,11 @@ class Counters:
     def keep_only(self, services: Mapping[str, object]) -> None:
         """Forget what was counted for services that are not in `services`; "" stays, which is none."""
         for each in fields(self):
-            if each.metadata.get("by_service"):
+            service_of = each.metadata.get("service_of")
+            if service_of is not None:
                 counted = getattr(self, each.name)
-                for name in [name for name in counted if name and name not in services]:
-                    del counted[name]
+                for key in [key for key in counted if service_of(key) and service_of(key) not in services]:
+                    del counted[key]
 
     def merge(self, other: Counters) -> None:
         """Add another worker's counters to these."""

@@ -152,11 +152,15 @@ class Service:
     is_even: bool = field(init=False, repr=False, compare=False)
     #: Whether any of them has a limit.
     is_limited: bool = field(init=False, repr=False, compare=False)
+    #: Even, and without limits.
+    is_plain: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         even = all(lease.state is LeaseState.READY for lease in self.leases)
+        limited = any(lease.max_in_flight for lease in self.leases)
         object.__setattr__(self, "is_even", even)
-        object.__setattr__(self, "is_limited", any(lease.max_in_flight for lease in self.leases))
+        object.__setattr__(self, "is_limited", limited)
+        object.__setattr__(self, "is_plain", even and not limited)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,14 @@ The invariants
 - A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
   comes back (`body_refused`), so a request whose head was not sent yet is tried again with all of its body;
   one whose first byte was sent never is.
+- What becomes of a try is told once (`outcomes`): a failure before the head, or an answer. What the client
+  did, what we ran out of and a stale connection say nothing about the backend; nor does what ends in the
+  middle of a response, which may be its client's idleness. A trial ends with its claim, with a verdict or
+  without.
 - A backend that fails before the head is passed on costs the client nothing while another one can serve.
   Failed connects are no retries: every lease is tried, for CONNECT_PATIENCE connect time-outs. What counts
-  against MAX_RETRIES is a request that was sent.
+  against MAX_RETRIES is a request that was sent, and against its service's budget one that a backend may have
+  begun.
 - Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
@@ -33,14 +38,18 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from portero_py.core.health import Failure
 from portero_py.errors import (
     BodyTooLarge,
     ClientGone,
+    ConnectTimeout,
     MethodRefused,
     Misdirected,
     NoBackend,
     NoSuchService,
+    OutOfDescriptors,
     PorteroError,
+    Unconnectable,
 )
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
@@ -48,6 +57,7 @@ from portero_py.proxy.replies import reply
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from portero_py.core.health import Mark
     from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Downstream, Upstream
     from portero_py.proxy.peer import Peer
@@ -77,6 +87,8 @@ class Phase(Enum):
 # Module constants: an enum member costs an attribute look-up more, several times a request.
 _ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE = Phase
 
+_PROMPT, _UNREACHABLE, _HANGS = Failure
+
 #: The steps that may happen.
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
     _ROUTING: frozenset({_CONNECTING, _WAITING, _RESPONDING, _DONE}),
@@ -93,6 +105,7 @@ class Exchange(RequestSide):
     # The way of the request.
     _phase = _ROUTING
     _claim: BackendPool | None = None
+    _trial: Mark | None = None  # of the backend that is ejected, and that this exchange is to try
     _connecting: Connecting | None = None
     _excluded: set[str] | None = None  # instance ids of leases that failed
     _fresh = False  # the next try needs a new connection
@@ -208,13 +221,15 @@ class Exchange(RequestSide):
     def connect_failed(self, error: PorteroError) -> None:
         """No connection could be made: the next backend, if there is one, and time."""
         self._connecting = None
+        if not isinstance(error, (OutOfDescriptors, Unconnectable)):
+            self._went_wrong(error, _UNREACHABLE if isinstance(error, ConnectTimeout) else _PROMPT)
         self._release()
         self._exclude()
         waited = monotonic() - self._connecting_since
         if waited >= CONNECT_PATIENCE * self._surroundings.timeouts.connect:
             self._refuse(error)
         else:
-            self._retry(error)
+            self._retry(error, error.reason)
 
     def connect_cancelled(self, error: PorteroError) -> None:
         """No connection will be made any more."""
@@ -236,6 +251,9 @@ class Exchange(RequestSide):
         """
         self._upstream = None
         self._backend_behind = False
+        stale = reused and silent
+        if self._phase is not _RESPONDING and not stale:
+            self._went_wrong(error, _PROMPT)
         self._release()
         if self._phase is _RESPONDING:
             self.error = error
@@ -246,21 +264,23 @@ class Exchange(RequestSide):
             self._refuse(error)
             return
         if not unsent:
-            if self._resent >= MAX_RETRIES:
+            if self._resent >= MAX_RETRIES or not (stale or self._may_repeat()):
                 self._refuse(error)
                 return
             self._resent += 1
-        if reused:
-            # It was stale, which says nothing about the backend: the same one again, over a new connection.
+        if stale:
+            # It says nothing about the backend: the same one again, over a new connection.
             self._fresh = True
         else:
             self._exclude()
-        self._retry(error)
+        self._retry(error, "stale" if stale else error.reason)
 
     def upstream_timed_out(self, error: PorteroError) -> None:
         """The backend took too long; it may be at work still, so nothing is retried."""
         self._upstream = None
         self.error = error
+        if self._phase is not _RESPONDING:
+            self._went_wrong(error, _HANGS)
         self._release()
         if self._phase is _RESPONDING:
             self.downstream.abort(error)
@@ -284,9 +304,12 @@ class Exchange(RequestSide):
 
     def response_head(self, head: ResponseHead) -> None:
         """The final response's head."""
+        now = monotonic()
         self._phase = _RESPONDING
         self.status = self.upstream_status = head.status
-        self.upstream_seconds = monotonic() - self.upstream_started
+        self.upstream_seconds = now - self.upstream_started
+        if head.status >= 500 or self._surroundings.health.marks:
+            self._was_answered(head.status, now)
         self.downstream.send_head(head)
         if head.upgrade:
             self.downstream.start_tunnel()
@@ -298,6 +321,8 @@ class Exchange(RequestSide):
         self.upstream_seconds = now - self.upstream_started
         self.bytes_out = len(body)
         self._upstream = None
+        if head.status >= 500 or self._surroundings.health.marks:
+            self._was_answered(head.status, now)
         self._release()
         self.downstream.send_response(head, body)
         self._finish()
@@ -342,7 +367,7 @@ class Exchange(RequestSide):
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
         surroundings = self._surroundings
-        lease = surroundings.balancers.pick(service, now, self._excluded or (), self.head)
+        lease = surroundings.balancers.pick(service, now, self._excluded or (), self.head, error is not None)
         if lease is None:
             self._refuse(error or NoBackend("no backend can take the request now"))
             return
@@ -350,10 +375,12 @@ class Exchange(RequestSide):
         self.lease = lease
         self._claim = pool = surroundings.pools.of(lease, head.authority)
         pool.claims += 1
+        if surroundings.health.ejected:
+            self._trial = surroundings.health.begin_trial(lease, now)
+        self.upstream_started = now
         if not self._fresh:
             upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
             if upstream is not None:
-                self.upstream_started = now
                 self._send(upstream)
                 return
         self._phase = _CONNECTING
@@ -402,14 +429,47 @@ class Exchange(RequestSide):
                 self._excluded = set()
             self._excluded.add(self.lease.instance_id)
 
-    def _retry(self, error: PorteroError) -> None:
+    def _went_wrong(self, error: PorteroError, failure: Failure) -> None:
+        """The try has failed, and it was the backend's failure."""
+        lease, surroundings = self.lease, self._surroundings
+        if lease is not None:
+            trial, self._trial = self._trial, None
+            surroundings.outcomes.failed(
+                lease,
+                surroundings.table.services.get(lease.service),
+                failure,
+                error.reason,
+                str(error),
+                began=self.upstream_started,
+                now=monotonic(),
+                trial=trial,
+            )
+
+    def _was_answered(self, status: int, now: float) -> None:
+        """The backend has answered, whatever it may be."""
+        lease, surroundings = self.lease, self._surroundings
+        if lease is not None:
+            trial, self._trial = self._trial, None
+            surroundings.outcomes.answered(
+                lease,
+                surroundings.table.services.get(lease.service),
+                status,
+                began=self.upstream_started,
+                now=now,
+                trial=trial,
+            )
+
+    def _may_repeat(self) -> bool:
+        return self._surroundings.outcomes.may_repeat(self.service, monotonic())
+
+    def _retry(self, error: PorteroError, reason: str) -> None:
         surroundings = self._surroundings
         service = surroundings.router.route(self.head.authority, surroundings.table)
         if service is None:
             self._refuse(error)
             return
         self.retries += 1
-        surroundings.counters.retries[self.service] += 1
+        surroundings.counters.retries[self.service, reason] += 1
         self._phase = _ROUTING
         self._try_next(service, error, monotonic())
 
@@ -442,6 +502,9 @@ class Exchange(RequestSide):
         claim, self._claim = self._claim, None
         if claim is not None:
             claim.claims -= 1
+            if self._trial is not None:
+                trial, self._trial = self._trial, None
+                self._surroundings.health.end_trial(trial)
 
     def _finish(self) -> None:
         """Count and log, once."""

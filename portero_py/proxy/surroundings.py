@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.counters import Counters
-from portero_py.core.health import Evidence, Health
+from portero_py.core.health import Health
 from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.access_log import AccessLog
+from portero_py.proxy.outcomes import Outcomes
 from portero_py.proxy.peer import Peers
 from portero_py.proxy.upstream.pool import Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
@@ -63,8 +64,7 @@ class Surroundings:
         self.draining = False
         self.router = Router()
         self.health = Health()
-        #: Told when a backend has failed too often in a row.
-        self.on_evidence: Callable[[Evidence], None] = _to_nobody
+        self.outcomes = Outcomes(self.health, self.counters, monotonic())
         self._log_descriptor = log_descriptor
         self._log_lock = log_lock
         self._request_prefix = secrets.token_hex(8).encode()
@@ -85,6 +85,7 @@ class Surroundings:
         """Take over times, limits and the log's style; connections that live already see them at once."""
         self.timeouts = config.timeouts
         self.limits = config.limits
+        self.health.configure(config.health.fall, config.health.timeout, config.health.statuses)
         self.peers = Peers(config.proxy.trusted_proxies)
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
         self.response_parser = ResponseParser(config.limits.header_fields)
@@ -155,7 +156,3 @@ class Surroundings:
     def _open_log(self, config: Config) -> AccessLog:
         style = config.log.access
         return AccessLog(self.loop, self.counters, style, self._log_descriptor, self._log_lock)
-
-
-def _to_nobody(evidence: Evidence) -> None:
-    """Stand in for `on_evidence`."""

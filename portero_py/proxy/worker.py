@@ -8,10 +8,12 @@ stalls, the worker goes on serving the last table. Nobody in this room knows it.
 from __future__ import annotations
 
 import sys
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from portero_py.core.retry_budget import WINDOW
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.connection import Connections
 from portero_py.proxy.downstream.listener import FrontServer, ListenerSite
@@ -73,6 +75,7 @@ class Worker:
         self._server = FrontServer(surroundings, self._front_tls, self._handshakes)
         self._runner = web.ServerRunner(self._server, handle_signals=False)
         self._pruning: asyncio.Handle | None = None
+        self._looking: asyncio.Handle = loop.call_later(WINDOW, self._look)
 
     @property
     def counters(self) -> Counters:
@@ -81,7 +84,7 @@ class Worker:
 
     def tell(self, found: Callable[[Evidence], None]) -> None:
         """Call `found` from now on when a backend has failed too often in a row."""
-        self._surroundings.on_evidence = found
+        self._surroundings.outcomes.on_evidence = found
 
     def reconfigure(self, config: Config) -> None:
         """Take over times, limits and the log's style; connections that live already see them at once."""
@@ -110,7 +113,13 @@ class Worker:
     def standings(self, service: str) -> list[Standing]:
         """What there is to say of the backends of a service, or of all ("")."""
         held = self._surroundings.pools.claims_by_backend(service)
-        return [Standing(name, host, port, claims) for (name, host, port), claims in held.items()]
+        marked = self._surroundings.health.by_backend(service)
+        found = []
+        for place in {**held, **marked}:
+            mark = marked.get(place)
+            is_ejected, error = (False, "") if mark is None else (mark.is_ejected, mark.error)
+            found.append(Standing(*place, held.get(place, 0), is_ejected, error))
+        return found
 
     # The life cycle
 
@@ -137,6 +146,7 @@ class Worker:
         await self._runner.cleanup()
         if self._pruning is not None:
             self._pruning.cancel()
+        self._looking.cancel()
         await surroundings.pools.close()
         self._deadlines.close()
         self._handshakes.close()
@@ -151,10 +161,16 @@ class Worker:
             self._pruning = self._loop.call_soon(self._prune)
             return
         surroundings.counters.keep_only(surroundings.table.services)
-        surroundings.health.retain(surroundings.table)
+        surroundings.outcomes.retain(surroundings.table, monotonic())
         self._pruning = None
         if surroundings.pools.are_behind:
             self._prune_later()
+
+    def _look(self) -> None:
+        if self._surroundings.outcomes.look(monotonic()):
+            self._looking = self._loop.call_later(WINDOW, self._look)
+        else:
+            self._looking = self._loop.call_soon(self._look)
 
     def _prune_later(self) -> None:
         # Not at once: with thousands of renewals a second this would be most of the work.

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple
 
+from portero_py.core import health
 from portero_py.proxy import exchange
 from portero_py.proxy.downstream import http1 as downstream_http1
 from portero_py.proxy.downstream import tls
@@ -43,6 +44,7 @@ class Machine(NamedTuple):
 WATCHED: Final = (
     Machine(tls.TlsTransport, "_state", tls.TRANSITIONS),
     Machine(downstream_http1.Http1Downstream, "_state", downstream_http1.TRANSITIONS),
+    Machine(health.Mark, "condition", health.TRANSITIONS),
     Machine(exchange.Exchange, "_phase", exchange.TRANSITIONS),
     Machine(upstream_http1.UpstreamHttp1, "_state", upstream_http1.TRANSITIONS),
     Machine(connection.Connection, "phase", connection.TRANSITIONS),

@@ -28,7 +28,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         counters.exchange_done("app.example", b"GET", 200, 0.5)
         counters.handshakes["TLSv1.3", "h2", "ok"] += 1
         counters.errors["no_backend"] += 1
-        counters.retries["app.example"] += 1
+        counters.retries["app.example", "stale"] += 1
         counters.bytes_in += 10
         counters.bytes_out += 20
         counters.connections_total += 3
@@ -45,7 +45,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
     assert (sum(app.by_duration()), sum(other.by_duration())) == (2, 1)
     assert (app.seconds, other.seconds) == (1.0, 0.5)
     assert total.handshakes == {("TLSv1.3", "h2", "ok"): 2}
-    assert (total.errors["no_backend"], total.retries["app.example"]) == (2, 2)
+    assert (total.errors["no_backend"], total.retries["app.example", "stale"]) == (2, 2)
     assert (total.bytes_in, total.bytes_out) == (20, 40)
     assert (total.connections_total, total.connections_open, total.exchanges_in_flight) == (6, 4, 2)
     assert (total.access_log_dropped, total.tasks) == (8, 10)
@@ -64,7 +64,7 @@ def full(number: int) -> Counters:
     for each in fields(Counters):
         value = getattr(counters, each.name)
         if isinstance(value, Counter):
-            value["gone.example"] = number
+            value["gone.example", "reason"] = number
         elif isinstance(value, dict):
             value["gone.example"] = ServiceCounters({("GET", 200, 3): number}, float(number))
         else:
@@ -89,19 +89,21 @@ def test_whatever_is_counted_by_service_is_forgotten_with_it() -> None:
     counters = full(2)
     counters.keep_only({})
     left = {each.name for each in fields(Counters) if getattr(counters, each.name) in ({}, 0)}
-    assert left == {each.name for each in fields(Counters) if each.metadata.get("by_service")}
-    assert left == {"services", "retries"}
+    assert left == {each.name for each in fields(Counters) if each.metadata.get("service_of")}
+    assert left == {"services", "retries", "retries_refused"}
 
 
 def test_the_counts_of_services_that_are_gone_are_forgotten_and_nothing_else() -> None:
     counters = Counters()
     for service in ("stays.example", "gone.example", ""):
         counters.exchange_done(service, b"GET", 200, 0.5)
-        counters.retries[service] += 1
+        counters.retries[service, "stale"] += 1
+        counters.retries_refused[service] += 1
     counters.bytes_in = 10
     counters.keep_only({"stays.example": object(), "unused.example": object()})
     assert set(counters.services) == {"stays.example", ""}
-    assert set(counters.retries) == {"stays.example", ""}
+    assert set(counters.retries) == {("stays.example", "stale"), ("", "stale")}
+    assert set(counters.retries_refused) == {"stays.example", ""}
     assert counters.bytes_in == 10
     counters.exchange_done("gone.example", b"GET", 200, 0.5)
     assert counters.services["gone.example"].by_status() == {("GET", 200): 1}

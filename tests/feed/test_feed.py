@@ -606,7 +606,7 @@ async def test_counts_of_a_service_that_is_gone_are_not_in_the_sum_and_begin_ane
         feed.subscribe(worker)
         worker.counters.exchange_done("a.example", b"GET", 200, 0.1)
         worker.counters.exchange_done("", b"GET", 404, 0.1)
-        worker.counters.retries["a.example"] += 1
+        worker.counters.retries["a.example", "stale"] += 1
     feed.unsubscribe(gone)
     registry = registry_with("a.example")
     await feed.publish(registry.table)

@@ -152,7 +152,7 @@ async def test_every_lease_is_tried_while_connects_are_refused(world: World) -> 
         world.loop.connections.pop().send(OK + b"close, please")
     assert statuses(client.received) == [200] * 3
     assert [done.retries for done in world.done] == [9] * 3
-    assert world.counters.retries["app.example"] == 27
+    assert world.counters.retries["app.example", "connect_failed"] == 27
 
 
 async def test_a_request_that_was_sent_goes_to_three_other_backends_at_most(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from portero_py.config.model import Config
+from portero_py.core.health import Failure
 from portero_py.core.model import Backend, LeaseRequest
 from portero_py.core.registry import LINGER, Registry
 from portero_py.proxy.worker import Worker
@@ -14,7 +15,8 @@ async def test_it_forgets_what_it_counted_and_saw_of_services_that_are_gone() ->
     worker, registry = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), Registry()
     for service, ttl in (("gone.example", 1), ("stays.example", 10_000)):
         registry.register(LeaseRequest(service, Backend("::1", 1), ttl), 0.0)
-        worker._surroundings.health.failed(registry.table.services[service].leases[0])
+        [lease] = registry.table.services[service].leases
+        worker._surroundings.health.failed(lease, None, Failure.PROMPT, "refused", began=0.0, now=0.0)
         worker.counters.exchange_done(service, b"GET", 200, 0.1)
     try:
         registry.expire(1.0)

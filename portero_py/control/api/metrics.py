@@ -259,8 +259,22 @@ ROWS: Final = (
         _Counter,
         "retries",
         "Requests sent again, to another backend or on a fresh connection",
-        ("service",),
+        ("service", "reason"),
         lambda s: s.counters.retries,
+    ),
+    _Row(
+        _Counter,
+        "retries_refused",
+        "Requests that were not sent again, because too many of their service were",
+        ("service",),
+        lambda s: s.counters.retries_refused,
+    ),
+    _Row(
+        _Counter,
+        "ejections",
+        "Times that a worker began to pass a backend over",
+        ("reason",),
+        lambda s: s.counters.ejections,
     ),
     _Row(
         _Counter, "errors", "Exchanges and connections that failed", ("reason",), lambda s: s.counters.errors

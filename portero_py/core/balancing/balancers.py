@@ -2,7 +2,9 @@
 
 With one lease there is nothing to choose, hence no policy: of thousands of services most have one, and a
 queue of turns for each is 1 KB of memory that a request would have to fetch from far away. A policy is made
-when a service has its second lease, and outlives a time with fewer.
+when a service has its second lease, and outlives a time with fewer. Most services are plain, too: all of
+their backends are READY and well, and without limits. Who goes before whom (`choice`) is asked for the
+others only.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from portero_py.core.balancing.choice import Choice
 from portero_py.core.balancing.policy import Claims, Policy
 from portero_py.core.balancing.round_robin import RoundRobin
 from portero_py.core.health import Health
@@ -30,7 +33,7 @@ class Balancers:
     `policy` names the one by which services are balanced.
     """
 
-    __slots__ = ("_claims", "_health", "_policies", "_policy", "_start")
+    __slots__ = ("_choices", "_claims", "_health", "_policies", "_policy", "_start")
 
     def __init__(self, claims: Claims, health: Health, start: int = 0, policy: str = "round-robin") -> None:
         self._claims = claims
@@ -38,23 +41,46 @@ class Balancers:
         self._start = start
         self._policy = POLICIES[policy]
         self._policies: dict[str, Policy] = {}
+        self._choices: dict[str, Choice] = {}  # of those that have a policy, and are or were not plain
 
     def __len__(self) -> int:
         return len(self._policies)
 
     def pick(
-        self, service: Service, now: float, excluded: Collection[str], head: RequestHead
+        self,
+        service: Service,
+        now: float,
+        excluded: Collection[str],
+        head: RequestHead,
+        retry: bool = False,
     ) -> Lease | None:
-        """As `Policy.pick`, for any service. 0.2 µs with 100 leases of equal weight."""
+        """As `Policy.pick`, for any service: the best of those that are not `excluded`, by `choice`.
+
+        None also when who could take it has no room: `would_serve` tells. 0.2 µs with 100 leases of equal
+        weight.
+        """
         if len(service.leases) > 1:
             policy = self._policies.get(service.name)
             if policy is None:
                 policy = self._policies[service.name] = self._policy(self._start, self._claims, self._health)
-            return policy.pick(service, now, excluded, head)
+            if service.is_plain and (not self._health.ejected or service.name not in self._health.ejected):
+                return policy.pick(service, now, excluded, head, retry)
+            choice = self._choices.get(service.name)
+            if choice is None:
+                choice = self._choices[service.name] = Choice(self._claims, self._health)
+            return choice.pick(policy, service, now, excluded, head, retry)
         for lease in service.leases:  # one or none
-            if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
+            if (
+                now < lease.serves_until
+                and (not excluded or lease.instance_id not in excluded)
+                and (not lease.max_in_flight or self._claims.has_room(lease))
+            ):
                 return lease
         return None
+
+    def would_serve(self, service: Service, now: float, excluded: Collection[str]) -> bool:
+        """Whether there is somebody to try, if only he had room."""
+        return any(now < each.serves_until and each.instance_id not in excluded for each in service.leases)
 
     def retain(self, table: RoutingTable) -> None:
         """Forget the policies of services that `table` does not have, once they outnumber its services.
@@ -64,3 +90,4 @@ class Balancers:
         services = table.services
         if len(self._policies) > len(services):
             self._policies = {name: kept for name, kept in self._policies.items() if name in services}
+            self._choices = {name: kept for name, kept in self._choices.items() if name in services}

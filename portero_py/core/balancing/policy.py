@@ -7,8 +7,13 @@ The rules
 - An object serves one service, always the same by name. Turns, credit and whatever else a policy remembers
   are its own: no two services and no two workers share them. `start` is another number in each worker, so
   that they do not all begin with the same lease.
-- `pick` returns one of the service's leases that serves at `now` and is not excluded; None when there is
-  none, and never for another reason. Who is excluded has failed this very exchange.
+- `pick` returns one of the service's leases that serves at `now` and is not `passed` over; None when there
+  is none, and never for another reason. Who is passed over has failed this very exchange, or others go
+  before him (`choice`): a policy does not ask why, nor does it look at states, limits and ejections itself.
+- `passed` answers for instance ids, and looks each one up when it is asked: ask it only about who else would
+  be picked.
+- A retry has a turn of its own. What first tries remember (turns, credit) it leaves alone: else whoever is
+  well loses a turn for each failure of another, and the broken one gets more first tries for being broken.
 - It may decide by whatever it is given: the service and its leases (weights), the time, the request's head,
   and, from its beginning, the claims of backends and what this worker saw of them.
 - It only chooses. Who asked claims the backend and releases it; marks are made by who saw the failure.
@@ -23,7 +28,7 @@ functions instead of by name.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 
 from portero_py.core.health import Health
 from portero_py.core.model import Lease, Service
@@ -55,7 +60,10 @@ class Policy:
         self.health = health
 
     def pick(
-        self, service: Service, now: float, excluded: Collection[str], head: RequestHead
+        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
     ) -> Lease | None:
-        """The lease for the exchange of `head`; None when all are expired or `excluded` (instance ids)."""
+        """The lease for the exchange of `head`; None when all are expired or `passed` over (instance ids).
+
+        `retry`: a backend has failed this exchange already.
+        """
         raise NotImplementedError

@@ -14,16 +14,20 @@ leaves, it is converted: who was owed half a turn is owed half a turn under the 
 is, credit from large weights would starve somebody for hundreds of picks; forgotten at every change, small
 weights would never have a turn in a fleet that changes all the time.
 
-The queue is reconciled when the Service object is another one than last time (the registry makes a new one at
-every change), never by comparing. Ended, draining and excluded ones are passed over, which is their turn. Who
-is excluded has mostly just had a turn and stands at the back: an exchange that tries all of n leases looks at
-about n. They are excluded by instance id, whose hash is at hand; that of a Backend is made anew each time.
+The queue is reconciled when the Service object is another one than last time (the registry makes a new one
+at every change), never by comparing. Ended, draining and passed over ones lose the turn that they would
+have had. They are passed over by instance id, whose hash is at hand; that of a Backend is made anew each
+time.
+
+Retries have turns of their own, a second queue over the same leases, from the first retry on. With one queue
+for both, of two backends of which one refuses all, the other's turn is always used up by a retry: the broken
+one got 90% of the first tries.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Container
 
 from portero_py.core.balancing.policy import Claims, Policy
 from portero_py.core.health import Health
@@ -34,39 +38,56 @@ from portero_py.wire.message import RequestHead
 class RoundRobin(Policy):
     """The turns of one service in one worker. `start` shifts the first round."""
 
-    __slots__ = ("_credit", "_queue", "_service", "_weighted")
+    __slots__ = ("_first", "_retries")
 
     def __init__(self, start: int, claims: Claims, health: Health) -> None:
         super().__init__(start, claims, health)
-        self._service: Service | None = None
-        self._queue: deque[Lease] = deque()
-        self._weighted = False
-        self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
+        self._first = Turns(start)
+        self._retries: Turns | None = None
 
     def pick(
-        self, service: Service, now: float, excluded: Collection[str], head: RequestHead
+        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
     ) -> Lease | None:
         """The lease whose turn it is, whatever is asked for; see `Policy.pick`."""
-        if service is not self._service:
-            self._reconcile(service)
-        if self._weighted:
-            return self._pick_weighted(now, excluded)
+        turns = self._first
+        if retry:
+            if self._retries is None:
+                self._retries = Turns(self.start)
+            turns = self._retries
+        if service is not turns.service:
+            turns.reconcile(service)
+        return turns.weighted(now, passed) if turns.is_weighted else turns.plain(now, passed)
+
+
+class Turns:
+    """Who was picked when, of the leases of one service."""
+
+    __slots__ = ("_credit", "_queue", "_start", "is_weighted", "service")
+
+    def __init__(self, start: int) -> None:
+        self.service: Service | None = None
+        self.is_weighted = False
+        self._start = start
+        self._queue: deque[Lease] = deque()
+        self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
+
+    def plain(self, now: float, passed: Container[str]) -> Lease | None:
+        """The next one, when all weights are the same."""
         queue = self._queue
         for _ in range(len(queue)):
             lease = queue[0]
             queue.rotate(-1)
-            if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
+            if now < lease.serves_until and (not passed or lease.instance_id not in passed):
                 return lease
         return None
 
-    # Private
-
-    def _pick_weighted(self, now: float, excluded: Collection[str]) -> Lease | None:
+    def weighted(self, now: float, passed: Container[str]) -> Lease | None:
+        """The next one by weight."""
         credit = self._credit
         best: Lease | None = None
         total = 0
         for lease in self._queue:
-            if now < lease.serves_until and lease.instance_id not in excluded:
+            if now < lease.serves_until and lease.instance_id not in passed:
                 total += lease.weight
                 credit[lease.instance_id] += lease.weight
                 if best is None or credit[lease.instance_id] > credit[best.instance_id]:
@@ -75,20 +96,23 @@ class RoundRobin(Policy):
             credit[best.instance_id] -= total
         return best
 
-    def _reconcile(self, service: Service) -> None:
+    def reconcile(self, service: Service) -> None:
+        """Go on with the leases of `service`."""
         former = self._queue
         now_held = {lease.instance_id: lease for lease in service.leases}
         queue = deque(now_held.pop(lease.instance_id) for lease in former if lease.instance_id in now_held)
         queue.extend(now_held.values())
-        if self._service is None and queue:
-            queue.rotate(-(self.start % len(queue)))
-        self._service = service
+        if self.service is None and queue:
+            queue.rotate(-(self._start % len(queue)))
+        self.service = service
         self._queue = queue
-        self._weighted = len({lease.weight for lease in queue}) > 1
-        if self._weighted:
+        self.is_weighted = len({lease.weight for lease in queue}) > 1
+        if self.is_weighted:
             self._convert_credit(_total(former))
         else:
             self._credit = {}
+
+    # Private
 
     def _convert_credit(self, former_total: int) -> None:
         """A turn cost `former_total`; now it costs what the weights in the queue say."""

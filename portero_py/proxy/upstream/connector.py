@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from portero_py.errors import ConnectFailed
+from portero_py.errors import ConnectTimeout
 from portero_py.proxy.upstream.http1 import UpstreamHttp1
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class HttpConnector:
     async def connect(self, pool: BackendPool) -> UpstreamConnection:
         """Connect to the backend of `pool`, where the connection is kept when it is idle.
 
-        Raises ConnectFailed when it takes too long, UpstreamTlsFailed when it is not the backend that it
+        Raises ConnectTimeout when it takes too long, UpstreamTlsFailed when it is not the backend that it
         should be, and whatever the loop raises (OSError, ssl.SSLError).
         """
         surroundings = self._surroundings
@@ -46,7 +46,7 @@ class HttpConnector:
                 )
         except TimeoutError as failure:
             text = f"backend {backend.address} did not answer within {seconds:g} s"
-            raise ConnectFailed(text) from failure
+            raise ConnectTimeout(text) from failure
         if context is not None:
             try:
                 self._tls.check_pin(backend, transport)

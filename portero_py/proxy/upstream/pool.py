@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from portero_py.core.balancing.policy import Claims
 from portero_py.core.names import normalise_host
-from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, UpstreamTlsFailed
+from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, Unconnectable, UpstreamTlsFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,7 +178,7 @@ class BackendPool:
             raise
         except Exception as failure:
             # A server name that cannot be encoded or checked, for one: nothing that only sockets raise.
-            error = ConnectFailed(f"backend {self.backend.address} cannot be connected to: {failure!r}")
+            error = Unconnectable(f"backend {self.backend.address} cannot be connected to: {failure!r}")
             if not self._fault_told:
                 self._fault_told = True
                 _log.error("backend %s cannot be connected to", self.backend.address, exc_info=failure)

@@ -49,8 +49,10 @@ def counted() -> Counters:
     counters.connections_total = 6
     counters.handshakes["TLSv1.3", "h2", "ok"] = 7
     counters.handshakes["", "", "tls_client_hello"] = 2
-    counters.retries["a.example"] = 8
+    counters.retries["a.example", "stale"] = 8
     counters.errors["no_backend"] = 9
+    counters.retries_refused["a.example"] = 14
+    counters.ejections["connect_failed"] = 15
     counters.bytes_in = 10
     counters.bytes_out = 11
     counters.access_log_dropped = 12
@@ -109,7 +111,7 @@ async def test_the_workers_counters_are_shown() -> None:
     counters.connections_open = 5
     counters.connections_total = 6
     counters.handshakes["TLSv1.3", "h2", "ok"] = 7
-    counters.retries["a.example"] = 8
+    counters.retries["a.example", "stale"] = 8
     counters.errors["no_backend"] = 9
     counters.bytes_in = 10
     counters.bytes_out = 11
@@ -121,7 +123,7 @@ async def test_the_workers_counters_are_shown() -> None:
     assert scrape.value("connections_open") == 5
     assert scrape.value("connections_total") == 6
     assert scrape.value("tls_handshakes_total", version="TLSv1.3", alpn="h2", result="ok") == 7
-    assert scrape.value("retries_total", service="a.example") == 8
+    assert scrape.value("retries_total", service="a.example", reason="stale") == 8
     assert scrape.value("errors_total", reason="no_backend") == 9
     assert scrape.value("bytes_total", direction="in") == 10
     assert scrape.value("bytes_total", direction="out") == 11

@@ -32,8 +32,10 @@ def service(*leases: Lease | str, name: str = "app.example") -> Service:
     return Service(name, tuple(lease(one) if isinstance(one, str) else one for one in leases))
 
 
-def pick(policy: Policy, of: Service, now: float = 0.0, excluded: Collection[str] = ()) -> Lease | None:
-    return policy.pick(of, now, excluded, HEAD)
+def pick(
+    policy: Policy, of: Service, now: float = 0.0, passed: Collection[str] = (), *, retry: bool = False
+) -> Lease | None:
+    return policy.pick(of, now, passed, HEAD, retry)
 
 
 def turns(policy: Policy, of: Service, count: int, now: float = 0.0) -> str:

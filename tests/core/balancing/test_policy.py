@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 
 import pytest
 from hypothesis import given, settings
@@ -13,24 +13,24 @@ from hypothesis import strategies as st
 
 from portero_py.core.balancing.balancers import POLICIES, Balancers
 from portero_py.core.balancing.policy import Claims, Policy
-from portero_py.core.health import Health
+from portero_py.core.health import Failure, Health
 from portero_py.core.model import Lease, Service
 from portero_py.wire.message import RequestHead
 from tests.core.balancing.fleet import HEAD, Busy, lease, pick, service, turns
 
 
 class FewestClaims(Policy):
-    """Whoever has the least to do, those that failed lately after all others; of equals the first."""
+    """Whoever has the least to do, those that failed lately after the others; of equals the first."""
 
     __slots__ = ()
 
     def pick(
-        self, service: Service, now: float, excluded: Collection[str], head: RequestHead
+        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
     ) -> Lease | None:
         best: Lease | None = None
         least = 0
         for each in service.leases:
-            if now < each.serves_until and each.instance_id not in excluded:
+            if now < each.serves_until and each.instance_id not in passed:
                 load = self.claims.claims_of(each) + (1000 if self.health.of(each) else 0)
                 if best is None or load < least:
                     best, least = each, load
@@ -43,10 +43,10 @@ class ByTarget(Policy):
     __slots__ = ()
 
     def pick(
-        self, service: Service, now: float, excluded: Collection[str], head: RequestHead
+        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
     ) -> Lease | None:
         there = [
-            each for each in service.leases if now < each.serves_until and each.instance_id not in excluded
+            each for each in service.leases if now < each.serves_until and each.instance_id not in passed
         ]
         return there[len(head.target) % len(there)] if there else None
 
@@ -114,7 +114,7 @@ def test_a_new_policy_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch) -> N
     assert picked() == "B"
     claims.claims["B"] = 4
     assert picked() == "A"
-    health.failed(three.leases[0])
+    health.failed(three.leases[0], three, Failure.PROMPT, "refused", began=0.0, now=0.0)
     assert picked() == "C"
 
 
@@ -122,7 +122,7 @@ def test_a_policy_may_decide_by_the_request() -> None:
     policy = ByTarget(0, Busy(), Health())
     two = service("A", "B")
     heads = [RequestHead(b"GET", target, b"app.example", b"1.1", []) for target in (b"/", b"/a", b"/ab")]
-    assert [policy.pick(two, 0.0, (), head) for head in heads] == [
+    assert [policy.pick(two, 0.0, (), head, False) for head in heads] == [
         two.leases[1],
         two.leases[0],
         two.leases[1],
