@@ -53,8 +53,12 @@ class Balancers:
             return policy.pick(service, now, excluded, head)
         for lease in service.leases:  # one or none
             if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
-                return lease
+                return lease if not lease.max_in_flight or self._claims.has_room(lease) else None
         return None
+
+    def would_serve(self, service: Service, now: float, excluded: Collection[str]) -> bool:
+        """Whether somebody could take an exchange if it had room."""
+        return any(now < each.serves_until and each.instance_id not in excluded for each in service.leases)
 
     def retain(self, table: RoutingTable) -> None:
         """Forget the policies of services that `table` does not have, once they outnumber its services.

@@ -55,7 +55,11 @@ class RoundRobin(Policy):
         for _ in range(len(queue)):
             lease = queue[0]
             queue.rotate(-1)
-            if now < lease.serves_until and (not excluded or lease.instance_id not in excluded):
+            if (
+                now < lease.serves_until
+                and (not excluded or lease.instance_id not in excluded)
+                and (not lease.max_in_flight or self.claims.has_room(lease))
+            ):
                 return lease
         return None
 
@@ -66,7 +70,11 @@ class RoundRobin(Policy):
         best: Lease | None = None
         total = 0
         for lease in self._queue:
-            if now < lease.serves_until and lease.instance_id not in excluded:
+            if (
+                now < lease.serves_until
+                and lease.instance_id not in excluded
+                and (not lease.max_in_flight or self.claims.has_room(lease))
+            ):
                 total += lease.weight
                 credit[lease.instance_id] += lease.weight
                 if best is None or credit[lease.instance_id] > credit[best.instance_id]:

@@ -51,6 +51,10 @@ def counted() -> Counters:
     counters.handshakes["", "", "tls_client_hello"] = 2
     counters.retries["a.example"] = 8
     counters.errors["no_backend"] = 9
+    counters.queued["a.example"] = 14
+    counters.queue_waits["a.example", 4] = 15
+    counters.queue_seconds["a.example"] = 0.6
+    counters.queue_refused["a.example", "queue_full"] = 16
     counters.bytes_in = 10
     counters.bytes_out = 11
     counters.access_log_dropped = 12
