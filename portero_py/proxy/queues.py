@@ -28,7 +28,6 @@ from portero_py.errors import GoingDown, QueueFull, QueueTimeout, ServicePaused
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
 
     from portero_py.config.model import Limits
     from portero_py.core.counters import Counters
@@ -127,8 +126,18 @@ class Queues:
 
     def follow(self, table: RoutingTable) -> None:
         """Another table is in force."""
-        if self._lines:
-            self._compare(table.services, monotonic())
+        now = monotonic()
+        for name, line in self._lines.items():
+            service = table.services.get(name)
+            if service is not line.service:
+                halt = None if service is None else service.halt
+                if halt is not None and halt != line.halt and halt.seconds:
+                    line.queue.hold_until(now + halt.seconds)
+                    self._arm(name, line, now)
+                line.service = service
+                self.freed(name)
+            elif name.startswith("*") or name == table.default_service:
+                self.freed(name)  # another service may have come for the hosts of those who wait here
 
     def end(self) -> None:
         """Nobody is held any longer, nor from now on: this process ends."""
@@ -176,17 +185,6 @@ class Queues:
             else:
                 went = True
         return went
-
-    def _compare(self, services: Mapping[str, Service], now: float) -> None:
-        for name, line in self._lines.items():
-            service = services.get(name)
-            if service is not line.service:
-                halt = None if service is None else service.halt
-                if halt is not None and halt != line.halt and halt.seconds:
-                    line.queue.hold_until(now + halt.seconds)
-                    self._arm(name, line, now)
-                line.service = service
-                self.freed(name)
 
     # Private: time
 
