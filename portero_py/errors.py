@@ -353,6 +353,36 @@ class NoBackend(ExchangeError):
     reason = "no_backend"
 
 
+class QueueFull(NoBackend):
+    """Every backend has as many exchanges as it takes, and no more may wait."""
+
+    reason = "queue_full"
+
+
+class QueueTimeout(NoBackend):
+    """It waited for a backend with room, and there was none in time."""
+
+    reason = "queue_timeout"
+
+
+class ServiceHalted(NoBackend):
+    """Somebody paused or stopped the service; the text is what he wants clients to read."""
+
+    reason = "stopped"
+
+
+class ServicePaused(ServiceHalted):
+    """It was not resumed in time."""
+
+    reason = "paused"
+
+
+class GoingDown(NoBackend):
+    """This process ends before there was room."""
+
+    reason = "going_down"
+
+
 class Misdirected(ExchangeError):
     """The Host is not covered by the certificate that this connection presented (RFC 9110, 15.5.20)."""
 

@@ -59,7 +59,8 @@ class Limits:
     h2_streams: int = 128
     # exchanges of one service that wait for a backend with room
     queue_seconds: float = 0  # 0: none waits
-    queue_length: int = 1000
+    queue_length: int = 1000  # a service, in each worker
+    queue_bytes: int = 16 << 20  # a service, in each worker: heads and what there is of bodies
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,7 @@ SETTINGS: Final = (
     Setting("limits.h2_streams", values.whole(1, 65_536)),
     Setting("limits.queue_seconds", values.seconds(0)),
     Setting("limits.queue_length", values.whole(1, 1_000_000)),
+    Setting("limits.queue_bytes", values.whole(65_536, 1 << 40)),
     Setting("health.interval", values.seconds(0.1)),
     Setting("health.timeout", values.seconds(0.1)),
     Setting("health.rise", values.whole(1, 1000)),

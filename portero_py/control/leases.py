@@ -124,6 +124,7 @@ class Leases:
                 if is_meant and self._clock() < lease.expires_at:
                     return lease
         raise NoSuchLease(f"no such lease for {service}: it was never registered here, or it expired")
+
     def at(self, service: str, host: str, port: int) -> Lease | None:
         """What the newest table has at an address of a service."""
         return self._registry.at(service, host, port)

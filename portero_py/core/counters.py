@@ -39,7 +39,7 @@ def _add(mine: Any, theirs: Any) -> Any:
     return mine + theirs  # a declared float would make one of an int, in the compiled build
 
 
-def _add_each(mine: dict[Any, int], theirs: Mapping[Any, int]) -> dict[Any, int]:
+def _add_each(mine: dict[Any, Any], theirs: Mapping[Any, Any]) -> dict[Any, Any]:
     for key, count in theirs.items():
         mine[key] = mine.get(key, 0) + count
     return mine
@@ -114,6 +114,12 @@ class Counters:
     retries: Counter[tuple[str, str]] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE_AND)
     retries_refused: Counter[str] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE)
     ejections: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # reason
+    # exchanges that wait now; how long those waited that wait no more (service, bucket); who was turned away
+    queued: Counter[str] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE)
+    queue_waits: Counter[tuple[str, int]] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE_AND)
+    queue_seconds: dict[str, float] = field(default_factory=dict, metadata=_COUNTED_BY_SERVICE)
+    # service, reason
+    queue_refused: Counter[tuple[str, str]] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE_AND)
     bytes_in: int = field(default=0, metadata=_SUMMED)
     bytes_out: int = field(default=0, metadata=_SUMMED)
     connections_total: int = field(default=0, metadata=_SUMMED)
@@ -132,6 +138,22 @@ class Counters:
         exchanges = counted.exchanges
         exchanges[key] = exchanges.get(key, 0) + 1
         counted.seconds += seconds
+
+    def queue_left(self, service: str, seconds: float) -> None:
+        """Count an exchange that waits no more, whatever the reason."""
+        queued = self.queued
+        queued[service] -= 1
+        if queued[service] <= 0:
+            del queued[service]
+        self.queue_waits[service, bisect_left(DURATION_BUCKETS, seconds)] += 1
+        self.queue_seconds[service] = self.queue_seconds.get(service, 0.0) + seconds
+
+    def queue_durations(self) -> dict[str, list[int]]:
+        """How many waited how long, in each bucket, by service."""
+        found: dict[str, list[int]] = {}
+        for (service, bucket), count in self.queue_waits.items():
+            found.setdefault(service, [0] * (len(DURATION_BUCKETS) + 1))[bucket] += count
+        return found
 
     def keep_only(self, services: Mapping[str, object]) -> None:
         """Forget what was counted for services that are not in `services`; "" stays, which is none."""

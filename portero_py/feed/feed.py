@@ -126,6 +126,7 @@ class Feed:
         self._departed.merge(counters)
         self._departed.connections_open = 0
         self._departed.exchanges_in_flight = 0
+        self._departed.queued.clear()
         self._departed.tasks = 0
         self._forget(self._departed)
 

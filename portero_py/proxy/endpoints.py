@@ -14,6 +14,7 @@ Who calls what (`x` is the exchange)
 - Exchange -> downstream: `send_informational*`, then `send_response`, or `send_head`, `send_body*`,
   `send_end`; or `abort` at any time.
 - Exchange -> upstream: `send_head`, `send_body*`, `send_end`; or `abort`.
+- Queues -> exchange: `x.turn_came()`, again and again, or `x.waited_in_vain(error)`.
 - Pool -> exchange: `x.upstream_ready(upstream)`, `x.connect_failed(error)` or `x.connect_cancelled(error)`.
 - Upstream -> exchange: `x.body_refused(data)` for what comes while the connection breaks and nothing was sent
   on it yet; `x.response_informational(head)*`, then `x.response(head, body, now)` when all of it
@@ -27,7 +28,7 @@ Who calls what (`x` is the exchange)
 Backpressure: `pause_*` asks an end to stop delivering as soon as it can. What it has already read it may
 still deliver; it must not read more from its socket (HTTP/1) or give back flow-control window (HTTP/2).
 
-The faces are classes, one above the other (`Record`, `ResponseSide`, `RequestSide`), and none is a
+The faces are classes, one above the other (`Record`, `Waiting`, `ResponseSide`, `RequestSide`), and none is a
 `typing.Protocol`: the compiled build calls a method of a class by its place and that of a protocol by its
 name, and a compiled class has one base. So by its type a downstream could call what is the upstream's to
 call; it has no reason to.
@@ -41,6 +42,7 @@ from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     from portero_py.core.model import Backend, Lease
+    from portero_py.core.queue import Turn
     from portero_py.errors import PorteroError
     from portero_py.proxy.peer import Peer
     from portero_py.wire.headers import Forwarded
@@ -73,7 +75,26 @@ class Record:
         return None if self.lease is None else self.lease.backend
 
 
-class ResponseSide(Record):
+class Waiting(Record):
+    """The exchange, as the queue sees it in which it waits."""
+
+    def turn_came(self) -> Turn:
+        """There may be room: go on if so."""
+        raise NotImplementedError
+
+    def waited_in_vain(self, error: PorteroError) -> None:
+        """There will be no room in time: it is over."""
+        raise NotImplementedError
+
+    def broke(self) -> None:
+        """The last resort of whoever was calling when something of our own raised: call it in the handler.
+
+        Whatever the exchange was doing, it is logged, counted and over, and neither end waits for it.
+        """
+        raise NotImplementedError
+
+
+class ResponseSide(Waiting):
     """The exchange, as the upstream and the pool see it."""
 
     def upstream_ready(self, upstream: Upstream) -> None:
@@ -140,16 +161,14 @@ class ResponseSide(Record):
         """The backend has closed its side of the tunnel; False when the client cannot be told so."""
         raise NotImplementedError
 
-    def broke(self) -> None:
-        """The last resort of whoever was calling when something of our own raised: call it in the handler.
-
-        Whatever the exchange was doing, it is logged, counted and over, and neither end waits for it.
-        """
-        raise NotImplementedError
-
 
 class RequestSide(ResponseSide):
     """The exchange, as the downstream sees it."""
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for its turn: a client that closes its side then has given up."""
+        return False
 
     def start(self) -> None:
         """The request's head is complete: find a backend and send it on.

@@ -6,7 +6,9 @@ callbacks; the only wait is for a new connection.
 
 Phases
     ROUTING -> CONNECTING -> WAITING -> RESPONDING -> DONE
+    ROUTING -> QUEUED -> ROUTING
     ROUTING      nothing was claimed
+    QUEUED       it waits for a backend with room, or for a paused service; no body is read
     CONNECTING   a lease is claimed, a connection to its backend is being made; body bytes are kept
     WAITING      the request is on its way; no byte of a final response's head was passed on
     RESPONDING   the response's head was passed on: nothing can be retried or replied any more
@@ -14,7 +16,8 @@ Phases
 
 The invariants
 - A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
-  out.
+  out. So it is with a limited backend's slot (`_pick_scarce`), and with the place in a queue (`_wait`).
+- Whoever comes while others wait for the same service waits behind them.
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
 - A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
@@ -27,7 +30,7 @@ The invariants
 - A backend that fails before the head is passed on costs the client nothing while another one can serve.
   Failed connects are no retries: every lease is tried, for CONNECT_PATIENCE connect time-outs. What counts
   against MAX_RETRIES is a request that was sent, and against its service's budget one that a backend may have
-  begun.
+  begun. Time in a queue counts for none of it.
 - Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
@@ -39,6 +42,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.health import Failure
+from portero_py.core.queue import Turn
 from portero_py.errors import (
     BodyTooLarge,
     ClientGone,
@@ -49,16 +53,19 @@ from portero_py.errors import (
     NoSuchService,
     OutOfDescriptors,
     PorteroError,
+    QueueFull,
+    ServiceHalted,
     Unconnectable,
 )
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
+from portero_py.proxy.upstream.rooms import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from portero_py.core.health import Mark
-    from portero_py.core.model import Service
+    from portero_py.core.model import Lease, Service
     from portero_py.proxy.endpoints import Downstream, Upstream
     from portero_py.proxy.peer import Peer
     from portero_py.proxy.surroundings import Surroundings
@@ -82,16 +89,18 @@ class Phase(Enum):
     WAITING = 2
     RESPONDING = 3
     DONE = 4
+    QUEUED = 5
 
 
 # Module constants: an enum member costs an attribute look-up more, several times a request.
-_ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE = Phase
+_ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE, _QUEUED = Phase
 
 _PROMPT, _UNREACHABLE, _HANGS = Failure
 
 #: The steps that may happen.
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
-    _ROUTING: frozenset({_CONNECTING, _WAITING, _RESPONDING, _DONE}),
+    _ROUTING: frozenset({_QUEUED, _CONNECTING, _WAITING, _RESPONDING, _DONE}),
+    _QUEUED: frozenset({_ROUTING}),
     _CONNECTING: frozenset({_ROUTING, _WAITING, _RESPONDING, _DONE}),
     _WAITING: frozenset({_ROUTING, _RESPONDING, _DONE}),
     _RESPONDING: frozenset({_DONE}),
@@ -106,6 +115,7 @@ class Exchange(RequestSide):
     _phase = _ROUTING
     _claim: BackendPool | None = None
     _trial: Mark | None = None  # of the backend that is ejected, and that this exchange is to try
+    _slot = NONE  # of a limited backend that is claimed
     _connecting: Connecting | None = None
     _excluded: set[str] | None = None  # instance ids of leases that failed
     _fresh = False  # the next try needs a new connection
@@ -177,6 +187,8 @@ class Exchange(RequestSide):
             self._upstream.send_body(data)
         else:
             self._keep(data)
+            if self._phase is _QUEUED and not self._surroundings.queues.grew(self, len(data)):
+                self._refuse(QueueFull("the bodies of the requests that wait are too much"))
 
     def request_end(self, trailers: Fields | None) -> None:
         """The request is complete, or the client closed its side of the tunnel."""
@@ -186,6 +198,15 @@ class Exchange(RequestSide):
         self._trailers = trailers
         if self._upstream is not None:
             self._upstream.send_end(trailers)
+        elif self._phase is _QUEUED:
+            # There is no body left that could come, and who does not read does not hear a client leave.
+            self._body_held_up = False
+            self.downstream.resume_body()
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for its turn: a client that closes its side then has given up."""
+        return self._phase is _QUEUED
 
     def downstream_paused(self) -> None:
         """The client reads slower than the backend sends."""
@@ -208,6 +229,29 @@ class Exchange(RequestSide):
             self.status = error.status
         self._give_up_upstream()
         self._finish()
+
+    # What the queue calls
+
+    def turn_came(self) -> Turn:
+        """There may be room: go on if so. As a new request would, if the table says something else now."""
+        surroundings = self._surroundings
+        service = surroundings.router.route(self.head.authority, surroundings.table)
+        if service is None:
+            self._refuse(NoSuchService("no service is registered for this host any more"))
+            return Turn.GONE
+        if service.name != self.service or not (service.is_limited or service.halt is not None):
+            self._release()
+            self.service = service.name
+            self._try_next(service, None, monotonic())
+            return Turn.GONE  # of this queue; it may be in another one
+        self._try_next(service, None, monotonic())
+        if self._phase is not _QUEUED:
+            return Turn.GONE
+        return Turn.PASSED if self._excluded else Turn.WAITS
+
+    def waited_in_vain(self, error: PorteroError) -> None:
+        """There will be no room in time: it is over."""
+        self._refuse(error)
 
     # What the upstream and the pool call
 
@@ -367,10 +411,17 @@ class Exchange(RequestSide):
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
         surroundings = self._surroundings
-        lease = surroundings.balancers.pick(service, now, self._excluded or (), self.head, error is not None)
-        if lease is None:
-            self._refuse(error or NoBackend("no backend can take the request now"))
-            return
+        if service.is_limited or service.halt is not None:
+            lease = self._pick_scarce(service, error, now)
+            if lease is None:
+                return
+        else:
+            lease = surroundings.balancers.pick(
+                service, now, self._excluded or (), self.head, error is not None
+            )
+            if lease is None:
+                self._refuse(error or NoBackend("no backend can take the request now"))
+                return
         head = self.head
         self.lease = lease
         self._claim = pool = surroundings.pools.of(lease, head.authority)
@@ -390,6 +441,68 @@ class Exchange(RequestSide):
             self._body_held_up = True
             self.downstream.pause_body()
         self._connecting = pool.connect(self)
+
+    def _pick_scarce(self, service: Service, error: PorteroError | None, now: float) -> Lease | None:
+        """Pick for a service that not everybody may go on to; None: it waits in the queue, or was refused."""
+        surroundings = self._surroundings
+        halt = service.halt
+        queued = self._phase is _QUEUED
+        if halt is None and (queued or service.name not in surroundings.queues):
+            excluded = self._excluded or ()
+            retry = bool(excluded)
+            lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+            tries = len(service.leases)
+            while lease is not None and lease.max_in_flight:
+                self._slot = surroundings.pools.take_slot(lease)
+                if self._slot != NONE:
+                    break
+                # Another worker was faster: that was the backend's last slot.
+                tries -= 1
+                if not tries:
+                    lease = None
+                    break
+                lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+            if lease is not None:
+                if queued:
+                    self._leave_queue(now)
+                return lease
+            if not surroundings.balancers.would_serve(service, now, excluded):
+                self._refuse(error or NoBackend("no backend can take the request now"))
+                return None
+        if halt is not None and halt.seconds is None:
+            self._refuse(error or ServiceHalted(halt.message or "the service is stopped"))
+        elif not queued:
+            self._wait(service, error, now)
+        return None
+
+    def _wait(self, service: Service, error: PorteroError | None, now: float) -> None:
+        """Join the queue of `service`."""
+        head = self.head
+        self.service = service.name  # of a retry it may be another one than at first
+        size = len(head.target) + len(head.authority)
+        for name, value in head.fields:
+            size += len(name) + len(value)
+        if self._kept_body is not None:
+            size += len(self._kept_body)
+        try:
+            self._surroundings.queues.join(self, service, now, size)
+        except NoBackend as refusal:
+            self._refuse(error or refusal)
+            return
+        self._phase = _QUEUED
+        if not self._request_ended:
+            self._body_held_up = True
+            self.downstream.pause_body()
+        elif self._body_held_up:
+            self._body_held_up = False
+            self.downstream.resume_body()
+
+    def _leave_queue(self, now: float) -> None:
+        """Give the place in the queue up: the one place that does."""
+        self._phase = _ROUTING
+        waited = self._surroundings.queues.leave(self, now)
+        if self._connecting_since:
+            self._connecting_since += waited
 
     def _send(self, upstream: Upstream) -> None:
         head = self.head
@@ -498,13 +611,24 @@ class Exchange(RequestSide):
         self._release()
 
     def _release(self) -> None:
-        """Give the claim back: the one place that does."""
+        """Give the claim back, or the place in the queue: the one place that does."""
         claim, self._claim = self._claim, None
         if claim is not None:
             claim.claims -= 1
             if self._trial is not None:
                 trial, self._trial = self._trial, None
                 self._surroundings.health.end_trial(trial)
+            if self._slot != NONE:
+                self._give_slot_back()
+        elif self._phase is _QUEUED:
+            self._leave_queue(monotonic())
+
+    def _give_slot_back(self) -> None:
+        slot, self._slot = self._slot, NONE
+        surroundings = self._surroundings
+        assert self.lease is not None
+        surroundings.pools.give_slot_back(self.lease, slot)
+        surroundings.queues.freed(self.lease.service)
 
     def _finish(self) -> None:
         """Count and log, once."""

@@ -1,14 +1,19 @@
-"""The responses that portero itself writes: short text, or JSON for a client that asks for it."""
+"""The responses that portero itself writes: short text, or JSON for a client that asks for it.
+
+What a halted service says is for the people who use it: a page for those who look at one.
+"""
 
 from __future__ import annotations
 
 from email.utils import formatdate
+from html import escape
 from http import HTTPStatus
 from typing import Final
 
 import orjson
 
-from portero_py.errors import NoBackend, PorteroError
+from portero_py.errors import NoBackend, PorteroError, ServiceHalted
+from portero_py.wire.accept import preferred
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 #: Seconds after which a client may try again when no backend can take its request: backends register and
@@ -20,6 +25,22 @@ _OPAQUE: Final = {
     502: "the backend could not be reached, or broke off its answer, or gave none that is valid",
     504: "the backend took too long",
 }
+_KINDS: Final = ((b"text/plain",), (b"text/html",), (b"application/json", b"application/problem+json"))
+_TEXT, _HTML, _JSON = range(len(_KINDS))
+_PAGE: Final = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{status} {phrase}</title>
+</head>
+<body>
+<h1>{phrase}</h1>
+<p>{detail}</p>
+</body>
+</html>
+"""
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
 
@@ -31,7 +52,8 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
     """
     detail = _OPAQUE.get(error.status) or str(error)
     phrase = _PHRASES.get(error.status, "Error")
-    if head is not None and _wants_json(head.fields):
+    kind = _kind(error, head)
+    if kind == _JSON:
         content_type = b"application/problem+json"
         body = orjson.dumps(
             {
@@ -42,6 +64,9 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
                 "request_id": request_id.decode("latin-1"),
             }
         )
+    elif kind == _HTML:
+        content_type = b"text/html; charset=utf-8"
+        body = _PAGE.format(status=error.status, phrase=phrase, detail=escape(detail)).encode()
     else:
         content_type = b"text/plain; charset=utf-8"
         body = f"{error.status} {phrase}: {detail}\n".encode()
@@ -64,5 +89,10 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
 # Private
 
 
-def _wants_json(fields: Fields) -> bool:
-    return any(name.lower() == b"accept" and b"json" in value.lower() for name, value in fields)
+def _kind(error: PorteroError, head: RequestHead | None) -> int:
+    if head is None:
+        return _TEXT
+    accept = [value for name, value in head.fields if name.lower() == b"accept"]
+    if isinstance(error, ServiceHalted):
+        return preferred(accept, _KINDS)
+    return _JSON if any(b"json" in value.lower() for value in accept) else _TEXT

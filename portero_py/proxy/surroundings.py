@@ -23,6 +23,7 @@ from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.access_log import AccessLog
 from portero_py.proxy.outcomes import Outcomes
 from portero_py.proxy.peer import Peers
+from portero_py.proxy.queues import Queues
 from portero_py.proxy.upstream.pool import Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
@@ -36,13 +37,15 @@ if TYPE_CHECKING:
     from portero_py.proxy.downstream.connection import Connection, Connections
     from portero_py.proxy.endpoints import Record
     from portero_py.proxy.peer import Peer
+    from portero_py.proxy.upstream.rooms import Rooms
 
 
 class Surroundings:
     """The surroundings of everything on `loop`, before any routing table has come.
 
     `start` shifts the balancers' first turns: it is another number in each worker. The access log goes to
-    `log_descriptor`, in turns with the others who lock `log_lock` (see `access_log`).
+    `log_descriptor`, in turns with the others who lock `log_lock` (see `access_log`). `rooms` is where
+    workers keep the limits of backends together.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Surroundings:
         start: int = 0,
         log_descriptor: int = 1,
         log_lock: int = -1,
+        rooms: Rooms | None = None,
     ) -> None:
         # process
         self.loop = loop
@@ -75,8 +79,9 @@ class Surroundings:
         # routing table
         self.table = RoutingTable()
         self.certificates = CertificateTable()
-        self.pools = Pools(loop, self.table)
+        self.pools = Pools(loop, self.table, rooms)
         self.balancers = Balancers(self.pools, self.health, start)
+        self.queues = Queues(loop, self.counters, config.limits, rooms)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)
@@ -86,6 +91,7 @@ class Surroundings:
         self.timeouts = config.timeouts
         self.limits = config.limits
         self.health.configure(config.health.fall, config.health.timeout, config.health.statuses)
+        self.queues.limits = config.limits
         self.peers = Peers(config.proxy.trusted_proxies)
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
         self.response_parser = ResponseParser(config.limits.header_fields)

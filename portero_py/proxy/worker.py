@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -20,6 +20,7 @@ from portero_py.proxy.downstream.listener import FrontServer, ListenerSite
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.surroundings import Surroundings
 from portero_py.proxy.upstream.connector import HttpConnector
+from portero_py.proxy.upstream.rooms import Rooms
 from portero_py.proxy.upstream.tls import UpstreamTls
 
 if TYPE_CHECKING:
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
     from portero_py.core.routing_table import RoutingTable
 
 
+#: The part of a drain in which exchanges may go on waiting in queues.
+WAITING_SHARE: Final = 0.9
+
+
 class Worker:
     """The data plane on one event loop, for `most` clients at a time. `log_descriptor` takes the access log.
 
     When there are several workers, `front_tls` was made before they were forked, `start` is another number
-    in each, and `log_lock` is a file that all of them have (see `access_log`).
+    in each, and `log_lock` and `limit_file` are files that all of them have (see `access_log`, `rooms`).
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Worker:
         front_tls: FrontTls | None = None,
         log_descriptor: int = 1,
         log_lock: int = -1,
+        limit_file: int = -1,
         start: int = 0,
         most: int = sys.maxsize,
     ) -> None:
@@ -69,6 +75,7 @@ class Worker:
             start=start,
             log_descriptor=log_descriptor,
             log_lock=log_lock,
+            rooms=None if limit_file < 0 else Rooms(limit_file, start, config.workers),
         )
         self._front_tls.counters = surroundings.counters
         surroundings.pools.connector = HttpConnector(surroundings, upstream_tls)
@@ -98,6 +105,7 @@ class Worker:
         surroundings.table = table
         surroundings.pools.follow(table)
         surroundings.balancers.retain(table)
+        surroundings.queues.follow(table)
         if self._pruning is None:
             self._prune_later()
 
@@ -142,8 +150,12 @@ class Worker:
         surroundings.draining = True
         await self.stop_accepting()
         self._server.pre_shutdown()
+        # What waits may still be served; who has not been by then gets an answer instead of an end.
+        ending = self._loop.call_later(timeout * WAITING_SHARE, surroundings.queues.end)
         await self._server.shutdown(timeout)
         await self._runner.cleanup()
+        ending.cancel()
+        surroundings.queues.close()
         if self._pruning is not None:
             self._pruning.cancel()
         self._looking.cancel()

@@ -67,6 +67,7 @@ class Inheritance:
     board: Board
     lifeline: tuple[int, int]  # a pipe: its writing end is the supervisor's
     log_lock: int
+    limit_file: int  # see proxy/upstream/rooms.py
 
     def restarts(self) -> dict[str, int]:
         """How often each process was replaced, by its name in the metrics."""
@@ -159,6 +160,7 @@ class _Worker(_Process):
             asyncio.get_running_loop(),
             front_tls=inherited.front_tls,
             log_lock=inherited.log_lock,
+            limit_file=inherited.limit_file,
             start=self._number,
             most=tuning.shares(tuning.open_files(), control=False, traffic=True).clients,
         )

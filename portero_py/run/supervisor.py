@@ -108,6 +108,7 @@ class Supervisor:
             board=self._board,
             lifeline=os.pipe(),
             log_lock=os.memfd_create("portero-access-log", os.MFD_CLOEXEC),
+            limit_file=os.memfd_create("portero-limits", os.MFD_CLOEXEC),
         )
         inherited = self._inherited
         self._control = Child(CONTROL, "control", self._board, partial(run_control, inherited))
@@ -134,6 +135,7 @@ class Supervisor:
             os.close(self._inherited.lifeline[0])
             os.close(self._inherited.lifeline[1])
             os.close(self._inherited.log_lock)
+            os.close(self._inherited.limit_file)
             self._inherited.rendezvous.close()
             gc.unfreeze()
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -66,7 +66,8 @@ def full(number: int) -> Counters:
         if isinstance(value, Counter):
             value["gone.example", "reason"] = number
         elif isinstance(value, dict):
-            value["gone.example"] = ServiceCounters({("GET", 200, 3): number}, float(number))
+            counted = ServiceCounters({("GET", 200, 3): number}, float(number))
+            value["gone.example"] = counted if each.name == "services" else float(number)
         else:
             setattr(counters, each.name, number)
     return counters
@@ -90,7 +91,8 @@ def test_whatever_is_counted_by_service_is_forgotten_with_it() -> None:
     counters.keep_only({})
     left = {each.name for each in fields(Counters) if getattr(counters, each.name) in ({}, 0)}
     assert left == {each.name for each in fields(Counters) if each.metadata.get("service_of")}
-    assert left == {"services", "retries", "retries_refused"}
+    queues = {each.name for each in fields(Counters) if each.name.startswith("queue")}
+    assert left == {"services", "retries", "retries_refused", *queues}
 
 
 def test_the_counts_of_services_that_are_gone_are_forgotten_and_nothing_else() -> None:
@@ -107,3 +109,25 @@ def test_the_counts_of_services_that_are_gone_are_forgotten_and_nothing_else() -
     assert counters.bytes_in == 10
     counters.exchange_done("gone.example", b"GET", 200, 0.5)
     assert counters.services["gone.example"].by_status() == {("GET", 200): 1}
+
+
+def test_who_waited_in_a_queue_is_counted_by_service_and_by_how_long_that_was() -> None:
+    counters = Counters()
+    counters.queued["app.example"] = 2
+    counters.queue_left("app.example", 0.001)
+    assert counters.queued == {"app.example": 1}
+    counters.queue_left("app.example", 61.0)
+    assert counters.queued == {}
+    assert counters.queue_seconds == {"app.example": 61.001}
+    assert counters.queue_durations() == {"app.example": [1, *[0] * (len(DURATION_BUCKETS) - 1), 1]}
+
+
+def test_who_leaves_the_queue_of_a_service_that_was_forgotten_leaves_no_number_below_zero() -> None:
+    counters = Counters()
+    counters.queued["gone.example"] += 1
+    counters.queue_refused["gone.example", "queue_full"] += 1
+    counters.queue_refused["stays.example", "queue_full"] += 1
+    counters.keep_only({"stays.example": object()})
+    counters.queue_left("gone.example", 0.5)
+    assert counters.queued == {}
+    assert counters.queue_refused == {("stays.example", "queue_full"): 1}

@@ -104,6 +104,7 @@ def test_counters_are_the_sum_and_never_fall_when_a_worker_leaves() -> None:
         worker.counters.exchange_done("app.example", b"GET", 200, 0.1)
         worker.counters.connections_open = 3
         worker.counters.exchanges_in_flight = 2
+        worker.counters.queued["app.example"] = 4
         worker.counters.tasks = 7
     assert feed.counters().services["app.example"].by_status()["GET", 200] == 2
     assert (feed.counters().connections_open, feed.counters().tasks, feed.subscribers) == (6, 14, 2)
@@ -112,6 +113,7 @@ def test_counters_are_the_sum_and_never_fall_when_a_worker_leaves() -> None:
     assert (total.tasks, feed.subscribers) == (7, 1)
     assert total.services["app.example"].by_status()["GET", 200] == 2
     assert (total.connections_open, total.exchanges_in_flight) == (3, 2)
+    assert total.queued == {"app.example": 4}
     assert feed.counters().services == total.services  # asking does not count
     assert one.counters.services["app.example"].by_status()["GET", 200] == 1
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from portero_py.proxy import exchange, surroundings
+from portero_py.proxy import exchange, queues, surroundings
 from portero_py.proxy.downstream import http1, leaving
 from portero_py.proxy.upstream import http1 as upstream_http1
 from portero_py.proxy.upstream import pool
@@ -21,7 +21,7 @@ from tests.proxy.downstream.tls_listener import LOOPS, Play, Scene
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A proxy with one backend for app.example; after the test no claim and no exchange is left."""
     clock = Clock()
-    for module in (http1, exchange, leaving, upstream_http1, pool, surroundings):
+    for module in (http1, exchange, leaving, upstream_http1, pool, queues, surroundings):
         monkeypatch.setattr(module, "monotonic", clock)
     world = World(clock)
     yield world

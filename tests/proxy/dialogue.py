@@ -308,6 +308,8 @@ class World(Surroundings):
     def check_released(self) -> None:
         """Nothing is held any more: every exchange ended once and gave back what it had."""
         assert self.counters.exchanges_in_flight == 0
+        assert len(self.queues) == 0
+        assert self.counters.queued == {}
         assert [pool.claims for pool in self.all_pools()] == [0] * len(self.all_pools())
         assert len(set(self.done)) == len(self.done), "an exchange ended twice"
 
@@ -318,6 +320,7 @@ class World(Surroundings):
         for transport in (*self.connected, *self.loop.connections):
             if not transport.lost:
                 transport.vanish()
+        self.queues.close()
         await self.pools.close()
         await settle()
         self.check_released()

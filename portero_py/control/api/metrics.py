@@ -192,6 +192,18 @@ def _backends(snapshot: _Snapshot) -> dict[tuple[str, str], int]:
     return found
 
 
+def _queue_waits(snapshot: _Snapshot) -> dict[str, tuple[list[tuple[str, int]], float]]:
+    seconds, counted = snapshot.counters.queue_seconds, snapshot.counters.queue_durations()
+    none = [0] * len(_BOUNDS)
+    return {
+        service: (
+            list(zip(_BOUNDS, accumulate(counted.get(service, none)), strict=True)),
+            seconds.get(service, 0.0),
+        )
+        for service in {**seconds, **counted}
+    }
+
+
 #: Everything that a scrape shows, in this order; each field of `Counters` in one row at least.
 ROWS: Final = (
     _Row(_Gauge, "registry_hosts", "Distinct host names that have a backend", (), lambda s: s.hosts),
@@ -275,6 +287,21 @@ ROWS: Final = (
         "Times that a worker began to pass a backend over",
         ("reason",),
         lambda s: s.counters.ejections,
+    ),
+    _Row(
+        _Gauge,
+        "queued",
+        "Exchanges that wait for a backend with room, or for a paused service",
+        ("service",),
+        lambda s: s.counters.queued,
+    ),
+    _Row(_Histogram, "queue_seconds", "How long those waited that did", ("service",), _queue_waits),
+    _Row(
+        _Counter,
+        "queue_refused",
+        "Exchanges that no place was left for, or that waited in vain",
+        ("service", "reason"),
+        lambda s: s.counters.queue_refused,
     ),
     _Row(
         _Counter, "errors", "Exchanges and connections that failed", ("reason",), lambda s: s.counters.errors

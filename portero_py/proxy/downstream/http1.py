@@ -15,7 +15,8 @@ The traps
 - The response's head is held back until its first body bytes, so that a small response is one write.
 - A client that sends requests and reads no answers would fill our memory: no request is begun while written
   bytes wait, and reading stops soon after.
-- A client that has closed its side is still owed an answer to every request that came before.
+- A client that has closed its side is still owed an answer to every request that came before, unless that
+  one still waits in a queue: most clients that close do not want it any more.
 - A connection that is closed with bytes of the client unread is reset, and a reset can overtake the answer.
   So after the last answer the rest is read and forgotten (`leaving.py`), unless the client has said itself
   that nothing more would come.
@@ -182,11 +183,13 @@ class Http1Downstream(asyncio.Protocol):
         state = self._state
         waits = self._writing_paused or self._turn is not None
         if not self._peer.tls_version:  # under TLS it is gone: see tls.py
-            if state is _RESPONSE or (state is _HEAD and waits and self._buffer):
+            if self._exchange is not None and self._exchange.is_queued:
+                pass  # nothing was begun for it, and there may be others who still want an answer
+            elif state is _RESPONSE or (state is _HEAD and waits and self._buffer):
                 # The client has said all it had to say and waits for the answers (RFC 9112, 9.6).
                 self._ended = True
                 return True
-            if state is _TUNNEL and self._exchange is not None:
+            elif state is _TUNNEL and self._exchange is not None:
                 self._ended = True
                 self._exchange.request_end(None)
                 return True

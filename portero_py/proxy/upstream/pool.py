@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from portero_py.core.balancing.policy import Claims
 from portero_py.core.names import normalise_host
 from portero_py.errors import ConnectFailed, OutOfDescriptors, PorteroError, Unconnectable, UpstreamTlsFailed
+from portero_py.proxy.upstream.rooms import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from portero_py.core.routing_table import RoutingTable
     from portero_py.proxy.endpoints import ResponseSide, Upstream
     from portero_py.proxy.upstream.connection import UpstreamConnection
+    from portero_py.proxy.upstream.rooms import Rooms
 
     PoolKey = tuple[str, str, int, str, str] | tuple[str, Backend, str]
 
@@ -230,14 +232,19 @@ class BackendPool:
 
 
 class Pools(Claims):
-    """All pools of a worker. `connector` makes their connections: to be set before the first is asked for.
+    """All pools of a worker, who shares the slots of limited backends in `rooms` with others, if with any.
+
+    `connector` makes their connections: to be set before the first is asked for.
 
     `follow(table)` with every new table, then `prune()`, in turns of the event loop of its own, until it
     says that it is done.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, table: RoutingTable) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, table: RoutingTable, rooms: Rooms | None = None
+    ) -> None:
         self.loop = loop
+        self._rooms = rooms
         self.connector: Connector
         self._pools: dict[PoolKey, BackendPool] = {}
         self._tls_keys: dict[tuple[str, Backend], set[PoolKey]] = {}  # a backend's pools, one a server name
@@ -268,7 +275,21 @@ class Pools(Claims):
 
     def has_room(self, lease: Lease) -> bool:
         """Whether one exchange more may hold the backend of `lease`, by its limit."""
-        return not lease.max_in_flight or self.claims_of(lease) < lease.max_in_flight
+        if not lease.max_in_flight:
+            return True
+        rooms = self._rooms
+        return self.claims_of(lease) < lease.max_in_flight and (rooms is None or rooms.has_room(lease))
+
+    def take_slot(self, lease: Lease) -> int:
+        """Hold a slot of a limited backend, until `give_slot_back`; `rooms.NONE` when there is none."""
+        if self.claims_of(lease) >= lease.max_in_flight:
+            return NONE
+        return 0 if self._rooms is None else self._rooms.take(lease)
+
+    def give_slot_back(self, lease: Lease, slot: int) -> None:
+        """The exchange that held the slot holds nothing there any more."""
+        if self._rooms is not None:
+            self._rooms.give_back(lease, slot)
 
     def claims_by_backend(self, service: str = "") -> dict[tuple[str, str, int], int]:
         """How many exchanges hold each backend that is held, by service, host and port."""

@@ -53,6 +53,10 @@ def counted() -> Counters:
     counters.errors["no_backend"] = 9
     counters.retries_refused["a.example"] = 14
     counters.ejections["connect_failed"] = 15
+    counters.queued["a.example"] = 14
+    counters.queue_waits["a.example", 4] = 15
+    counters.queue_seconds["a.example"] = 0.6
+    counters.queue_refused["a.example", "queue_full"] = 16
     counters.bytes_in = 10
     counters.bytes_out = 11
     counters.access_log_dropped = 12
