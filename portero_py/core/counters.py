@@ -97,6 +97,7 @@ class Counters:
     # version, alpn, result
     handshakes: Counter[tuple[str, str, str]] = field(default_factory=Counter, metadata=_COUNTED)
     errors: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # reason
+    refused: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # limit
     retries: Counter[str] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE)
     bytes_in: int = field(default=0, metadata=_SUMMED)
     bytes_out: int = field(default=0, metadata=_SUMMED)

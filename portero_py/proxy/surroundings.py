@@ -21,7 +21,9 @@ from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.access_log import AccessLog
+from portero_py.proxy.downstream.connection import NOBODY
 from portero_py.proxy.peer import Peers
+from portero_py.proxy.refusals import Refusals
 from portero_py.proxy.upstream.pool import Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from portero_py.config.model import Config
     from portero_py.errors import PorteroError
     from portero_py.proxy.deadlines import DeadlineWheel
+    from portero_py.proxy.downstream.arrivals import Place
     from portero_py.proxy.downstream.connection import Connection, Connections
     from portero_py.proxy.endpoints import Record
     from portero_py.proxy.peer import Peer
@@ -60,6 +63,7 @@ class Surroundings:
         self.deadlines = deadlines
         self.connections = connections
         self.counters = Counters()
+        self.refusals = Refusals(loop, self.counters)
         self.draining = False
         self.router = Router()
         self.health = Health()
@@ -83,6 +87,8 @@ class Surroundings:
         """Take over times, limits and the log's style; connections that live already see them at once."""
         self.timeouts = config.timeouts
         self.limits = config.limits
+        self.workers = config.workers
+        self.connections.configure(config.limits, config.workers, self.refusals)
         self.peers = Peers(config.proxy.trusted_proxies)
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
         self.response_parser = ResponseParser(config.limits.header_fields)
@@ -90,7 +96,29 @@ class Surroundings:
             self.access_log.close()
             self.access_log = self._open_log(config)
 
+    def ended(self) -> None:
+        """Everything has ended."""
+        self.access_log.close()
+        self.refusals.close()
+        self.connections.arrivals.close()
+
     # Connections
+
+    def connection_arrived(self, who: object, place: Place, transport: asyncio.Transport) -> bool:
+        """A connection is there; `who` has its transport, unless the answer is False: then it is closed."""
+        arrivals = self.connections.arrivals
+        client = self.peers.client_of(transport) if arrivals.by_client else ""
+        reason = arrivals.arrive(who, place, client, self.loop.time())
+        if not reason:
+            return True
+        self.refusals.count(reason, client)
+        transport.set_protocol(NOBODY)
+        transport.abort()
+        return False
+
+    def connection_left(self, who: object) -> None:
+        """A connection that arrived is gone, and was never opened."""
+        self.connections.arrivals.leave(who)
 
     def connection_opened(self, connection: Connection) -> None:
         """A client's connection begins to live."""
@@ -104,8 +132,7 @@ class Surroundings:
 
     def connection_succeeded(self, former: Connection, successor: Connection) -> None:
         """A client's connection goes on under another protocol."""
-        self.connections.opened(successor)
-        self.connections.closed(former)
+        self.connections.succeeded(former, successor)
         self.deadlines.forget(former)
         self.deadlines.watch(successor)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import os
 import signal
 import time
@@ -28,6 +29,7 @@ import uvloop
 
 from portero_py.config.model import Config
 from portero_py.control.api.status import State
+from portero_py.core.limits import SharedCounts
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.client import FeedClient
@@ -67,6 +69,7 @@ class Inheritance:
     board: Board
     lifeline: tuple[int, int]  # a pipe: its writing end is the supervisor's
     log_lock: int
+    clients: mmap.mmap  # how many connections each has in each worker
 
     def restarts(self) -> dict[str, int]:
         """How often each process was replaced, by its name in the metrics."""
@@ -160,6 +163,7 @@ class _Worker(_Process):
             front_tls=inherited.front_tls,
             log_lock=inherited.log_lock,
             start=self._number,
+            shared=SharedCounts(memoryview(inherited.clients), self._number),
             most=tuning.shares(tuning.open_files(), control=False, traffic=True).clients,
         )
         feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)

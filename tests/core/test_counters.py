@@ -28,6 +28,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         counters.exchange_done("app.example", b"GET", 200, 0.5)
         counters.handshakes["TLSv1.3", "h2", "ok"] += 1
         counters.errors["no_backend"] += 1
+        counters.refused["handshakes"] += 1
         counters.retries["app.example"] += 1
         counters.bytes_in += 10
         counters.bytes_out += 20
@@ -46,6 +47,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
     assert (app.seconds, other.seconds) == (1.0, 0.5)
     assert total.handshakes == {("TLSv1.3", "h2", "ok"): 2}
     assert (total.errors["no_backend"], total.retries["app.example"]) == (2, 2)
+    assert total.refused == {"handshakes": 2}
     assert (total.bytes_in, total.bytes_out) == (20, 40)
     assert (total.connections_total, total.connections_open, total.exchanges_in_flight) == (6, 4, 2)
     assert (total.access_log_dropped, total.tasks) == (8, 10)

@@ -227,6 +227,13 @@ ROWS: Final = (
     _Row(
         _Counter, "errors", "Exchanges and connections that failed", ("reason",), lambda s: s.counters.errors
     ),
+    _Row(
+        _Counter,
+        "refused",
+        "What was turned away, made to wait or ended by a limit",
+        ("reason",),
+        lambda s: s.counters.refused,
+    ),
     _Row(_Gauge, "connections_open", "Downstream connections", (), lambda s: s.counters.connections_open),
     _Row(
         _Counter, "connections", "Downstream connections accepted", (), lambda s: s.counters.connections_total

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from portero_py.errors import PorteroError
+    from portero_py.proxy.downstream.connection import Entrance
     from portero_py.proxy.endpoints import RequestSide
     from portero_py.proxy.peer import Peer
     from portero_py.proxy.surroundings import Surroundings
@@ -95,6 +96,7 @@ class Http1Downstream(asyncio.Protocol):
         "_buffer",
         "_decoder",
         "_ended",
+        "_entrance",
         "_exchange",
         "_head",
         "_head_begun",
@@ -115,9 +117,10 @@ class Http1Downstream(asyncio.Protocol):
         "deadline",
     )
 
-    def __init__(self, surroundings: Surroundings) -> None:
+    def __init__(self, surroundings: Surroundings, entrance: Entrance | None = None) -> None:
         # connection
         self._surroundings = surroundings
+        self._entrance = entrance  # who has to be asked first
         self._peer: Peer = None  # type: ignore[assignment]  # set by connection_made
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _HEAD
@@ -146,6 +149,8 @@ class Http1Downstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        if self._entrance is not None and not self._entrance.arrived(self, self._transport):
+            return
         surroundings = self._surroundings
         self._peer = surroundings.peers.of(transport)
         surroundings.connection_opened(self)

@@ -51,6 +51,7 @@ def counted() -> Counters:
     counters.handshakes["", "", "tls_client_hello"] = 2
     counters.retries["a.example"] = 8
     counters.errors["no_backend"] = 9
+    counters.refused["handshakes"] = 14
     counters.bytes_in = 10
     counters.bytes_out = 11
     counters.access_log_dropped = 12
