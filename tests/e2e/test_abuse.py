@@ -8,6 +8,7 @@ import ssl
 
 import pytest
 
+from tests.e2e.backends import Peer
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import SHORT_GOODBYE, StartBackend, StartProxy
 from tests.e2e.http1_client import get
@@ -36,6 +37,12 @@ def client_hello() -> bytes:
     return outgoing.read()
 
 
+def once(peer: Peer) -> None:
+    """A backend that keeps no connection: what is open in the proxy is its clients'."""
+    peer.read_request()
+    peer.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+
+
 def settles(proxy: ProxyProcess, files: int) -> None:
     """Every client has gone, and nothing of them is left."""
     eventually(lambda: proxy.metric("portero_connections_open") == 0, "no connection is open")
@@ -47,7 +54,7 @@ def test_over_its_own_limit_a_client_is_turned_away_and_the_others_are_served(
     workers: int, start_proxy: StartProxy, start_backend: StartBackend
 ) -> None:
     proxy = start_proxy(toml=limited("connections_per_client = 20"), flags=("--workers", str(workers)))
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     honest(proxy, SERVICE, 1)
     files = proxy.open_files()
     with Strangers(proxy.port) as strangers:
@@ -71,7 +78,7 @@ def test_a_client_is_turned_away_before_its_handshake(
     proxy = start_proxy(
         tls=True, toml=limited("connections_per_client = 10"), flags=("--workers", str(workers))
     )
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     hello = client_hello()
     honest(proxy, SERVICE, 1, tls=tls_client(authority))
     with Strangers(proxy.port) as strangers:
@@ -93,7 +100,7 @@ def test_a_flood_of_handshakes_is_cut_to_its_rate(
     proxy = start_proxy(
         tls=True, toml=limited("handshakes_per_client = 5"), flags=("--workers", str(workers))
     )
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     tls = tls_client(authority)
     raw = socket.create_connection(("127.0.0.1", proxy.port), 60, (GOOD, 0))
     hello = client_hello()
@@ -111,7 +118,7 @@ def test_a_trusted_proxy_stands_for_many_clients(
     start_proxy: StartProxy, start_backend: StartBackend
 ) -> None:
     proxy = start_proxy(toml=limited("connections_per_client = 2"), flags=("--trusted-proxy", BAD))
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     with Strangers(proxy.port) as many, Strangers(proxy.port, GOOD) as few:
         many.come(50)
         few.come(50).ends(2)
@@ -124,7 +131,7 @@ def test_at_the_limit_of_all_or_of_a_listener_clients_wait_and_all_are_served(
     setting: str, workers: int, start_proxy: StartProxy, start_backend: StartBackend
 ) -> None:
     proxy = start_proxy(toml=limited(f"{setting} = 16"), flags=("--workers", str(workers)))
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     files = proxy.open_files()
     with Strangers(proxy.port) as clients:
         clients.come(48, get(SERVICE))  # each keeps its connection until the proxy asks for the place
@@ -140,7 +147,7 @@ def test_one_listener_that_is_full_does_not_shut_the_other(
     start_proxy: StartProxy, start_backend: StartBackend
 ) -> None:
     proxy = start_proxy(toml=limited("connections_per_listener = 10"))
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     with Strangers(proxy.port) as strangers:
         strangers.come(10)
         eventually(lambda: refused(proxy, "listener_connections") == 1, "one is full")
@@ -151,7 +158,7 @@ def test_one_listener_that_is_full_does_not_shut_the_other(
 
 def test_the_limits_change_while_it_runs(start_proxy: StartProxy, start_backend: StartBackend) -> None:
     proxy = start_proxy(toml=limited("connections_per_client = 3"))
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     with Strangers(proxy.port) as strangers:
         strangers.come(10).ends(3)
         (proxy.folder / "portero.toml").write_text(limited("connections_per_client = 6"))
@@ -174,7 +181,7 @@ def test_ten_thousand_connections_leave_nothing_behind(
     proxy = start_proxy(
         toml=limited("connections_per_client = 50\nconnections_per_listener = 1000\nconnections = 2000")
     )
-    proxy.serve(SERVICE, start_backend())
+    proxy.serve(SERVICE, start_backend(once))
     honest(proxy, SERVICE, 1)
     files = proxy.open_files()
     with Strangers(proxy.port) as strangers:
