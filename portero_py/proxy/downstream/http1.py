@@ -19,7 +19,8 @@ The traps
 - A connection that is closed with bytes of the client unread is reset, and a reset can overtake the answer.
   So after the last answer the rest is read and forgotten (`leaving.py`), unless the client has said itself
   that nothing more would come.
-- The deadline of a body runs only while the body is read.
+- The deadline of a body runs only while the body is read. If its rate is limited, it is no later than the
+  time at which that is looked at (`_rated_at`).
 - A tunnel whose backend has ended is half-closed towards the client, who may go on. Not under TLS: our
   close_notify would be the last that we read (`tls.py`), so there the end of one side ends both.
 - One that is slow to read the last bytes gets all the time that it uses, and no more.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import socket
 import struct
@@ -38,9 +40,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, Http2Preface, WireError
+from portero_py.proxy.body_rate import RATE_SECONDS, is_measured
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.progress import SlowPeer
+from portero_py.proxy.refusals import BODY_RATE
 from portero_py.proxy.replies import reply
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import PREFACE_HEAD, find_head, response_bytes
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     from portero_py.proxy.surroundings import Surroundings
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
+NEVER: Final = math.inf
 #: Bytes of pipelined requests that are kept before reading stops.
 PIPELINE_LIMIT: Final = 65536
 #: Pipelined requests taken in one go: 9,000 fit into one read, and the other clients want their turn.
@@ -105,6 +110,8 @@ class Http1Downstream(asyncio.Protocol):
         "_last",
         "_peer",
         "_processing",
+        "_rated_at",
+        "_rated_from",
         "_reading_paused",
         "_response_chunked",
         "_response_started",
@@ -140,6 +147,8 @@ class Http1Downstream(asyncio.Protocol):
         self._head_begun = False  # some bytes of it have come, and its deadline is set
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._body_paused = False
+        self._rated_at = NEVER  # the next look at the body's rate
+        self._rated_from = 0  # the bytes that had come by the last one
         self._keep_alive = True
         self._response_started = False
         self._response_chunked = False
@@ -246,7 +255,13 @@ class Http1Downstream(asyncio.Protocol):
             else:
                 self._close()
         elif state is _BODY:
-            self._fail(BodyTimeout("the request's body was not received in time"))
+            if now < self._rated_at:
+                self._fail(BodyTimeout("the request's body was not received in time"))
+            elif self._is_slow():
+                self._surroundings.refusals.count(BODY_RATE, self._peer.address)
+                self._fail(BodyTimeout("the request's body came too slowly"))
+            else:
+                self._expect_body()
 
     # The life cycle
 
@@ -524,7 +539,11 @@ class Http1Downstream(asyncio.Protocol):
         return end
 
     def _begin_body(self, exchange: RequestSide, length: int) -> None:
-        self.deadline = monotonic() + self._surroundings.timeouts.body_idle
+        now = monotonic()
+        surroundings = self._surroundings
+        self.deadline = now + surroundings.timeouts.body_idle
+        self._rated_at = now + RATE_SECONDS if surroundings.limits.body_rate else NEVER
+        self._rated_from = 0
         self._state = _BODY
         self._decoder = body_decoder(length, BadRequest)
         exchange.start()
@@ -545,7 +564,8 @@ class Http1Downstream(asyncio.Protocol):
             exchange.request_body(data)
             return
         if not self._reading_paused:
-            self.deadline = monotonic() + self._surroundings.timeouts.body_idle
+            deadline = monotonic() + self._surroundings.timeouts.body_idle
+            self.deadline = min(self._rated_at, deadline)
         decoder = self._decoder
         assert decoder is not None
         try:
@@ -654,6 +674,26 @@ class Http1Downstream(asyncio.Protocol):
 
     def _expect_body(self) -> None:
         """Set the deadline of the body: there is none while the backend is behind, not the client."""
-        if not self._writing_paused:  # then it is the response's
-            paused = self._reading_paused
-            self.deadline = 0.0 if paused else monotonic() + self._surroundings.timeouts.body_idle
+        if self._writing_paused:  # then it is the response's
+            return
+        if self._reading_paused:
+            self.deadline = 0.0
+            return
+        now = monotonic()
+        self.deadline = now + self._surroundings.timeouts.body_idle
+        if self._surroundings.limits.body_rate and self._exchange is not None:
+            self._rated_at = now + RATE_SECONDS
+            self._rated_from = self._exchange.bytes_in
+            self.deadline = min(self.deadline, self._rated_at)
+        else:
+            self._rated_at = NEVER
+
+    def _is_slow(self) -> bool:
+        """Say whether too little of the body has come since the last look."""
+        head, exchange = self._head, self._exchange
+        assert head is not None
+        assert exchange is not None
+        least = self._surroundings.limits.body_rate * RATE_SECONDS
+        return (
+            exchange.bytes_in - self._rated_from < least and not self._response_started and is_measured(head)
+        )

@@ -33,9 +33,11 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from portero_py.errors import BodyTimeout, ClientGone
+from portero_py.proxy.body_rate import RATE_SECONDS, is_measured
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.progress import Progress
+from portero_py.proxy.refusals import BODY_RATE
 from portero_py.proxy.replies import reply
 from portero_py.wire.http2.connection import Phase
 from portero_py.wire.http2.frames import ErrorCode
@@ -78,7 +80,7 @@ class NewExchange(Protocol):
 class Http2Stream(ServerStream):
     """One stream, as the downstream of its exchange."""
 
-    __slots__ = ("_exchange", "_head", "_shell")
+    __slots__ = ("_exchange", "_head", "_rated_at", "_rated_from", "_shell")
 
     def __init__(
         self, shell: Http2Downstream, connection: ServerConnection, number: int, window: int
@@ -87,6 +89,8 @@ class Http2Stream(ServerStream):
         self._shell = shell
         self._exchange: RequestSide | None = None
         self._head: RequestHead | None = None
+        self._rated_at = 0.0  # the last look at the body's rate, or 0.0
+        self._rated_from = 0  # the bytes that had come by then
 
     # What the core calls
 
@@ -137,10 +141,18 @@ class Http2Stream(ServerStream):
     def half_close(self) -> bool:
         raise AssertionError("HTTP/2 has no upgrade")
 
+    def pause_body(self) -> None:
+        self._rated_at = 0.0
+        super().pause_body()
+
     # What the shell calls
 
     def look(self, now: float, moved: float, body_idle: float) -> None:
         """Give up when nothing happened for too long; on the connection something `moved` then."""
+        if self._shell.surroundings.limits.body_rate and self._is_slow(now):
+            self._shell.surroundings.refusals.count(BODY_RATE, self._shell.peer.address)
+            self._time_out(BodyTimeout("the request's body came too slowly"))
+            return
         since = self.idle_since
         if since == 0.0:
             self.idle_since = now
@@ -152,6 +164,20 @@ class Http2Stream(ServerStream):
             self._time_out(BodyTimeout("the client stopped in the middle of the body"))
 
     # Private
+
+    def _is_slow(self, now: float) -> bool:
+        """Say whether too little of the body has come in the last seconds."""
+        exchange, head = self._exchange, self._head
+        if exchange is None or head is None or self.received or self.paused or self.sending != HEAD:
+            return False
+        before, seconds = self._rated_from, now - self._rated_at
+        if self._rated_at != 0.0 and seconds < RATE_SECONDS:
+            return False
+        is_first = self._rated_at == 0.0
+        self._rated_at = now
+        self._rated_from = exchange.bytes_in
+        least = self._shell.surroundings.limits.body_rate * seconds
+        return not is_first and exchange.bytes_in - before < least and is_measured(head)
 
     def _time_out(self, error: PorteroError) -> None:
         """Tell the exchange, then answer if that is still possible."""
