@@ -399,6 +399,8 @@ class Http1Downstream(asyncio.Protocol):
     def resume_body(self) -> None:
         """Read the request's body again."""
         self._body_paused = False
+        if self._turn is None and self._is_behind():
+            self._turn = self._surroundings.loop.call_soon(self._next_turn)
         self._update_reading()
 
     def start_tunnel(self) -> None:
@@ -483,9 +485,23 @@ class Http1Downstream(asyncio.Protocol):
     def _next_turn(self) -> None:
         """The other clients had their turn."""
         self._turn = None
-        self._process()
+        if self._state is not _BODY:
+            self._process()
+        elif not self._body_paused and self._is_behind():
+            self._go_on_with_body()
         if self._reading_paused:
             self._update_reading()
+
+    def _go_on_with_body(self) -> None:
+        try:
+            self._take_body(b"")
+        except Exception:
+            _log.exception("a fault of portero's own; the connection of %s ends", self._peer.address)
+            self._transport.abort()
+
+    def _is_behind(self) -> bool:
+        """Say whether there are more chunks of the body at hand than one turn may take."""
+        return self._state is _BODY and self._decoder is not None and self._decoder.behind
 
     def _next_request(self) -> bool:
         surroundings = self._surroundings
@@ -576,6 +592,10 @@ class Http1Downstream(asyncio.Protocol):
         if rest is None:
             if body:
                 exchange.request_body(body)
+            if decoder.behind:
+                self._update_reading()
+                if self._turn is None:
+                    self._turn = self._surroundings.loop.call_soon(self._next_turn)
             return
         self._buffer = rest
         self._decoder = None
@@ -660,7 +680,7 @@ class Http1Downstream(asyncio.Protocol):
         """Read from the socket unless somebody is behind."""
         if self._transport.is_closing() or self._ended:  # resumed after its end, a transport reports it again
             return
-        pause = self._body_paused or len(self._buffer) > PIPELINE_LIMIT
+        pause = self._body_paused or len(self._buffer) > PIPELINE_LIMIT or self._is_behind()
         if pause and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()

@@ -11,6 +11,7 @@ from portero_py.errors import BadRequest, HeadTimeout, HeadTooLarge, TargetTooLo
 from portero_py.proxy.downstream import http1
 from portero_py.proxy.downstream.http1 import PIPELINE_LIMIT, Http1Downstream
 from portero_py.proxy.downstream.leaving import LINGER_BYTES
+from portero_py.wire.framing import CHUNKS_AT_ONCE
 from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses, until
 
 NOWHERE = get(b"/", host=b"nowhere.example")
@@ -495,6 +496,53 @@ async def test_a_body_has_all_the_time_of_its_backend_although_the_client_was_be
     backend.read_all()
     await world.pass_time(67)
     assert client.closed, "now it is the client who is slow"
+
+
+async def test_a_body_of_very_many_chunks_is_decoded_in_turns_with_the_others(world: World) -> None:
+    client, other = world.client(), world.client()
+    count = 3 * CHUNKS_AT_ONCE + 10
+    head = b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.send(head + b"1\r\nx\r\n")
+    backend = await world.backend()
+    client.send(b"1\r\ny\r\n" * count + b"0\r\n\r\n" + NOWHERE)
+    assert not client.reading
+    assert backend.received.count(b"y") == CHUNKS_AT_ONCE
+    other.send(NOWHERE)
+    assert statuses(other.received) == [404], "the other's turn"
+    await until(lambda: backend.received.endswith(b"0\r\n\r\n"))
+    assert backend.received.count(b"y") == count
+    backend.send(OK)
+    assert statuses(client.received) == [200, 404]
+    assert client.reading
+
+
+async def test_a_body_of_very_many_chunks_waits_for_its_backend(world: World) -> None:
+    client = world.client()
+    client.send(b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+    backend = await world.backend()
+    backend.stop_reading()
+    backend.unsent = HIGH_WATER
+    client.send(b"1\r\ny\r\n" * 2 * CHUNKS_AT_ONCE + b"0\r\n\r\n")
+    await settle()
+    assert backend.received.count(b"y") == CHUNKS_AT_ONCE
+    assert not client.reading
+    backend.read_all()
+    assert not client.reading, "there is more to decode first"
+    await until(lambda: backend.received.endswith(b"0\r\n\r\n"))
+    assert client.reading
+    backend.send(OK)
+    assert statuses(client.received) == [200]
+
+
+async def test_a_client_that_leaves_while_its_chunks_wait_for_their_turn_is_forgotten(world: World) -> None:
+    client = world.client()
+    client.send(b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+    backend = await world.backend()
+    client.send(b"1\r\ny\r\n" * 2 * CHUNKS_AT_ONCE)
+    client.vanish()
+    await settle()
+    assert backend.received.count(b"y") == CHUNKS_AT_ONCE
+    assert backend.aborted
 
 
 async def test_what_is_sent_behind_the_last_request_does_not_reset_its_answer(world: World) -> None:
