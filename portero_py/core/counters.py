@@ -105,6 +105,7 @@ class Counters:
     connections_open: int = field(default=0, metadata=_SUMMED)
     exchanges_in_flight: int = field(default=0, metadata=_SUMMED)
     access_log_dropped: int = field(default=0, metadata=_SUMMED)
+    buffered_bytes: int = field(default=0, metadata=_SUMMED)
     # of a worker process, as of its last report; 0 when control is in the same one
     tasks: int = field(default=0, metadata=_SUMMED)
 

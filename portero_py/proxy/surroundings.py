@@ -21,6 +21,7 @@ from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.access_log import AccessLog
+from portero_py.proxy.budget import HEAVY, Budget
 from portero_py.proxy.downstream.connection import NOBODY
 from portero_py.proxy.peer import Peers
 from portero_py.proxy.refusals import Refusals
@@ -64,6 +65,7 @@ class Surroundings:
         self.connections = connections
         self.counters = Counters()
         self.refusals = Refusals(loop, self.counters)
+        self.budget = Budget(loop, self.counters, self.refusals)
         self.draining = False
         self.router = Router()
         self.health = Health()
@@ -88,6 +90,7 @@ class Surroundings:
         self.timeouts = config.timeouts
         self.limits = config.limits
         self.workers = config.workers
+        self.budget.most = config.limits.buffered_bytes
         self.connections.configure(config.limits, config.workers, self.refusals)
         self.peers = Peers(config.proxy.trusted_proxies)
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
@@ -100,6 +103,7 @@ class Surroundings:
         """Everything has ended."""
         self.access_log.close()
         self.refusals.close()
+        self.budget.close()
         self.connections.arrivals.close()
 
     # Connections
@@ -110,6 +114,7 @@ class Surroundings:
         client = self.peers.client_of(transport) if arrivals.by_client else ""
         reason = arrivals.arrive(who, place, client, self.loop.time())
         if not reason:
+            transport.set_write_buffer_limits(HEAVY)
             return True
         self.refusals.count(reason, client)
         transport.set_protocol(NOBODY)
@@ -133,6 +138,7 @@ class Surroundings:
     def connection_succeeded(self, former: Connection, successor: Connection) -> None:
         """A client's connection goes on under another protocol."""
         self.connections.succeeded(former, successor)
+        self.budget.passed_on(former, successor)
         self.deadlines.forget(former)
         self.deadlines.watch(successor)
 
@@ -141,6 +147,7 @@ class Surroundings:
         self.deadlines.forget(connection)
         self.counters.connections_open -= 1
         self.connections.closed(connection)
+        self.budget.gone(connection)
 
     # Requests
 

@@ -36,6 +36,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         counters.connections_open += 2
         counters.exchanges_in_flight += 1
         counters.access_log_dropped += 4
+        counters.buffered_bytes = 6
         counters.tasks = 5
     two.exchange_done("other.example", b"PUT", 503, 0.5)
     total = Counters()

@@ -253,6 +253,13 @@ ROWS: Final = (
         lambda s: {"in": s.counters.bytes_in, "out": s.counters.bytes_out},
     ),
     _Row(
+        _Gauge,
+        "buffered_bytes",
+        "Bytes that are held for peers that are slow to take them",
+        (),
+        lambda s: s.counters.buffered_bytes,
+    ),
+    _Row(
         _Counter,
         "access_log_dropped",
         "Access log records that the log's reader was too slow for",

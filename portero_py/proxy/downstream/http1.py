@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, Http2Preface, WireError
 from portero_py.proxy.body_rate import RATE_SECONDS, is_measured
+from portero_py.proxy.budget import HEAVY
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.progress import SlowPeer
@@ -216,6 +217,7 @@ class Http1Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._surroundings.budget.holds(self, self.held_bytes())
         self._slow = SlowPeer(self._transport)
         self.deadline = monotonic() + self._surroundings.timeouts.body_idle
         if self._exchange is not None:
@@ -223,17 +225,31 @@ class Http1Downstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        budget = self._surroundings.budget
+        budget.drops(self)
         if self._state is _RESPONSE or self._state is _TUNNEL:
             self.deadline = 0.0
         elif self._state is _BODY:
             self._expect_body()
         if self._exchange is not None:
-            self._exchange.downstream_resumed()
+            if budget.may_go_on(self):
+                self._exchange.downstream_resumed()
         elif self._state is _HEAD and self._buffer:
             self.deadline = monotonic() + self._surroundings.timeouts.head
             self._process()
             if self._reading_paused:
                 self._update_reading()
+
+    # The budget of buffered bytes
+
+    def held_bytes(self) -> int:
+        """How much waits here: responses for the client, requests for their turn."""
+        return self._transport.get_write_buffer_size() + len(self._buffer)
+
+    def go_on(self) -> None:
+        """There is room again for what the backend says."""
+        if self._exchange is not None and not self._writing_paused:
+            self._exchange.downstream_resumed()
 
     # The deadline wheel
 
@@ -514,7 +530,9 @@ class Http1Downstream(asyncio.Protocol):
             return False
         else:
             data = self._buffer
-        self._head_begun = False
+        if self._head_begun:
+            self._head_begun = False
+            self._surroundings.budget.drops(self)
         self._buffer = data[end:]
         self._take_head(data[:end])
         return True
@@ -552,6 +570,8 @@ class Http1Downstream(asyncio.Protocol):
             self.deadline = monotonic() + surroundings.timeouts.head
             surroundings.deadlines.sooner(self)
         self._buffer = data
+        if not end and len(data) > HEAVY:
+            surroundings.budget.holds(self, self.held_bytes())
         return end
 
     def _begin_body(self, exchange: RequestSide, length: int) -> None:
@@ -684,9 +704,13 @@ class Http1Downstream(asyncio.Protocol):
         if pause and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
+            if self._buffer and self._state is not _BODY:  # that is on its way to the exchange
+                self._surroundings.budget.holds(self, self.held_bytes())
         elif not pause and self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
+            if not self._writing_paused:
+                self._surroundings.budget.drops(self)
         else:
             return
         if self._state is _BODY:

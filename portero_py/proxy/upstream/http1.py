@@ -35,6 +35,7 @@ from portero_py.errors import (
     UpstreamClosed,
     UpstreamTimeout,
 )
+from portero_py.proxy.budget import HEAVY
 from portero_py.proxy.progress import SlowPeer
 from portero_py.proxy.upstream.connection import UpstreamConnection
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
@@ -245,6 +246,7 @@ class UpstreamHttp1(UpstreamConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._transport.set_write_buffer_limits(HEAVY)
         self._surroundings.deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
@@ -282,6 +284,7 @@ class UpstreamHttp1(UpstreamConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._surroundings.deadlines.forget(self)
+        self._surroundings.budget.gone(self)
         if self._state is _IDLE:
             self._pool.discard(self)
         elif self._exchange is not None:
@@ -293,6 +296,7 @@ class UpstreamHttp1(UpstreamConnection):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._surroundings.budget.holds(self, self.held_bytes())
         if self._exchange is not None:
             self._slow = SlowPeer(self._transport)
             self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
@@ -300,10 +304,23 @@ class UpstreamHttp1(UpstreamConnection):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._surroundings.budget.drops(self)
         if self._exchange is not None:
             self.deadline = 0.0
             if not self._reading_paused:
                 self._expect_bytes()
+            if self._surroundings.budget.may_go_on(self):
+                self._exchange.upstream_resumed()
+
+    # The budget of buffered bytes
+
+    def held_bytes(self) -> int:
+        """How much the backend has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def go_on(self) -> None:
+        """There is room again for what the client says."""
+        if self._exchange is not None and not self._writing_paused:
             self._exchange.upstream_resumed()
 
     # The deadline wheel

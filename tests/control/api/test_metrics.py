@@ -52,6 +52,7 @@ def counted() -> Counters:
     counters.retries["a.example"] = 8
     counters.errors["no_backend"] = 9
     counters.refused["handshakes"] = 14
+    counters.buffered_bytes = 15
     counters.bytes_in = 10
     counters.bytes_out = 11
     counters.access_log_dropped = 12

@@ -13,6 +13,7 @@ import pytest
 from portero_py.config.model import Limits, Timeouts
 from portero_py.core.counters import Counters
 from portero_py.errors import BodyTimeout, ClientGone, NoBackend, PorteroError, UpstreamClosed
+from portero_py.proxy.budget import Budget
 from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream.http2 import OUTPUT_LIMIT, Http2Downstream, Http2Stream
 from portero_py.proxy.downstream.leaving import Leaving
@@ -145,6 +146,7 @@ class FakeSurroundings:
         self.deadlines = DeadlineWheel(self.loop.now)
         self.counters = Counters()
         self.refusals = Refusals(cast("asyncio.AbstractEventLoop", self.loop), self.counters)
+        self.budget = Budget(cast("asyncio.AbstractEventLoop", self.loop), self.counters, self.refusals)
         self.refused: list[str] = []
         self.versions: set[bytes] = set()
         self.leaving: Leaving | None = None
