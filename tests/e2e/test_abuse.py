@@ -5,13 +5,17 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
+import subprocess
+from contextlib import ExitStack
 
 import pytest
 
 from tests.e2e.backends import Peer
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import SHORT_GOODBYE, StartBackend, StartProxy
+from tests.e2e.endless import EndlessBackend
 from tests.e2e.http1_client import get
+from tests.e2e.http2_client import Http2Client, fields_of
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.strangers import BAD, GOOD, Strangers, honest, lines, refused
 from tests.e2e.waiting import eventually
@@ -192,3 +196,141 @@ def test_ten_thousand_connections_leave_nothing_behind(
     assert proxy.metric("portero_connections_total") + refused(proxy, "client_connections") >= 10_000
     with Strangers(proxy.port) as strangers:
         strangers.come(51).ends(50)  # no count was lost, and none was kept
+
+
+# Those who are slow
+
+
+@EACH_COUNT
+def test_heads_that_never_end_cost_the_others_nothing(
+    workers: int, start_proxy: StartProxy, start_backend: StartBackend
+) -> None:
+    proxy = start_proxy(toml=limited("", "head = 2"), flags=("--workers", str(workers)))
+    proxy.serve(SERVICE, start_backend(once))
+    honest(proxy, SERVICE, 1)
+    files = proxy.open_files()
+    with Strangers(proxy.port) as strangers:
+        strangers.come(300, b"GET / HTTP/1.1\r\nHost: one.other.test\r\n")
+        for _ in range(5):
+            strangers.say(b"X-a: b\r\n")
+            honest(proxy, SERVICE, 10)
+        strangers.ends(0)  # however much they said meanwhile
+    settles(proxy, files)
+
+
+@pytest.mark.slow
+@EACH_COUNT
+def test_bodies_under_the_rate_are_ended_and_those_over_it_are_not(
+    workers: int, start_proxy: StartProxy, start_backend: StartBackend
+) -> None:
+    proxy = start_proxy(toml=limited("body_rate = 200"), flags=("--workers", str(workers)))
+    proxy.serve(SERVICE, start_backend(once))
+    honest(proxy, SERVICE, 1)
+    files = proxy.open_files()
+    head = b"POST / HTTP/1.1\r\nHost: one.other.test\r\nContent-Length: 1000000\r\n\r\n"
+    with Strangers(proxy.port) as slow, Strangers(proxy.port, GOOD) as steady:
+        slow.come(50, head)
+        steady.come(5, head)
+
+        def ended() -> bool:
+            slow.say(b"x")
+            steady.say(bytes(1000))
+            honest(proxy, SERVICE, 2)
+            return slow.there() == 0
+
+        eventually(ended, "the slow ones have been ended")
+        assert steady.there() == 5
+        assert refused(proxy, "body_rate") == 50
+        assert proxy.metric("portero_requests_total", status="408") == 50
+    assert 1 <= len(lines(proxy, "body_rate")) <= 40 * workers
+    settles(proxy, files)
+
+
+BUDGET = 16 << 20
+#: What the connections, the interpreter's heap and the allocator may take beside the budget.
+BESIDE = 48 << 20
+
+
+def all_memory(proxy: ProxyProcess) -> int:
+    """Resident bytes of all its processes."""
+    found = subprocess.run(
+        ["ps", "-o", "rss=", "--ppid", str(proxy.pid), "--pid", str(proxy.pid)],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return 1024 * sum(map(int, found.stdout.split()))
+
+
+@EACH_COUNT
+def test_clients_that_read_nothing_share_a_budget(workers: int, start_proxy: StartProxy) -> None:
+    proxy = start_proxy(
+        toml=limited(f"buffered_bytes = {BUDGET // workers}"), flags=("--workers", str(workers))
+    )
+    with EndlessBackend() as backend, Strangers(proxy.port, receive_buffer=4096) as strangers:
+        proxy.register(SERVICE, backend.host, backend.port)
+        honest(proxy, SERVICE, 10)
+        before = all_memory(proxy)
+        for _ in range(10):
+            strangers.come(40, get(SERVICE, "/endless"))
+            honest(proxy, SERVICE, 10)
+            assert proxy.metric("portero_buffered_bytes") <= BUDGET
+        assert all_memory(proxy) - before < BUDGET + BESIDE
+        eventually(lambda: refused(proxy, "buffered_bytes") > 100, "those that do not move were ended")
+        assert 1 <= len(lines(proxy, "buffered_bytes")) <= 120 * workers
+        strangers.leave()
+        eventually(lambda: proxy.metric("portero_buffered_bytes") == 0, "nothing is held any more")
+        proxy.wait_until_idle()
+        honest(proxy, SERVICE, 10)
+
+
+def test_clients_that_read_slowly_are_served_to_the_end_within_the_budget(start_proxy: StartProxy) -> None:
+    proxy = start_proxy(toml=limited(f"buffered_bytes = {2 << 20}"))
+    size = 1_000_000
+    with EndlessBackend() as backend, Strangers(proxy.port, receive_buffer=4096) as readers:
+        proxy.register(SERVICE, backend.host, backend.port)
+        readers.come(30, get(SERVICE, f"/large?{size}"))
+        got = [0] * 30
+
+        def read_a_little() -> bool:
+            for number, raw in enumerate(readers.sockets):
+                raw.setblocking(False)
+                try:
+                    for _ in range(8):
+                        data = raw.recv(16_384)
+                        assert data, f"after {got[number]} bytes"
+                        got[number] += len(data)
+                except BlockingIOError:
+                    pass
+            return min(got) > size
+
+        eventually(read_a_little, "everybody has everything")
+        assert refused(proxy, "buffered_bytes") == 0
+        eventually(lambda: proxy.metric("portero_buffered_bytes") == 0, "nothing is held any more")
+
+
+@EACH_COUNT
+def test_http2_clients_that_open_no_window_share_a_budget(
+    workers: int, start_proxy: StartProxy, authority: Authority
+) -> None:
+    proxy = start_proxy(
+        tls=True, toml=limited(f"buffered_bytes = {BUDGET // workers}"), flags=("--workers", str(workers))
+    )
+    tls, good = client_context(authority.pem, "h2"), tls_client(authority)
+    with EndlessBackend() as backend, ExitStack() as opened:
+        proxy.register(SERVICE, backend.host, backend.port)
+        honest(proxy, SERVICE, 10, tls=good)
+        before = all_memory(proxy)
+        for _ in range(20):
+            client = opened.enter_context(
+                Http2Client(("127.0.0.1", proxy.port), tls, SERVICE, settings=[(4, 0)], opens_windows=False)
+            )
+            for _ in range(40):
+                client.request(fields_of(SERVICE, b"/large?200000"))
+            honest(proxy, SERVICE, 3, tls=good)
+            assert proxy.metric("portero_buffered_bytes") <= BUDGET
+        eventually(lambda: refused(proxy, "buffered_bytes") > 3, "those that do not move were ended")
+        assert all_memory(proxy) - before < BUDGET + BESIDE
+        opened.close()
+        eventually(lambda: proxy.metric("portero_buffered_bytes") == 0, "nothing is held any more")
+        proxy.wait_until_idle()
+        honest(proxy, SERVICE, 10, tls=good)
