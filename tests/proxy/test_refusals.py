@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,9 +12,8 @@ from portero_py.proxy.refusals import BODY_RATE, HANDSHAKES, Refusals
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "PAUSE", 0.02)
-    yield
 
 
 async def test_the_first_is_a_line_and_all_that_follow_within_a_second_are_one(
