@@ -416,6 +416,13 @@ class OutOfDescriptors(ExchangeError):
     reason = "out_of_descriptors"
 
 
+class OutOfBuffers(ExchangeError):
+    """There is no room for the body of a request that waits for a connection."""
+
+    status = 503
+    reason = "out_of_buffers"
+
+
 class UpstreamTlsFailed(ExchangeError):
     reason = "upstream_tls_failed"
 

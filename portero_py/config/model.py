@@ -52,11 +52,20 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
+    """0 is no limit. With several workers each has its share of `connections` and of the rates."""
+
     request_line: int = 8192
     header_bytes: int = 32768
     header_fields: int = 100
-    body_bytes: int = 0  # 0: no limit
+    body_bytes: int = 0
+    body_rate: int = 0  # least bytes a second of a request's body, averaged over 20 seconds
     h2_streams: int = 128
+    # At the first two clients wait, at the others a connection is closed at once. Open files are a limit too.
+    connections: int = 0
+    connections_per_listener: int = 0
+    connections_per_client: int = 0  # over all workers; an IPv6 client is a network of 64 bits
+    handshakes_per_client: int = 0  # TLS, a second
+    buffered_bytes: int = 256 << 20  # in each process that serves
     # exchanges of one service that wait for a backend with room
     queue_seconds: float = 0  # 0: none waits
     queue_length: int = 1000  # a service, in each worker

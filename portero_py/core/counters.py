@@ -120,12 +120,14 @@ class Counters:
     queue_seconds: dict[str, float] = field(default_factory=dict, metadata=_COUNTED_BY_SERVICE)
     # service, reason
     queue_refused: Counter[tuple[str, str]] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE_AND)
+    refused: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # limit
     bytes_in: int = field(default=0, metadata=_SUMMED)
     bytes_out: int = field(default=0, metadata=_SUMMED)
     connections_total: int = field(default=0, metadata=_SUMMED)
     connections_open: int = field(default=0, metadata=_SUMMED)
     exchanges_in_flight: int = field(default=0, metadata=_SUMMED)
     access_log_dropped: int = field(default=0, metadata=_SUMMED)
+    buffered_bytes: int = field(default=0, metadata=_SUMMED)
     # of a worker process, as of its last report; 0 when control is in the same one
     tasks: int = field(default=0, metadata=_SUMMED)
 

@@ -51,6 +51,7 @@ from portero_py.errors import (
     Misdirected,
     NoBackend,
     NoSuchService,
+    OutOfBuffers,
     OutOfDescriptors,
     PorteroError,
     QueueFull,
@@ -406,6 +407,17 @@ class Exchange(RequestSide):
                     _log.exception("request %s: its client could not be told", request_id)
         self._finish()
 
+    # What the budget of buffered bytes calls
+
+    def held_bytes(self) -> int:
+        """How much of the request's body waits for a connection."""
+        return 0 if self._kept_body is None else len(self._kept_body)
+
+    def kill(self) -> None:
+        """There is no room for it."""
+        if self._kept_body is not None and self._phase is not _DONE:
+            self._refuse(OutOfBuffers("there is no room for the body while there is no connection"))
+
     # Private
 
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
@@ -516,6 +528,7 @@ class Exchange(RequestSide):
             return
         if self._kept_body:
             kept, self._kept_body = self._kept_body, None
+            self._surroundings.budget.drops(self)
             upstream.send_body(bytes(kept))
         if self._request_ended:
             upstream.send_end(self._trailers)
@@ -534,6 +547,7 @@ class Exchange(RequestSide):
             self._kept_body = bytearray(data)
         else:
             self._kept_body += data
+        self._surroundings.budget.holds(self, len(self._kept_body))
 
     def _exclude(self) -> None:
         """Do not try this lease again."""
@@ -602,6 +616,9 @@ class Exchange(RequestSide):
         self._finish()
 
     def _give_up_upstream(self) -> None:
+        if self._kept_body is not None:
+            self._kept_body = None
+            self._surroundings.budget.drops(self)
         if self._connecting is not None:
             self._connecting.give_up()
             self._connecting = None

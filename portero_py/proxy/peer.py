@@ -10,6 +10,7 @@ import ipaddress
 import ssl
 from typing import TYPE_CHECKING, Final
 
+from portero_py.core.limits import client_of
 from portero_py.wire.headers import Forwarding
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Peers:
     def __init__(self, trusted_proxies: tuple[Network, ...]) -> None:
         self._trusted_proxies = trusted_proxies
         self._known: dict[tuple[str, bytes], tuple[str, Forwarding]] = {}
+        self._clients: dict[str, str] = {}
 
     def of(self, transport: asyncio.BaseTransport) -> Peer:
         """Return who is at the far end of one connection."""
@@ -66,6 +68,19 @@ class Peers:
             peer.sni = getattr(tls, "sni", "")
             peer.certificate = getattr(tls, "certificate", None)
         return peer
+
+    def client_of(self, transport: asyncio.BaseTransport) -> str:
+        """Return whom a connection counts for (`core.limits`), "" for a proxy, who stands for many."""
+        name = transport.get_extra_info("peername")
+        host = name[0] if isinstance(name, tuple) and len(name) >= 2 else "unknown"
+        client = self._clients.get(host)
+        if client is None:
+            if len(self._clients) >= MAX_KNOWN:
+                self._clients.clear()
+            address = host.removeprefix("::ffff:") if "." in host else host
+            is_proxy = bool(self._trusted_proxies) and _is_in(address, self._trusted_proxies)
+            client = self._clients[host] = "" if is_proxy else client_of(host)
+        return client
 
     # Private
 

@@ -21,9 +21,12 @@ from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.access_log import AccessLog
+from portero_py.proxy.budget import HEAVY, Budget
+from portero_py.proxy.downstream.connection import NOBODY
 from portero_py.proxy.outcomes import Outcomes
 from portero_py.proxy.peer import Peers
 from portero_py.proxy.queues import Queues
+from portero_py.proxy.refusals import Refusals
 from portero_py.proxy.upstream.pool import Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from portero_py.config.model import Config
     from portero_py.errors import PorteroError
     from portero_py.proxy.deadlines import DeadlineWheel
+    from portero_py.proxy.downstream.arrivals import Place
     from portero_py.proxy.downstream.connection import Connection, Connections
     from portero_py.proxy.endpoints import Record
     from portero_py.proxy.peer import Peer
@@ -65,6 +69,8 @@ class Surroundings:
         self.deadlines = deadlines
         self.connections = connections
         self.counters = Counters()
+        self.refusals = Refusals(loop, self.counters)
+        self.budget = Budget(loop, self.counters, self.refusals)
         self.draining = False
         self.router = Router()
         self.health = Health()
@@ -92,6 +98,9 @@ class Surroundings:
         self.limits = config.limits
         self.health.configure(config.health.fall, config.health.timeout, config.health.statuses)
         self.queues.limits = config.limits
+        self.workers = config.workers
+        self.budget.most = config.limits.buffered_bytes
+        self.connections.configure(config.limits, config.workers, self.refusals)
         self.peers = Peers(config.proxy.trusted_proxies)
         self.request_parser = RequestParser(config.limits.request_line, config.limits.header_fields)
         self.response_parser = ResponseParser(config.limits.header_fields)
@@ -99,7 +108,31 @@ class Surroundings:
             self.access_log.close()
             self.access_log = self._open_log(config)
 
+    def ended(self) -> None:
+        """Everything has ended."""
+        self.access_log.close()
+        self.refusals.close()
+        self.budget.close()
+        self.connections.arrivals.close()
+
     # Connections
+
+    def connection_arrived(self, who: object, place: Place, transport: asyncio.Transport) -> bool:
+        """A connection is there; `who` has its transport, unless the answer is False: then it is closed."""
+        arrivals = self.connections.arrivals
+        client = self.peers.client_of(transport) if arrivals.by_client else ""
+        reason = arrivals.arrive(who, place, client, self.loop.time())
+        if not reason:
+            transport.set_write_buffer_limits(HEAVY)
+            return True
+        self.refusals.count(reason, client)
+        transport.set_protocol(NOBODY)
+        transport.abort()
+        return False
+
+    def connection_left(self, who: object) -> None:
+        """A connection that arrived is gone, and was never opened."""
+        self.connections.arrivals.leave(who)
 
     def connection_opened(self, connection: Connection) -> None:
         """A client's connection begins to live."""
@@ -113,8 +146,8 @@ class Surroundings:
 
     def connection_succeeded(self, former: Connection, successor: Connection) -> None:
         """A client's connection goes on under another protocol."""
-        self.connections.opened(successor)
-        self.connections.closed(former)
+        self.connections.succeeded(former, successor)
+        self.budget.passed_on(former, successor)
         self.deadlines.forget(former)
         self.deadlines.watch(successor)
 
@@ -123,6 +156,7 @@ class Surroundings:
         self.deadlines.forget(connection)
         self.counters.connections_open -= 1
         self.connections.closed(connection)
+        self.budget.gone(connection)
 
     # Requests
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from portero_py.core.challenges import Challenges
     from portero_py.core.counters import Counters
     from portero_py.core.health import Evidence
+    from portero_py.core.limits import SharedCounts
     from portero_py.core.model import Standing
     from portero_py.core.routing_table import RoutingTable
 
@@ -45,7 +46,8 @@ class Worker:
     """The data plane on one event loop, for `most` clients at a time. `log_descriptor` takes the access log.
 
     When there are several workers, `front_tls` was made before they were forked, `start` is another number
-    in each, and `log_lock` and `limit_file` are files that all of them have (see `access_log`, `rooms`).
+    in each, `log_lock` and `limit_file` are files that all of them have (see `access_log`, `rooms`), and
+    `shared` tells what the others have of each client.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Worker:
         limit_file: int = -1,
         start: int = 0,
         most: int = sys.maxsize,
+        shared: SharedCounts | None = None,
     ) -> None:
         # process
         self._front_tls = front_tls or FrontTls(config.tls)
@@ -66,7 +69,7 @@ class Worker:
         self._loop = loop
         self._deadlines = Deadlines(loop)
         self._handshakes = Deadlines(loop)  # of clients; apart, so that they can be counted
-        self._connections = Connections(loop, most, self._handshakes.__len__)
+        self._connections = Connections(loop, most, self._handshakes.__len__, shared)
         self._surroundings = surroundings = Surroundings(
             config,
             loop,
@@ -162,7 +165,7 @@ class Worker:
         await surroundings.pools.close()
         self._deadlines.close()
         self._handshakes.close()
-        surroundings.access_log.close()
+        surroundings.ended()
 
     # Private
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import os
 import signal
 import time
@@ -28,6 +29,7 @@ import uvloop
 
 from portero_py.config.model import Config
 from portero_py.control.api.status import State
+from portero_py.core.limits import SharedCounts
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.client import FeedClient
@@ -68,6 +70,7 @@ class Inheritance:
     lifeline: tuple[int, int]  # a pipe: its writing end is the supervisor's
     log_lock: int
     limit_file: int  # see proxy/upstream/rooms.py
+    clients: mmap.mmap  # how many connections each has in each worker
 
     def restarts(self) -> dict[str, int]:
         """How often each process was replaced, by its name in the metrics."""
@@ -162,6 +165,7 @@ class _Worker(_Process):
             log_lock=inherited.log_lock,
             limit_file=inherited.limit_file,
             start=self._number,
+            shared=SharedCounts(memoryview(inherited.clients), self._number),
             most=tuning.shares(tuning.open_files(), control=False, traffic=True).clients,
         )
         feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import mmap
 import os
 import signal
 import time
@@ -38,6 +39,7 @@ from portero_py import __version__
 from portero_py.config import sources
 from portero_py.config.model import Config
 from portero_py.config.sources import Environ, Flags
+from portero_py.core.limits import SharedCounts
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.run import debugging, held_signals, logs, preflight, tuning
@@ -109,6 +111,7 @@ class Supervisor:
             lifeline=os.pipe(),
             log_lock=os.memfd_create("portero-access-log", os.MFD_CLOEXEC),
             limit_file=os.memfd_create("portero-limits", os.MFD_CLOEXEC),
+            clients=mmap.mmap(-1, SharedCounts.size(config.workers)),
         )
         inherited = self._inherited
         self._control = Child(CONTROL, "control", self._board, partial(run_control, inherited))

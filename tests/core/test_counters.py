@@ -29,12 +29,14 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
         counters.handshakes["TLSv1.3", "h2", "ok"] += 1
         counters.errors["no_backend"] += 1
         counters.retries["app.example", "stale"] += 1
+        counters.refused["handshakes"] += 1
         counters.bytes_in += 10
         counters.bytes_out += 20
         counters.connections_total += 3
         counters.connections_open += 2
         counters.exchanges_in_flight += 1
         counters.access_log_dropped += 4
+        counters.buffered_bytes = 6
         counters.tasks = 5
     two.exchange_done("other.example", b"PUT", 503, 0.5)
     total = Counters()
@@ -46,6 +48,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
     assert (app.seconds, other.seconds) == (1.0, 0.5)
     assert total.handshakes == {("TLSv1.3", "h2", "ok"): 2}
     assert (total.errors["no_backend"], total.retries["app.example", "stale"]) == (2, 2)
+    assert total.refused == {"handshakes": 2}
     assert (total.bytes_in, total.bytes_out) == (20, 40)
     assert (total.connections_total, total.connections_open, total.exchanges_in_flight) == (6, 4, 2)
     assert (total.access_log_dropped, total.tasks) == (8, 10)

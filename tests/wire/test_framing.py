@@ -12,9 +12,11 @@ from portero_py.errors import BadRequest, BadResponse, WireError
 from portero_py.wire import framing
 from portero_py.wire.framing import (
     CHUNK_LINE_LIMIT,
+    CHUNKS_AT_ONCE,
     EXTENSION_ALLOWANCE,
     TRAILER_LIMIT,
     ChunkedDecoder,
+    LengthDecoder,
     body_decoder,
     chunk,
     last_chunk,
@@ -307,6 +309,38 @@ def test_what_was_encoded_is_decoded_whatever_the_pieces(
 ) -> None:
     data = b"".join(map(chunk, bodies)) + last_chunk([(b"X-Sum", b"1"), (b"Y", b"")]) + rest
     assert decode(cut(data, cuts)) == (b"".join(bodies), rest, [(b"X-Sum", b"1"), (b"Y", b"")])
+
+
+@pytest.mark.parametrize("count", [CHUNKS_AT_ONCE, CHUNKS_AT_ONCE + 1, 3 * CHUNKS_AT_ONCE + 7])
+@pytest.mark.parametrize("rest", [b"", b"next"])
+def test_of_very_many_chunks_only_some_are_decoded_at_once(count: int, rest: bytes) -> None:
+    decoder = ChunkedDecoder(BadRequest)
+    body, found = decoder.decode(b"1\r\nx\r\n" * count + b"0\r\nX-Sum: 1\r\n\r\n" + rest)
+    calls = 1
+    while decoder.behind:
+        assert found is None
+        assert len(body) == calls * CHUNKS_AT_ONCE
+        part, found = decoder.decode(b"")
+        body += part
+        calls += 1
+    assert (body, found, decoder.trailers) == (b"x" * count, rest, [(b"X-Sum", b"1")])
+    assert calls == 1 + count // CHUNKS_AT_ONCE
+
+
+def test_a_decoder_is_not_behind_when_it_has_decoded_all_there_is() -> None:
+    decoder = ChunkedDecoder(BadRequest)
+    assert decoder.decode(b"1\r\nx\r\n" * CHUNKS_AT_ONCE) == (b"x" * CHUNKS_AT_ONCE, None)
+    assert not decoder.behind
+    assert decoder.decode(b"0\r\n\r\n") == (b"", b"")
+    assert not LengthDecoder(1).behind
+
+
+def test_more_that_comes_while_a_decoder_is_behind_is_decoded_after_the_rest() -> None:
+    decoder = ChunkedDecoder(BadRequest)
+    first, _ = decoder.decode(b"1\r\nx\r\n" * (CHUNKS_AT_ONCE + 2))
+    second, rest = decoder.decode(b"1\r\ny\r\n0\r\n\r\n")
+    assert first + second == b"x" * (CHUNKS_AT_ONCE + 2) + b"y"
+    assert rest == b""
 
 
 @given(

@@ -306,6 +306,13 @@ ROWS: Final = (
     _Row(
         _Counter, "errors", "Exchanges and connections that failed", ("reason",), lambda s: s.counters.errors
     ),
+    _Row(
+        _Counter,
+        "refused",
+        "What was turned away, made to wait or ended by a limit",
+        ("reason",),
+        lambda s: s.counters.refused,
+    ),
     _Row(_Gauge, "connections_open", "Downstream connections", (), lambda s: s.counters.connections_open),
     _Row(
         _Counter, "connections", "Downstream connections accepted", (), lambda s: s.counters.connections_total
@@ -323,6 +330,13 @@ ROWS: Final = (
         "Body bytes from clients (in) and to clients (out)",
         ("direction",),
         lambda s: {"in": s.counters.bytes_in, "out": s.counters.bytes_out},
+    ),
+    _Row(
+        _Gauge,
+        "buffered_bytes",
+        "Bytes that are held for peers that are slow to take them",
+        (),
+        lambda s: s.counters.buffered_bytes,
     ),
     _Row(
         _Counter,

@@ -1,4 +1,7 @@
-"""The listeners of a worker: open while there is room for another client, else clients wait in the kernel.
+"""Listeners: open while there is room for another client, else clients wait in the kernel's queue.
+
+There is one `Doors` for all listeners of a worker, whose room is what descriptors and `limits.connections`
+allow, and one for each listener alone (`limits.connections_per_listener`).
 
 A client needs two descriptors, its own and one to a backend. Whoever accepts until none is left can serve
 nobody; and libuv, whose accept then fails, takes what waits in the kernel's queue and hangs up on it. So
@@ -63,7 +66,10 @@ class Site(Protocol):
 
 
 class Doors:
-    """Open, until `filled`; then shut until there is room. `count` says how many clients there are."""
+    """Open, until `filled`; then shut until there is room. `count` says how many clients there are.
+
+    `shutting` is called when they shut. If not all of `live` came through these, `concerns` says who did.
+    """
 
     def __init__(
         self,
@@ -71,15 +77,19 @@ class Doors:
         most: int,
         live: dict[Asked, float],
         count: Callable[[], int],
+        *,
+        shutting: Callable[[], None] | None = None,
+        concerns: Callable[[Asked], bool] | None = None,
     ) -> None:
         # process
         self.sites: list[Site] = []
         self.are_shut = False
+        self.most = most
         self._loop = loop
-        self._most = most
         self._live = live  # and when each was opened; who was looked at, or asked, is last
         self._count = count
-        self._has_said = False
+        self._shutting = shutting
+        self._concerns = concerns
         # while shut
         self._shut_at = 0.0
         self._looking: asyncio.TimerHandle | None = None
@@ -93,7 +103,7 @@ class Doors:
 
     def left(self) -> None:
         """A client has gone. Only of interest while shut."""
-        if self._count() <= self._most - self._most // 8:
+        if self._count() <= self.most - self.most // 8:
             self._open()
 
     async def close(self) -> None:
@@ -110,9 +120,8 @@ class Doors:
     # Private
 
     def _shut(self) -> None:
-        if not self._has_said:
-            self._has_said = True
-            _log.warning("%d clients are all that the limit of open files allows: others wait", self._most)
+        if self._shutting is not None:
+            self._shutting()
         for site in self.sites:
             site.pause()
         self._shut_at = monotonic()
@@ -121,10 +130,10 @@ class Doors:
 
     def _look(self) -> None:
         self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
-        if self._count() < self._most:
+        if self._count() < self.most:
             self._open()
         else:
-            for connection in self._longest_idle(min(max(self._most // 8, 1), MAX_ASKED)):
+            for connection in self._longest_idle(min(max(self.most // 8, 1), MAX_ASKED)):
                 # As if it were new: a tunnel that goes on for hours is asked again when the others were.
                 del self._live[connection]
                 self._live[connection] = monotonic()
@@ -137,7 +146,7 @@ class Doors:
             if len(self._live) > MAX_LOOKED_AT:
                 del self._live[connection]
                 self._live[connection] = opened
-            if opened < now - TURN:
+            if opened < now - TURN and (self._concerns is None or self._concerns(connection)):
                 found.append((connection.idle_seconds(now), connection))
         least = TURN if now - self._shut_at < 2 * TURN else 0.0
         found.sort(key=_seconds, reverse=True)

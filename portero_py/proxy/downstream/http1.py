@@ -20,7 +20,8 @@ The traps
 - A connection that is closed with bytes of the client unread is reset, and a reset can overtake the answer.
   So after the last answer the rest is read and forgotten (`leaving.py`), unless the client has said itself
   that nothing more would come.
-- The deadline of a body runs only while the body is read.
+- The deadline of a body runs only while the body is read. If its rate is limited, it is no later than the
+  time at which that is looked at (`_rated_at`).
 - A tunnel whose backend has ended is half-closed towards the client, who may go on. Not under TLS: our
   close_notify would be the last that we read (`tls.py`), so there the end of one side ends both.
 - One that is slow to read the last bytes gets all the time that it uses, and no more.
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import socket
 import struct
@@ -39,9 +41,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from portero_py.errors import BadRequest, BodyTimeout, ClientGone, HeadTimeout, Http2Preface, WireError
+from portero_py.proxy.body_rate import RATE_SECONDS, is_measured
+from portero_py.proxy.budget import HEAVY
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.progress import SlowPeer
+from portero_py.proxy.refusals import BODY_RATE
 from portero_py.proxy.replies import reply
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import PREFACE_HEAD, find_head, response_bytes
@@ -50,11 +55,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from portero_py.errors import PorteroError
+    from portero_py.proxy.downstream.connection import Entrance
     from portero_py.proxy.endpoints import RequestSide
     from portero_py.proxy.peer import Peer
     from portero_py.proxy.surroundings import Surroundings
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
+NEVER: Final = math.inf
 #: Bytes of pipelined requests that are kept before reading stops.
 PIPELINE_LIMIT: Final = 65536
 #: Pipelined requests taken in one go: 9,000 fit into one read, and the other clients want their turn.
@@ -96,6 +103,7 @@ class Http1Downstream(asyncio.Protocol):
         "_buffer",
         "_decoder",
         "_ended",
+        "_entrance",
         "_exchange",
         "_head",
         "_head_begun",
@@ -104,6 +112,8 @@ class Http1Downstream(asyncio.Protocol):
         "_last",
         "_peer",
         "_processing",
+        "_rated_at",
+        "_rated_from",
         "_reading_paused",
         "_response_chunked",
         "_response_started",
@@ -116,9 +126,10 @@ class Http1Downstream(asyncio.Protocol):
         "deadline",
     )
 
-    def __init__(self, surroundings: Surroundings) -> None:
+    def __init__(self, surroundings: Surroundings, entrance: Entrance | None = None) -> None:
         # connection
         self._surroundings = surroundings
+        self._entrance = entrance  # who has to be asked first
         self._peer: Peer = None  # type: ignore[assignment]  # set by connection_made
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _HEAD
@@ -138,6 +149,8 @@ class Http1Downstream(asyncio.Protocol):
         self._head_begun = False  # some bytes of it have come, and its deadline is set
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._body_paused = False
+        self._rated_at = NEVER  # the next look at the body's rate
+        self._rated_from = 0  # the bytes that had come by the last one
         self._keep_alive = True
         self._response_started = False
         self._response_chunked = False
@@ -147,6 +160,8 @@ class Http1Downstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        if self._entrance is not None and not self._entrance.arrived(self, self._transport):
+            return
         surroundings = self._surroundings
         self._peer = surroundings.peers.of(transport)
         surroundings.connection_opened(self)
@@ -205,6 +220,7 @@ class Http1Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._surroundings.budget.holds(self, self.held_bytes())
         self._slow = SlowPeer(self._transport)
         self.deadline = monotonic() + self._surroundings.timeouts.body_idle
         if self._exchange is not None:
@@ -212,17 +228,31 @@ class Http1Downstream(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        budget = self._surroundings.budget
+        budget.drops(self)
         if self._state is _RESPONSE or self._state is _TUNNEL:
             self.deadline = 0.0
         elif self._state is _BODY:
             self._expect_body()
         if self._exchange is not None:
-            self._exchange.downstream_resumed()
+            if budget.may_go_on(self):
+                self._exchange.downstream_resumed()
         elif self._state is _HEAD and self._buffer:
             self.deadline = monotonic() + self._surroundings.timeouts.head
             self._process()
             if self._reading_paused:
                 self._update_reading()
+
+    # The budget of buffered bytes
+
+    def held_bytes(self) -> int:
+        """How much waits here: responses for the client, requests for their turn."""
+        return self._transport.get_write_buffer_size() + len(self._buffer)
+
+    def go_on(self) -> None:
+        """There is room again for what the backend says."""
+        if self._exchange is not None and not self._writing_paused:
+            self._exchange.downstream_resumed()
 
     # The deadline wheel
 
@@ -244,7 +274,13 @@ class Http1Downstream(asyncio.Protocol):
             else:
                 self._close()
         elif state is _BODY:
-            self._fail(BodyTimeout("the request's body was not received in time"))
+            if now < self._rated_at:
+                self._fail(BodyTimeout("the request's body was not received in time"))
+            elif self._is_slow():
+                self._surroundings.refusals.count(BODY_RATE, self._peer.address)
+                self._fail(BodyTimeout("the request's body came too slowly"))
+            else:
+                self._expect_body()
 
     # The life cycle
 
@@ -382,6 +418,8 @@ class Http1Downstream(asyncio.Protocol):
     def resume_body(self) -> None:
         """Read the request's body again."""
         self._body_paused = False
+        if self._turn is None and self._is_behind():
+            self._turn = self._surroundings.loop.call_soon(self._next_turn)
         self._update_reading()
 
     def start_tunnel(self) -> None:
@@ -466,9 +504,23 @@ class Http1Downstream(asyncio.Protocol):
     def _next_turn(self) -> None:
         """The other clients had their turn."""
         self._turn = None
-        self._process()
+        if self._state is not _BODY:
+            self._process()
+        elif not self._body_paused and self._is_behind():
+            self._go_on_with_body()
         if self._reading_paused:
             self._update_reading()
+
+    def _go_on_with_body(self) -> None:
+        try:
+            self._take_body(b"")
+        except Exception:
+            _log.exception("a fault of portero's own; the connection of %s ends", self._peer.address)
+            self._transport.abort()
+
+    def _is_behind(self) -> bool:
+        """Say whether there are more chunks of the body at hand than one turn may take."""
+        return self._state is _BODY and self._decoder is not None and self._decoder.behind
 
     def _next_request(self) -> bool:
         surroundings = self._surroundings
@@ -481,7 +533,9 @@ class Http1Downstream(asyncio.Protocol):
             return False
         else:
             data = self._buffer
-        self._head_begun = False
+        if self._head_begun:
+            self._head_begun = False
+            self._surroundings.budget.drops(self)
         self._buffer = data[end:]
         self._take_head(data[:end])
         return True
@@ -519,10 +573,16 @@ class Http1Downstream(asyncio.Protocol):
             self.deadline = monotonic() + surroundings.timeouts.head
             surroundings.deadlines.sooner(self)
         self._buffer = data
+        if not end and len(data) > HEAVY:
+            surroundings.budget.holds(self, self.held_bytes())
         return end
 
     def _begin_body(self, exchange: RequestSide, length: int) -> None:
-        self.deadline = monotonic() + self._surroundings.timeouts.body_idle
+        now = monotonic()
+        surroundings = self._surroundings
+        self.deadline = now + surroundings.timeouts.body_idle
+        self._rated_at = now + RATE_SECONDS if surroundings.limits.body_rate else NEVER
+        self._rated_from = 0
         self._state = _BODY
         self._decoder = body_decoder(length, BadRequest)
         exchange.start()
@@ -543,7 +603,8 @@ class Http1Downstream(asyncio.Protocol):
             exchange.request_body(data)
             return
         if not self._reading_paused:
-            self.deadline = monotonic() + self._surroundings.timeouts.body_idle
+            deadline = monotonic() + self._surroundings.timeouts.body_idle
+            self.deadline = min(self._rated_at, deadline)
         decoder = self._decoder
         assert decoder is not None
         try:
@@ -554,6 +615,10 @@ class Http1Downstream(asyncio.Protocol):
         if rest is None:
             if body:
                 exchange.request_body(body)
+            if decoder.behind:
+                self._update_reading()
+                if self._turn is None:
+                    self._turn = self._surroundings.loop.call_soon(self._next_turn)
             return
         self._buffer = rest
         self._decoder = None
@@ -638,13 +703,17 @@ class Http1Downstream(asyncio.Protocol):
         """Read from the socket unless somebody is behind."""
         if self._transport.is_closing() or self._ended:  # resumed after its end, a transport reports it again
             return
-        pause = self._body_paused or len(self._buffer) > PIPELINE_LIMIT
+        pause = self._body_paused or len(self._buffer) > PIPELINE_LIMIT or self._is_behind()
         if pause and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
+            if self._buffer and self._state is not _BODY:  # that is on its way to the exchange
+                self._surroundings.budget.holds(self, self.held_bytes())
         elif not pause and self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
+            if not self._writing_paused:
+                self._surroundings.budget.drops(self)
         else:
             return
         if self._state is _BODY:
@@ -652,6 +721,26 @@ class Http1Downstream(asyncio.Protocol):
 
     def _expect_body(self) -> None:
         """Set the deadline of the body: there is none while the backend is behind, not the client."""
-        if not self._writing_paused:  # then it is the response's
-            paused = self._reading_paused
-            self.deadline = 0.0 if paused else monotonic() + self._surroundings.timeouts.body_idle
+        if self._writing_paused:  # then it is the response's
+            return
+        if self._reading_paused:
+            self.deadline = 0.0
+            return
+        now = monotonic()
+        self.deadline = now + self._surroundings.timeouts.body_idle
+        if self._surroundings.limits.body_rate and self._exchange is not None:
+            self._rated_at = now + RATE_SECONDS
+            self._rated_from = self._exchange.bytes_in
+            self.deadline = min(self.deadline, self._rated_at)
+        else:
+            self._rated_at = NEVER
+
+    def _is_slow(self) -> bool:
+        """Say whether too little of the body has come since the last look."""
+        head, exchange = self._head, self._exchange
+        assert head is not None
+        assert exchange is not None
+        least = self._surroundings.limits.body_rate * RATE_SECONDS
+        return (
+            exchange.bytes_in - self._rated_from < least and not self._response_started and is_measured(head)
+        )

@@ -33,9 +33,12 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from portero_py.errors import BodyTimeout, ClientGone
+from portero_py.proxy.body_rate import RATE_SECONDS, is_measured
+from portero_py.proxy.budget import HEAVY
 from portero_py.proxy.downstream.leaving import CLOSE_SECONDS, Leaving
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.progress import Progress
+from portero_py.proxy.refusals import BODY_RATE
 from portero_py.proxy.replies import reply
 from portero_py.wire.http2.connection import Phase
 from portero_py.wire.http2.frames import ErrorCode
@@ -78,7 +81,7 @@ class NewExchange(Protocol):
 class Http2Stream(ServerStream):
     """One stream, as the downstream of its exchange."""
 
-    __slots__ = ("_exchange", "_head", "_shell")
+    __slots__ = ("_exchange", "_head", "_rated_at", "_rated_from", "_shell")
 
     def __init__(
         self, shell: Http2Downstream, connection: ServerConnection, number: int, window: int
@@ -87,6 +90,8 @@ class Http2Stream(ServerStream):
         self._shell = shell
         self._exchange: RequestSide | None = None
         self._head: RequestHead | None = None
+        self._rated_at = 0.0  # the last look at the body's rate, or 0.0
+        self._rated_from = 0  # the bytes that had come by then
 
     # What the core calls
 
@@ -110,18 +115,30 @@ class Http2Stream(ServerStream):
         self._exchange.request_end(trailers)
 
     def on_lost(self, error: PorteroError) -> None:
+        self._shell.surroundings.budget.gone(self)
         if self._exchange is not None:
             self._exchange.downstream_gone(error)
         else:
             self._shell.refused(error, self._shell.surroundings.next_request_id())
 
+    def on_waiting(self) -> None:
+        self._shell.account()
+
     def on_held_up(self) -> None:
         assert self._exchange is not None
         self._exchange.downstream_paused()
+        self._shell.account()
 
     def on_relieved(self) -> None:
-        assert self._exchange is not None
-        self._exchange.downstream_resumed()
+        if self._shell.surroundings.budget.may_go_on(self):
+            self.go_on()
+
+    # What the budget of buffered bytes calls
+
+    def go_on(self) -> None:
+        """There is room again for what the backend says."""
+        if self._exchange is not None:
+            self._exchange.downstream_resumed()
 
     # What the exchange calls, beside the methods of Stream
 
@@ -129,6 +146,7 @@ class Http2Stream(ServerStream):
         """Nothing is held back longer than this turn of the event loop."""
 
     def abort(self, error: PorteroError) -> None:
+        self._shell.surroundings.budget.gone(self)
         self.reset(ErrorCode.INTERNAL_ERROR if error.status >= 500 else ErrorCode.CANCEL)
 
     def start_tunnel(self) -> None:
@@ -137,10 +155,18 @@ class Http2Stream(ServerStream):
     def half_close(self) -> bool:
         raise AssertionError("HTTP/2 has no upgrade")
 
+    def pause_body(self) -> None:
+        self._rated_at = 0.0
+        super().pause_body()
+
     # What the shell calls
 
     def look(self, now: float, moved: float, body_idle: float) -> None:
         """Give up when nothing happened for too long; on the connection something `moved` then."""
+        if self._shell.surroundings.limits.body_rate and self._is_slow(now):
+            self._shell.surroundings.refusals.count(BODY_RATE, self._shell.peer.address)
+            self._time_out(BodyTimeout("the request's body came too slowly"))
+            return
         since = self.idle_since
         if since == 0.0:
             self.idle_since = now
@@ -153,8 +179,23 @@ class Http2Stream(ServerStream):
 
     # Private
 
+    def _is_slow(self, now: float) -> bool:
+        """Say whether too little of the body has come in the last seconds."""
+        exchange, head = self._exchange, self._head
+        if exchange is None or head is None or self.received or self.paused or self.sending != HEAD:
+            return False
+        before, seconds = self._rated_from, now - self._rated_at
+        if self._rated_at != 0.0 and seconds < RATE_SECONDS:
+            return False
+        is_first = self._rated_at == 0.0
+        self._rated_at = now
+        self._rated_from = exchange.bytes_in
+        least = self._shell.surroundings.limits.body_rate * seconds
+        return not is_first and exchange.bytes_in - before < least and is_measured(head)
+
     def _time_out(self, error: PorteroError) -> None:
         """Tell the exchange, then answer if that is still possible."""
+        self._shell.surroundings.budget.gone(self)
         if self.sending < ENDING:
             exchange = self._exchange
             assert exchange is not None
@@ -175,6 +216,7 @@ class Http2Downstream(asyncio.Protocol):
         "_closing",
         "_connection",
         "_early",
+        "_holds",
         "_idle_since",
         "_last_stream",
         "_look",
@@ -212,6 +254,7 @@ class Http2Downstream(asyncio.Protocol):
         )
         self._reading = True
         self._closing = False
+        self._holds = False  # more than is worth a word to the budget
         self._turn: asyncio.Handle | None = None  # more has come than one turn may take
         self._early: asyncio.TimerHandle | None = None  # until the next look at early answers
         self._progress: Progress | None = None  # while the socket is full, or closes
@@ -272,6 +315,7 @@ class Http2Downstream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._connection.output.blocked = True
+        self.account()
         self._progress = Progress(self._transport)
         self._moved = self.surroundings.loop.time()
 
@@ -327,6 +371,23 @@ class Http2Downstream(asyncio.Protocol):
         elif now - self._idle_since >= timeouts.keep_alive:
             connection.finish_drain()
 
+    # The budget of buffered bytes
+
+    def held_bytes(self) -> int:
+        """How much waits for the client: in its streams, in the output, in the socket's transport."""
+        output = self._connection.output
+        return output.held + output.size + self._transport.get_write_buffer_size()
+
+    def account(self) -> None:
+        """Say how much that is, if it is worth a word."""
+        size = self.held_bytes()
+        if size > HEAVY:
+            self._holds = True
+            self.surroundings.budget.holds(self, size)
+        elif self._holds:
+            self._holds = False
+            self.surroundings.budget.drops(self)
+
     # What its streams call
 
     def refused(self, error: PorteroError, request_id: bytes) -> None:
@@ -353,6 +414,8 @@ class Http2Downstream(asyncio.Protocol):
         if connection.finished:
             self._close()
             return
+        if self._holds:
+            self.account()
         full = output.size > OUTPUT_LIMIT
         if connection.behind and not full and self._turn is None:
             self._turn = self.surroundings.loop.call_soon(self._next_turn)

@@ -54,6 +54,10 @@ class Leaving(asyncio.Protocol):
         """It is busy leaving."""
         return 0.0
 
+    def held_bytes(self) -> int:
+        """How much the client has not taken."""
+        return self._transport.get_write_buffer_size()
+
     def kill(self) -> None:
         """End at once."""
         self._transport.abort()

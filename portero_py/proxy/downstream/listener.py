@@ -5,7 +5,8 @@ are ours. Under TLS a connection begins to live when its handshake is complete. 
 when the first thing it says is HTTP/2's preface, its protocol gives the transport back (`found_http2`).
 
 A site accepts on a copy of its socket: closing the copy is how accepting pauses, while the socket itself
-stays open and clients wait in its queue (`doors`).
+stays open and clients wait in its queue (`doors`). It accepts while nobody wants it shut: the doors of all
+listeners and its own.
 """
 
 from __future__ import annotations
@@ -18,63 +19,68 @@ from aiohttp import web
 from portero_py.proxy.downstream.http1 import Http1Downstream
 from portero_py.proxy.downstream.http2 import Http2Downstream
 from portero_py.proxy.downstream.tls import TlsTransport
+from portero_py.proxy.refusals import LISTENER_CONNECTIONS
 
 if TYPE_CHECKING:
     import socket
 
     from portero_py.proxy.deadlines import Deadlines
     from portero_py.proxy.downstream.connection import Connection
+    from portero_py.proxy.downstream.doors import Asked
     from portero_py.proxy.downstream.sni import FrontTls
     from portero_py.proxy.peer import Peer
     from portero_py.proxy.surroundings import Surroundings
 
 
 class FrontServer(web.Server):
-    """The protocol factory of all listeners."""
+    """What all listeners have in common: it makes the protocols."""
 
     def __init__(self, surroundings: Surroundings, tls: FrontTls, handshakes: Deadlines) -> None:
         super().__init__(_never_called)
-        self._surroundings = surroundings
+        self.surroundings = surroundings
         self._tls = tls
         self._handshakes = handshakes
         surroundings.found_http2 = self._found_http2
 
-    def __call__(self) -> Http1Downstream:  # type: ignore[override]  # our protocol in place of aiohttp's
-        return Http1Downstream(self._surroundings)
+    def plain(self, listener: Listener) -> Http1Downstream:
+        """Make the protocol for a connection of a plain listener."""
+        return Http1Downstream(self.surroundings, listener)
 
-    def secure(self) -> TlsTransport:
+    def secure(self, listener: Listener) -> TlsTransport:
         """Make the protocol for a connection of a TLS listener."""
-        surroundings = self._surroundings
+        surroundings = self.surroundings
         surroundings.connections.greets()
-        return TlsTransport(
-            self._tls, self._handshakes, surroundings.timeouts.handshake, self._handshake_done
-        )
+        return TlsTransport(self._tls, self._handshakes, surroundings.timeouts.handshake, listener)
+
+    def opened(self, transport: TlsTransport) -> asyncio.Protocol:
+        """Make the protocol for a connection whose handshake is complete."""
+        surroundings = self.surroundings
+        made: Http1Downstream | Http2Downstream
+        if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
+            made = Http2Downstream(surroundings, surroundings.peers.of(transport), transport)
+            surroundings.connections.arrivals.passed_on(transport, made)
+            surroundings.connection_opened(made)
+        else:
+            made = Http1Downstream(surroundings)
+            surroundings.connections.arrivals.passed_on(transport, made)
+            made.connection_made(transport)
+        return made
 
     def pre_shutdown(self) -> None:
         """Ask every connection to finish."""
-        self._surroundings.connections.start_drain()
+        self.surroundings.connections.start_drain()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Wait until the connections are gone, `timeout` seconds at most, then end the rest."""
-        await self._surroundings.connections.end(timeout or 0.0)
+        await self.surroundings.connections.end(timeout or 0.0)
 
     # Private
-
-    def _handshake_done(self, transport: TlsTransport) -> asyncio.Protocol:
-        surroundings = self._surroundings
-        if transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2":
-            http2 = Http2Downstream(surroundings, surroundings.peers.of(transport), transport)
-            surroundings.connection_opened(http2)
-            return http2
-        http1 = Http1Downstream(surroundings)
-        http1.connection_made(transport)
-        return http1
 
     def _found_http2(
         self, former: Connection, peer: Peer, transport: asyncio.Transport, start: bytes
     ) -> None:
         """A plain connection began with HTTP/2's preface; `start` is all that it said so far."""
-        surroundings = self._surroundings
+        surroundings = self.surroundings
         made = Http2Downstream(surroundings, peer, transport)
         transport.set_protocol(made)
         surroundings.connection_succeeded(former, made)
@@ -83,14 +89,75 @@ class FrontServer(web.Server):
             made.start_drain()
 
 
+class Listener:
+    """The connections of one listening socket, and its own doors."""
+
+    def __init__(self, front: FrontServer, *, secure: bool) -> None:
+        self._front = front
+        self._open = 0
+        self.secure = secure
+        surroundings = front.surroundings
+        self.doors = surroundings.connections.doors_of_one(
+            surroundings.loop, lambda: self._open, self._shutting, self._has
+        )
+
+    def __call__(self) -> asyncio.Protocol:
+        """Make the protocol for one more connection."""
+        return self._front.secure(self) if self.secure else self._front.plain(self)
+
+    # What a connection calls
+
+    def arrived(self, who: object, transport: asyncio.Transport) -> bool:
+        """A connection is there. False: it was turned away, `who` is out."""
+        return self._front.surroundings.connection_arrived(who, self, transport)
+
+    def opened(self, transport: TlsTransport) -> asyncio.Protocol:
+        """Its handshake is complete."""
+        return self._front.opened(transport)
+
+    def left(self, transport: TlsTransport) -> None:
+        """It is gone, and its handshake was never complete."""
+        self._front.surroundings.connection_left(transport)
+
+    # What the list of arrivals calls
+
+    def came(self) -> None:
+        """There is one connection more."""
+        self._open += 1
+        limit = self._front.surroundings.limits.connections_per_listener
+        if limit:
+            self.doors.most = -(-limit // self._front.surroundings.workers)
+            if self._open >= self.doors.most:
+                self.doors.filled()
+
+    def went(self) -> None:
+        """There is one less."""
+        self._open -= 1
+        if self.doors.are_shut:
+            self.doors.left()
+
+    # Private
+
+    def _shutting(self) -> None:
+        surroundings = self._front.surroundings
+        surroundings.refusals.count(LISTENER_CONNECTIONS, f"{self.doors.most} in this process")
+
+    def _has(self, connection: Asked) -> bool:
+        return self._front.surroundings.connections.arrivals.place_of(connection) is self
+
+
 class ListenerSite(web.BaseSite):
     """One listening socket; what aiohttp's SockSite is, with our own TLS."""
 
     def __init__(self, runner: web.ServerRunner, sock: socket.socket, *, tls: bool) -> None:
         super().__init__(runner, backlog=4096)
+        front = runner.server
+        assert isinstance(front, FrontServer)
         self._socket = sock
-        self._tls = tls
+        self._listener = Listener(front, secure=tls)
+        self._listener.doors.sites.append(_OwnDoors(self))
         self._is_stopped = False
+        self._shut_by: set[object] = set()
 
     @property
     def name(self) -> str:
@@ -104,30 +171,58 @@ class ListenerSite(web.BaseSite):
 
     def pause(self) -> None:
         """Accept nobody for now: they wait."""
+        self.pause_for(self)
+
+    async def resume(self) -> None:
+        """Accept again. Raises OSError."""
+        await self.resume_for(self)
+
+    def pause_for(self, whom: object) -> None:
+        """Accept nobody as long as somebody wants that."""
+        self._shut_by.add(whom)
         server, self._server = self._server, None
         if server is not None:
             server.close()
 
-    async def resume(self) -> None:
-        """Accept again. Raises OSError."""
-        if self._server is not None or self._is_stopped:
+    async def resume_for(self, whom: object) -> None:
+        """`whom` does not want it any more. Raises OSError; then it is to be called again."""
+        self._shut_by.discard(whom)
+        if self._shut_by or self._server is not None or self._is_stopped:
             return
-        front = self._runner.server
-        assert isinstance(front, FrontServer)
         copy = self._socket.dup()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                front.secure if self._tls else front, sock=copy, backlog=self._backlog
+                self._listener, sock=copy, backlog=self._backlog
             )
         except BaseException:
             copy.close()
             raise
+        if self._shut_by:  # in the meantime
+            self.pause_for(self)
+            self._shut_by.discard(self)
 
     async def stop(self) -> None:
         """Accept nobody any more: the socket is closed too."""
         self._is_stopped = True
+        await self._listener.doors.close()
         await super().stop()
         self._socket.close()
+
+
+class _OwnDoors:
+    """A site, as its own doors see it."""
+
+    def __init__(self, site: ListenerSite) -> None:
+        self._site = site
+
+    def pause(self) -> None:
+        self._site.pause_for(self)
+
+    async def resume(self) -> None:
+        await self._site.resume_for(self)
+
+    async def stop(self) -> None:
+        """The site stops by itself."""
 
 
 async def _never_called(request: web.BaseRequest) -> web.StreamResponse:

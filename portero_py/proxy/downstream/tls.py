@@ -31,13 +31,13 @@ import asyncio
 import ssl
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from portero_py.proxy.deadlines import DeadlineWheel
-    from portero_py.proxy.downstream.sni import FrontTls
+    from portero_py.proxy.downstream.sni import FrontSSLObject, FrontTls
 
 #: The longest plaintext of a record: a larger read would not return more.
 RECORD: Final = 16_384
@@ -64,18 +64,32 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 }
 
 
+class Entrance(Protocol):
+    """Where a connection comes from."""
+
+    def arrived(self, who: object, transport: asyncio.Transport) -> bool:
+        """It is there, before anything is done for it. False: it was turned away, `who` is out."""
+
+    def opened(self, transport: TlsTransport) -> asyncio.Protocol:
+        """The handshake is complete: return who has the transport from now on."""
+
+    def left(self, transport: TlsTransport) -> None:
+        """The connection is gone, and its handshake was never complete."""
+
+
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """One client's TLS connection.
 
-    When the handshake is complete `opened(self)` returns the protocol above; `connection_made` is not called
-    on it. A connection of a CA that validates a name (`is_challenge`) ends there instead.
+    `entrance` is asked whether it may come in before anything is done for it. When the handshake is complete
+    it gives the protocol above (`opened`), whose `connection_made` is not called. A connection of a CA that
+    validates a name (`is_challenge`) ends there instead.
     """
 
     __slots__ = (
         "_deadlines",
+        "_entrance",
         "_front",
         "_incoming",
-        "_opened",
         "_outgoing",
         "_protocol",
         "_socket",
@@ -89,14 +103,14 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         front: FrontTls,
         deadlines: DeadlineWheel,
         seconds: float,
-        opened: Callable[[TlsTransport], asyncio.Protocol],
+        entrance: Entrance,
     ) -> None:
         self._deadlines = deadlines
         self._front: FrontTls | None = front  # until the first bytes are there
-        self._opened = opened
+        self._entrance = entrance
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = front.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls: FrontSSLObject = cast("FrontSSLObject", None)  # set by connection_made
         self._state = _HANDSHAKE
         self._protocol: asyncio.Protocol | None = None
         self._socket: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
@@ -106,6 +120,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        if not self._entrance.arrived(self, self._socket):
+            return
+        front = self._front
+        assert front is not None
+        self._tls = front.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
@@ -149,6 +168,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         protocol, self._protocol = self._protocol, None
         if protocol is None:
             self._deadlines.forget(self)
+            self._entrance.left(self)
         else:
             protocol.connection_lost(exc)
 
@@ -241,7 +261,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._tls.is_challenge:
             self.close()
             return
-        self._protocol = self._opened(self)
+        self._protocol = self._entrance.opened(self)
         if self._incoming.pending:
             self._read(b"")
             if self._tls.version() == "TLSv1.3":

@@ -35,6 +35,7 @@ from portero_py.errors import (
     UpstreamClosed,
     UpstreamTimeout,
 )
+from portero_py.proxy.budget import HEAVY
 from portero_py.proxy.progress import SlowPeer
 from portero_py.proxy.upstream.connection import UpstreamConnection
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     from portero_py.wire.headers import Forwarded
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
-#: Most 1xx responses to one request.
+#: Most 1xx responses to one request. They are passed on as long as they are no longer than one head together:
+#: a client that does not read holds none of them back.
 MAX_INFORMATIONAL: Final = 32
 #: Seconds that a connection which is not used again may take to send its last bytes.
 CLOSE_SECONDS: Final = 10.0
@@ -93,6 +95,7 @@ class UpstreamHttp1(UpstreamConnection):
         "_decoder",
         "_exchange",
         "_informational",
+        "_informational_bytes",
         "_method",
         "_outgoing",
         "_pool",
@@ -103,6 +106,7 @@ class UpstreamHttp1(UpstreamConnection):
         "_state",
         "_surroundings",
         "_transport",
+        "_turn",
         "_uses",
         "_writing_paused",
     )
@@ -129,6 +133,8 @@ class UpstreamHttp1(UpstreamConnection):
         self._decoder: LengthDecoder | ChunkedDecoder | None = None
         self._reusable = False
         self._informational = 0
+        self._informational_bytes = 0
+        self._turn: asyncio.Handle | None = None  # more chunks are at hand than one turn may take
 
     # What the pool calls
 
@@ -227,7 +233,10 @@ class UpstreamHttp1(UpstreamConnection):
         """Read from the backend again."""
         if self._reading_paused and not self._transport.is_closing():
             self._reading_paused = False
-            self._transport.resume_reading()
+            if self._is_behind():
+                self._wait_for_turn()
+            else:
+                self._transport.resume_reading()
             self._expect_bytes()
 
     def start_tunnel(self) -> None:
@@ -237,6 +246,7 @@ class UpstreamHttp1(UpstreamConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._transport.set_write_buffer_limits(HEAVY)
         self._surroundings.deadlines.watch(self)
 
     def data_received(self, data: bytes) -> None:
@@ -274,6 +284,7 @@ class UpstreamHttp1(UpstreamConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._surroundings.deadlines.forget(self)
+        self._surroundings.budget.gone(self)
         if self._state is _IDLE:
             self._pool.discard(self)
         elif self._exchange is not None:
@@ -285,6 +296,7 @@ class UpstreamHttp1(UpstreamConnection):
 
     def pause_writing(self) -> None:
         self._writing_paused = True
+        self._surroundings.budget.holds(self, self.held_bytes())
         if self._exchange is not None:
             self._slow = SlowPeer(self._transport)
             self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
@@ -292,10 +304,23 @@ class UpstreamHttp1(UpstreamConnection):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        self._surroundings.budget.drops(self)
         if self._exchange is not None:
             self.deadline = 0.0
             if not self._reading_paused:
                 self._expect_bytes()
+            if self._surroundings.budget.may_go_on(self):
+                self._exchange.upstream_resumed()
+
+    # The budget of buffered bytes
+
+    def held_bytes(self) -> int:
+        """How much the backend has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def go_on(self) -> None:
+        """There is room again for what the client says."""
+        if self._exchange is not None and not self._writing_paused:
             self._exchange.upstream_resumed()
 
     # The deadline wheel
@@ -371,12 +396,16 @@ class UpstreamHttp1(UpstreamConnection):
             rest = data[end:]
             if head.status >= 200 or head.status == 101:
                 break
+            if self._informational == 0:
+                self._informational_bytes = 0
             self._informational += 1
+            self._informational_bytes += end
             if self._informational > MAX_INFORMATIONAL:
                 raise BadResponse("too many informational responses")
             if self._request_ended:
                 self.deadline = monotonic() + surroundings.timeouts.upstream_head  # it is at work
-            exchange.response_informational(head)
+            if self._informational_bytes <= limit:
+                exchange.response_informational(head)
             if not rest or self._exchange is not exchange:
                 return
             data = rest
@@ -428,6 +457,30 @@ class UpstreamHttp1(UpstreamConnection):
         if rest is not None and self._exchange is exchange:
             self._decoder = None
             self._complete(decoder.trailers or None, rest)
+        elif decoder.behind and self._exchange is exchange:
+            if not self._reading_paused:
+                self._transport.pause_reading()
+            self._wait_for_turn()
+
+    def _is_behind(self) -> bool:
+        """Say whether there are more chunks of the body at hand than one turn may take."""
+        return self._state is _BODY and self._decoder is not None and self._decoder.behind
+
+    def _wait_for_turn(self) -> None:
+        if self._turn is None:
+            self._turn = self._surroundings.loop.call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        """The other connections had their turn."""
+        self._turn = None
+        if (
+            self._exchange is not None
+            and not self._reading_paused
+            and self._is_behind()
+            and not self._transport.is_closing()
+        ):
+            self._transport.resume_reading()
+            self.data_received(b"")
 
     def _complete(self, trailers: Fields | None, rest: bytes) -> None:
         """The response has ended: reuse the connection or close it, then tell the exchange."""

@@ -64,6 +64,7 @@ class Output:
         "encoder",
         "frame_limit",
         "frames",
+        "held",
         "initial_window",
         "pieces",
         "size",
@@ -81,6 +82,7 @@ class Output:
         self.frame_limit = FRAME_LIMIT
         self.blocked = False  # the socket takes no more
         self.waiting: dict[Waiting, None] = {}
+        self.held = 0  # bytes that wait in streams, for whatever reason
         # batch
         self.pieces: list[bytes | memoryview] = []
         self.size = 0

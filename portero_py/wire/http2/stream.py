@@ -2,7 +2,7 @@
 
 Nothing here knows which of the two is the request. A role (`server_stream.py`) adds how a head is sent and
 what becomes of a stream whose message has left (`on_sent`); its user what is done with what comes (`on_body`,
-`on_end`, `on_lost`, `on_held_up`, `on_relieved`).
+`on_end`, `on_lost`, `on_waiting`, `on_held_up`, `on_relieved`).
 
     received   True once END_STREAM has come
     sending    HEAD -> BODY -> ENDING -> ENDED -> DONE. ENDING: the message is complete, but bytes of it
@@ -136,6 +136,9 @@ class Stream(Waiting):
         """The stream was closed, not by us, while our side still had to hear of it."""
         raise NotImplementedError
 
+    def on_waiting(self) -> None:
+        """Something of what is sent waits from now on. Only for the record."""
+
     def on_held_up(self) -> None:
         """Too much of what is sent waits."""
         raise NotImplementedError
@@ -178,6 +181,7 @@ class Stream(Waiting):
                 output.tell()
             return
         queue = self._queue
+        begins = queue is None
         if queue is None:
             self.idle_since = 0.0
             self._queue = queue = deque()
@@ -186,9 +190,12 @@ class Stream(Waiting):
         else:
             queue.append(memoryview(data))
         self._queued += length
+        output.held += length
         if self.window > 0:
             output.waiting[self] = None
             output.pump()
+        if begins and self._queue is not None:
+            self.on_waiting()
         if self._queued > HIGH_WATER and not self._held_up:
             self._held_up = True
             self.on_held_up()
@@ -255,6 +262,7 @@ class Stream(Waiting):
         self._batch = self._output.batch
         self.window -= length
         self._queued -= length
+        self._output.held -= length
         self.idle_since = 0.0
         if self._queue is not None:
             if self.window > 0:
@@ -273,6 +281,7 @@ class Stream(Waiting):
         self.sending = DONE
         if self._queue is not None:
             self._queue = None
+            self._output.held -= self._queued
             self._queued = 0
             self._output.waiting.pop(self, None)
 

@@ -57,6 +57,8 @@ def counted() -> Counters:
     counters.queue_waits["a.example", 4] = 15
     counters.queue_seconds["a.example"] = 0.6
     counters.queue_refused["a.example", "queue_full"] = 16
+    counters.refused["handshakes"] = 14
+    counters.buffered_bytes = 15
     counters.bytes_in = 10
     counters.bytes_out = 11
     counters.access_log_dropped = 12

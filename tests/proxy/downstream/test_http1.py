@@ -11,6 +11,7 @@ from portero_py.errors import BadRequest, HeadTimeout, HeadTooLarge, TargetTooLo
 from portero_py.proxy.downstream import http1
 from portero_py.proxy.downstream.http1 import PIPELINE_LIMIT, Http1Downstream
 from portero_py.proxy.downstream.leaving import LINGER_BYTES
+from portero_py.wire.framing import CHUNKS_AT_ONCE
 from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses, until
 
 NOWHERE = get(b"/", host=b"nowhere.example")
@@ -365,6 +366,81 @@ async def test_a_body_that_stops_coming_is_a_408(world: World) -> None:
     assert [exchange.status for exchange in world.done] == [408]
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_that_comes_too_slowly_is_a_408(world: World, chunked: bool) -> None:
+    world.limits = replace(world.limits, body_rate=100)
+    client = world.client()
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 5000"
+    client.send(b"POST / HTTP/1.1\r\nHost: app.example\r\n%b\r\n\r\n" % framing)
+    backend = await world.backend()
+    for _ in range(30):
+        client.send(b"1\r\nx\r\n" if chunked else b"x")
+        await world.pass_time(1)
+        if client.received:
+            break
+    assert statuses(client.received) == [408]
+    assert backend.aborted
+    assert world.counters.refused == {"body_rate": 1}
+
+
+async def test_a_body_that_comes_fast_enough_is_passed_on_however_long_it_takes(world: World) -> None:
+    world.limits = replace(world.limits, body_rate=100)
+    client = world.client()
+    client.send(post(bytes(40_000))[:-40_000])
+    backend = await world.backend()
+    for burst in range(10):  # 4000 bytes in 30 seconds, but never less than 2000 in 20
+        client.send(bytes(4000))
+        await world.pass_time(15 if burst % 2 else 10)
+        assert not client.received, burst
+    backend.send(OK)
+    assert statuses(client.received) == [200]
+    client.send(GET)  # the next request is not measured
+    backend.send(OK)
+    await world.pass_time(30)
+    assert statuses(client.received) == [200, 200]
+
+
+async def test_a_body_is_not_measured_while_its_backend_is_behind(world: World) -> None:
+    world.limits = replace(world.limits, body_rate=100)
+    client = world.client()
+    client.send(post(bytes(300_000))[:-300_000])
+    backend = await world.backend()
+    backend.stop_reading()
+    client.send(bytes(100_000))
+    for _ in range(4):
+        backend.unsent -= 1000
+        await world.pass_time(50)
+    backend.read_all()
+    await world.pass_time(15)
+    assert client.received == b"", "the seconds began anew"
+    await world.pass_time(12)
+    assert statuses(client.received) == [408]
+
+
+@pytest.mark.parametrize("conversation", ["response", "grpc", "unlimited"])
+async def test_a_conversation_is_not_measured(world: World, conversation: str) -> None:
+    world.limits = replace(world.limits, body_rate=1000)
+    client = world.client()
+    kind = b"application/grpc" if conversation == "grpc" else b"text/plain"
+    client.send(
+        b"POST / HTTP/1.1\r\nHost: app.example\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n\r\n"
+        % kind
+    )
+    backend = await world.backend()
+    client.send(b"1\r\nx\r\n")
+    if conversation == "response":
+        backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    if conversation == "unlimited":
+        world.limits = replace(world.limits, body_rate=0)  # for those too that are there already
+    for _ in range(20):
+        client.send(b"1\r\nx\r\n")
+        backend.send(b"1\r\ny\r\n" if conversation == "response" else b"HTTP/1.1 100 Continue\r\n\r\n")
+        await world.pass_time(10)
+    assert [(e.status, e.error) for e in world.done] == []
+    assert 408 not in statuses(client.received)
+    client.vanish()
+
+
 async def test_a_body_has_all_the_time_that_connecting_takes(world: World) -> None:
     connected = asyncio.Event()
     world.loop.outcomes = [connected]
@@ -420,6 +496,53 @@ async def test_a_body_has_all_the_time_of_its_backend_although_the_client_was_be
     backend.read_all()
     await world.pass_time(67)
     assert client.closed, "now it is the client who is slow"
+
+
+async def test_a_body_of_very_many_chunks_is_decoded_in_turns_with_the_others(world: World) -> None:
+    client, other = world.client(), world.client()
+    count = 3 * CHUNKS_AT_ONCE + 10
+    head = b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.send(head + b"1\r\nx\r\n")
+    backend = await world.backend()
+    client.send(b"1\r\ny\r\n" * count + b"0\r\n\r\n" + NOWHERE)
+    assert not client.reading
+    assert backend.received.count(b"y") == CHUNKS_AT_ONCE
+    other.send(NOWHERE)
+    assert statuses(other.received) == [404], "the other's turn"
+    await until(lambda: backend.received.endswith(b"0\r\n\r\n"))
+    assert backend.received.count(b"y") == count
+    backend.send(OK)
+    assert statuses(client.received) == [200, 404]
+    assert client.reading
+
+
+async def test_a_body_of_very_many_chunks_waits_for_its_backend(world: World) -> None:
+    client = world.client()
+    client.send(b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+    backend = await world.backend()
+    backend.stop_reading()
+    backend.unsent = HIGH_WATER
+    client.send(b"1\r\ny\r\n" * 2 * CHUNKS_AT_ONCE + b"0\r\n\r\n")
+    await settle()
+    assert backend.received.count(b"y") == CHUNKS_AT_ONCE
+    assert not client.reading
+    backend.read_all()
+    assert not client.reading, "there is more to decode first"
+    await until(lambda: backend.received.endswith(b"0\r\n\r\n"))
+    assert client.reading
+    backend.send(OK)
+    assert statuses(client.received) == [200]
+
+
+async def test_a_client_that_leaves_while_its_chunks_wait_for_their_turn_is_forgotten(world: World) -> None:
+    client = world.client()
+    client.send(b"POST / HTTP/1.1\r\nHost: app.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+    backend = await world.backend()
+    client.send(b"1\r\ny\r\n" * 2 * CHUNKS_AT_ONCE)
+    client.vanish()
+    await settle()
+    assert backend.received.count(b"y") == CHUNKS_AT_ONCE
+    assert backend.aborted
 
 
 async def test_what_is_sent_behind_the_last_request_does_not_reset_its_answer(world: World) -> None:

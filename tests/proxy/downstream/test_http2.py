@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import hpack
 import pytest
 
 from portero_py.config.model import Limits, Timeouts
+from portero_py.core.counters import Counters
 from portero_py.errors import BodyTimeout, ClientGone, NoBackend, PorteroError, UpstreamClosed
+from portero_py.proxy.budget import Budget
 from portero_py.proxy.deadlines import DeadlineWheel
 from portero_py.proxy.downstream.http2 import OUTPUT_LIMIT, Http2Downstream, Http2Stream
 from portero_py.proxy.downstream.leaving import Leaving
 from portero_py.proxy.endpoints import Downstream, RequestSide
 from portero_py.proxy.peer import Peer
+from portero_py.proxy.refusals import Refusals
 from portero_py.proxy.surroundings import Surroundings
+from portero_py.wire.headers import Forwarding
 from portero_py.wire.http2.frames import (
     CONTINUATION,
     DATA,
@@ -65,8 +70,8 @@ class Loop:
         self.soon.append(Call(callback))
         return self.soon[-1]
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Call:
-        call = Call(callback)
+    def call_later(self, seconds: float, callback: Callable[..., None], *arguments: object) -> Call:
+        call = Call(partial(callback, *arguments))
         self.later.append((self.now + seconds, call))
         return call
 
@@ -129,6 +134,7 @@ class Socket:
         self.reading = True
 
 
+PEER = Peer("192.0.2.7", 50000, Forwarding(b"192.0.2.7", b"https", trusted=False))
 IDLE = Timeouts().body_idle
 
 
@@ -138,6 +144,9 @@ class FakeSurroundings:
         self.timeouts = Timeouts(head=15, body_idle=60, keep_alive=75)
         self.loop = Loop()
         self.deadlines = DeadlineWheel(self.loop.now)
+        self.counters = Counters()
+        self.refusals = Refusals(cast("asyncio.AbstractEventLoop", self.loop), self.counters)
+        self.budget = Budget(cast("asyncio.AbstractEventLoop", self.loop), self.counters, self.refusals)
         self.refused: list[str] = []
         self.versions: set[bytes] = set()
         self.leaving: Leaving | None = None
@@ -177,6 +186,7 @@ class Scripted(RequestSide):
 
     def request_body(self, data: bytes) -> None:
         self.said.append(data)
+        self.bytes_in += len(data)
 
     def request_end(self, trailers: Fields | None) -> None:
         self.said.append(("end", trailers))
@@ -203,7 +213,7 @@ class Stage:
         self.decoder = hpack.Decoder()
         self.shell = Http2Downstream(
             cast("Surroundings", self.surroundings),
-            cast("Peer", None),
+            PEER,
             cast("asyncio.Transport", self.socket),
             self._exchange,
         )
@@ -455,9 +465,7 @@ def test_a_long_quiet_response_keeps_its_connection() -> None:
 def test_a_client_that_never_sends_its_preface_is_closed() -> None:
     surroundings = FakeSurroundings(Limits())
     socket = Socket()
-    shell = Http2Downstream(
-        cast("Surroundings", surroundings), cast("Peer", None), cast("asyncio.Transport", socket)
-    )
+    shell = Http2Downstream(cast("Surroundings", surroundings), PEER, cast("asyncio.Transport", socket))
     socket.shell = shell
     surroundings.deadlines.watch(shell)
     shell.data_received(PREFACE[:10])
@@ -529,6 +537,42 @@ def test_a_body_that_a_backend_does_not_read_is_not_the_clients_fault() -> None:
     exchange.downstream.pause_body()
     stage.wait(200)
     assert exchange.said == ["start"]
+
+
+def test_a_body_that_comes_too_slowly_is_answered_with_408() -> None:
+    stage = Stage(Limits(body_rate=100))
+    slow, fast = stage.request(1, POST, ends=False), stage.request(3, POST, ends=False)
+    for _ in range(12):
+        stage.send(frame(DATA, 0, 1, b"slow") + frame(DATA, 0, 3, bytes(600)))
+        stage.wait(5)
+    assert slow.said[-1] is BodyTimeout
+    assert BodyTimeout not in fast.said
+    head, _ = stage.response()
+    assert head[":status"] == "408"
+    assert stage.surroundings.counters.refused == {"body_rate": 1}
+
+
+def test_a_body_is_not_measured_while_its_backend_is_behind_nor_in_a_conversation() -> None:
+    stage = Stage(Limits(body_rate=100))
+    waiting = stage.request(1, POST, ends=False)
+    talking = stage.request(3, POST, ends=False)
+    grpc = stage.request(5, [*POST, ("content-type", "application/grpc+proto")], ends=False)
+    stage.wait(15)
+    waiting.downstream.pause_body()
+    talking.downstream.send_head(OK)
+    for _ in range(10):
+        stage.wait(5)
+        stage.send(frame(DATA, 0, 3, b"."))
+        stage.send(frame(DATA, 0, 5, b"."))
+    waiting.downstream.resume_body()
+    stage.wait(15)
+    stage.send(frame(DATA, 0, 1, b"..") + frame(DATA, 0, 3, b".") + frame(DATA, 0, 5, b"."))
+    for exchange in (waiting, talking, grpc):
+        assert BodyTimeout not in exchange.said
+    stage.wait(20)
+    assert waiting.said[-1] is BodyTimeout, "now it is the client who is slow"
+    assert BodyTimeout not in talking.said
+    assert BodyTimeout not in grpc.said
 
 
 def test_a_response_that_the_client_does_not_take_is_given_up() -> None:

@@ -43,6 +43,24 @@ def client(*alpn: str, trusting: bool = True, highest: ssl.TLSVersion | None = N
     return context
 
 
+class Entrance:
+    """Everybody may come in."""
+
+    def __init__(self, made: Callable[[TlsTransport], asyncio.Protocol]) -> None:
+        self._made = made
+        self.there = 0
+
+    def arrived(self, who: object, transport: asyncio.Transport) -> bool:
+        self.there += 1
+        return True
+
+    def opened(self, transport: TlsTransport) -> asyncio.Protocol:
+        return self._made(transport)
+
+    def left(self, transport: TlsTransport) -> None:
+        self.there -= 1
+
+
 @asynccontextmanager
 async def accepting(
     front: FrontTls, opened: Callable[[TlsTransport], asyncio.Protocol], handshake: float
@@ -50,7 +68,7 @@ async def accepting(
     """The layer on a free port of 127.0.0.1, on the running loop."""
     deadlines = Deadlines(asyncio.get_running_loop())
     server = await asyncio.get_running_loop().create_server(
-        lambda: TlsTransport(front, deadlines, handshake, opened), "127.0.0.1", 0
+        lambda: TlsTransport(front, deadlines, handshake, Entrance(opened)), "127.0.0.1", 0
     )
     try:
         yield server.sockets[0].getsockname()[1], deadlines

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from portero_py.proxy.upstream.http1 import MAX_INFORMATIONAL, TUNNEL_IDLE
-from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses
+from portero_py.wire.framing import CHUNKS_AT_ONCE
+from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses, until
 
+NOWHERE = get(b"/", host=b"nowhere.example")
 UPGRADE = get(b"/", b"Connection: Upgrade\r\nUpgrade: websocket\r\n")
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: WebSocket\r\n\r\n"
 
@@ -207,6 +209,67 @@ async def test_informational_responses_are_passed_on_as_they_come(world: World) 
     assert client.received == b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     backend.send(b"HTTP/1.1 102 Processing\r\n\r\n" + OK)
     assert statuses(client.received) == [103, 102, 200]
+
+
+async def test_informational_responses_are_passed_on_up_to_the_length_of_one_head(world: World) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: %b\r\n\r\n" % (b"x" * 10_000)
+    for _ in range(6):
+        backend.send(hint)
+    assert client.received == 3 * hint
+    backend.send(OK)
+    assert statuses(client.received) == [103, 103, 103, 200]
+    client.send(GET)
+    backend.send(hint + OK)
+    assert statuses(client.received)[4:] == [103, 200], "each response has its own"
+
+
+async def test_a_body_of_very_many_chunks_is_decoded_in_turns_with_the_others(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.send(GET)
+    backend = await world.backend()
+    backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+    backend.send(b"1\r\ny\r\n" * (3 * CHUNKS_AT_ONCE + 10) + b"0\r\n\r\n")
+    assert not backend.reading
+    assert client.received.count(b"y") == CHUNKS_AT_ONCE
+    other.send(NOWHERE)
+    assert statuses(other.received) == [404], "the other's turn"
+    await until(lambda: client.received.endswith(b"\r\n0\r\n\r\n"))
+    assert client.received.count(b"y") == 3 * CHUNKS_AT_ONCE + 10
+    client.received = b""
+    client.send(GET)
+    backend.send(OK)
+    assert statuses(client.received) == [200], "the connection is used again"
+
+
+async def test_a_response_of_very_many_chunks_waits_for_its_client(world: World) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+    client.stop_reading()
+    client.unsent = HIGH_WATER
+    backend.send(b"1\r\ny\r\n" * (2 * CHUNKS_AT_ONCE + 10) + b"0\r\n\r\n")
+    await settle()
+    assert client.received.count(b"y") == CHUNKS_AT_ONCE
+    client.read_all()
+    assert not backend.reading, "there is more to decode first"
+    await until(lambda: client.received.endswith(b"\r\n0\r\n\r\n"))
+    assert client.received.count(b"y") == 2 * CHUNKS_AT_ONCE + 10
+    assert backend.reading
+
+
+async def test_a_backend_that_breaks_while_its_chunks_wait_for_their_turn_is_noticed(world: World) -> None:
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    backend.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    backend.send(b"1\r\ny\r\n" * 2 * CHUNKS_AT_ONCE)
+    backend.vanish(ConnectionResetError())
+    await settle()
+    assert client.closed
 
 
 async def test_a_backend_that_says_it_is_at_work_has_its_time_again(world: World) -> None:
