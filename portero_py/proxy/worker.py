@@ -7,21 +7,19 @@ stalls, the worker goes on serving the last table. Nobody in this room knows it.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.connection import Connections
-from portero_py.proxy.downstream.listener import FrontServer, ListenerSite
+from portero_py.proxy.downstream.listener import Front, ListenerSite
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.surroundings import Surroundings
 from portero_py.proxy.upstream.connector import HttpConnector
 from portero_py.proxy.upstream.tls import UpstreamTls
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     from collections.abc import Sequence
 
@@ -68,8 +66,7 @@ class Worker:
         )
         self._front_tls.counters = surroundings.counters
         surroundings.pools.connector = HttpConnector(surroundings, upstream_tls)
-        self._server = FrontServer(surroundings, self._front_tls, self._handshakes)
-        self._runner = web.ServerRunner(self._server, handle_signals=False)
+        self._front = Front(surroundings, self._front_tls, self._handshakes)
         self._pruning: asyncio.Handle | None = None
 
     @property
@@ -105,11 +102,9 @@ class Worker:
 
     async def start(self, sockets: Sequence[socket.socket], *, tls: bool) -> None:
         """Accept on bound sockets."""
-        if self._runner.server is None:
-            await self._runner.setup()
         for sock in sockets:
-            site = ListenerSite(self._runner, sock, tls=tls)
-            await site.start()
+            site = ListenerSite(sock, self._front.secure if tls else self._front.plain)
+            await site.resume()
             self._connections.doors.sites.append(site)
 
     async def stop_accepting(self) -> None:
@@ -121,9 +116,9 @@ class Worker:
         surroundings = self._surroundings
         surroundings.draining = True
         await self.stop_accepting()
-        self._server.pre_shutdown()
-        await self._server.shutdown(timeout)
-        await self._runner.cleanup()
+        await asyncio.sleep(0)  # whom the loop has accepted in this turn already is there in the next one
+        self._connections.start_drain()
+        await self._connections.end(timeout)
         if self._pruning is not None:
             self._pruning.cancel()
         await surroundings.pools.close()

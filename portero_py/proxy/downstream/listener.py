@@ -1,19 +1,19 @@
 """A bound socket to protocols: TLS, then HTTP/2 or HTTP/1 by ALPN.
 
-aiohttp's low-level server and runner own the life cycle (accept, stop accepting, drain, close); the protocols
-are ours. Under TLS a connection begins to live when its handshake is complete. A plain one is HTTP/1 at once;
-when the first thing it says is HTTP/2's preface, its protocol gives the transport back (`found_http2`).
+Under TLS a connection begins to live when its handshake is complete. A plain one is HTTP/1 at once; when the
+first thing it says is HTTP/2's preface, its protocol gives the transport back (`found_http2`). Which of them
+live, and how they end, is known to `connection.Connections`.
 
 A site accepts on a copy of its socket: closing the copy is how accepting pauses, while the socket itself
 stays open and clients wait in its queue (`doors`).
+
+The loop's own server is all that is needed here: a web framework would be 10 MB of each worker's memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-from aiohttp import web
+from typing import TYPE_CHECKING, Final
 
 from portero_py.proxy.downstream.http1 import Http1Downstream
 from portero_py.proxy.downstream.http2 import Http2Downstream
@@ -21,6 +21,7 @@ from portero_py.proxy.downstream.tls import TlsTransport
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from portero_py.proxy.deadlines import Deadlines
     from portero_py.proxy.downstream.connection import Connection
@@ -29,17 +30,21 @@ if TYPE_CHECKING:
     from portero_py.proxy.surroundings import Surroundings
 
 
-class FrontServer(web.Server):
-    """The protocol factory of all listeners."""
+#: Clients that may wait in the kernel's queue of one listener; the system's limit may be lower (somaxconn).
+BACKLOG: Final = 4096
+
+
+class Front:
+    """The protocol factory of all listeners: `plain` and `secure` make what a new connection begins with."""
 
     def __init__(self, surroundings: Surroundings, tls: FrontTls, handshakes: Deadlines) -> None:
-        super().__init__(_never_called)
         self._surroundings = surroundings
         self._tls = tls
         self._handshakes = handshakes
         surroundings.found_http2 = self._found_http2
 
-    def __call__(self) -> Http1Downstream:  # type: ignore[override]  # our protocol in place of aiohttp's
+    def plain(self) -> Http1Downstream:
+        """Make the protocol for a connection of a listener without TLS."""
         return Http1Downstream(self._surroundings)
 
     def secure(self) -> TlsTransport:
@@ -49,14 +54,6 @@ class FrontServer(web.Server):
         return TlsTransport(
             self._tls, self._handshakes, surroundings.timeouts.handshake, self._handshake_done
         )
-
-    def pre_shutdown(self) -> None:
-        """Ask every connection to finish."""
-        self._surroundings.connections.start_drain()
-
-    async def shutdown(self, timeout: float | None = None) -> None:
-        """Wait until the connections are gone, `timeout` seconds at most, then end the rest."""
-        await self._surroundings.connections.end(timeout or 0.0)
 
     # Private
 
@@ -83,24 +80,14 @@ class FrontServer(web.Server):
             made.start_drain()
 
 
-class ListenerSite(web.BaseSite):
-    """One listening socket; what aiohttp's SockSite is, with our own TLS."""
+class ListenerSite:
+    """One listening socket, and who is made for each client that comes there. It closes the socket."""
 
-    def __init__(self, runner: web.ServerRunner, sock: socket.socket, *, tls: bool) -> None:
-        super().__init__(runner, backlog=4096)
+    def __init__(self, sock: socket.socket, accepted: Callable[[], asyncio.Protocol]) -> None:
         self._socket = sock
-        self._tls = tls
+        self._accepted = accepted
+        self._server: asyncio.Server | None = None  # while it accepts
         self._is_stopped = False
-
-    @property
-    def name(self) -> str:
-        """What the listener is bound to."""
-        return str(self._socket.getsockname())
-
-    async def start(self) -> None:
-        """Begin to accept."""
-        await super().start()
-        await self.resume()
 
     def pause(self) -> None:
         """Accept nobody for now: they wait."""
@@ -109,15 +96,13 @@ class ListenerSite(web.BaseSite):
             server.close()
 
     async def resume(self) -> None:
-        """Accept again. Raises OSError."""
+        """Accept, for the first time or again. Raises OSError."""
         if self._server is not None or self._is_stopped:
             return
-        front = self._runner.server
-        assert isinstance(front, FrontServer)
         copy = self._socket.dup()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                front.secure if self._tls else front, sock=copy, backlog=self._backlog
+                self._accepted, sock=copy, backlog=BACKLOG
             )
         except BaseException:
             copy.close()
@@ -126,9 +111,5 @@ class ListenerSite(web.BaseSite):
     async def stop(self) -> None:
         """Accept nobody any more: the socket is closed too."""
         self._is_stopped = True
-        await super().stop()
+        self.pause()
         self._socket.close()
-
-
-async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
-    raise NotImplementedError
