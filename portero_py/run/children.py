@@ -27,7 +27,7 @@ from typing import Any, Final
 import uvloop
 
 from portero_py.config.model import Config
-from portero_py.control.api.status import State
+from portero_py.control.api.state import State
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.client import FeedClient
@@ -36,7 +36,6 @@ from portero_py.feed.server import FeedServer
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.worker import Worker
 from portero_py.run import tuning
-from portero_py.run.control_plane import ControlPlane
 from portero_py.run.live_configuration import read_quietly
 from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
 from portero_py.run.signals import Signals
@@ -216,6 +215,8 @@ class _Control(_Process):
         self._late: asyncio.Queue[RoutingTable] = asyncio.Queue()  # one table a worker at most
 
     async def serve(self) -> None:
+        from portero_py.run.control_plane import ControlPlane  # 20 MB that no other process needs
+
         heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         inherited, loop = self.inherited, asyncio.get_running_loop()
         feed = Feed()

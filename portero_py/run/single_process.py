@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from portero_py import __version__
 from portero_py.config.model import Config
-from portero_py.control.api.status import State
+from portero_py.control.api.state import State
 from portero_py.feed.feed import Feed
 from portero_py.proxy.worker import Worker
 from portero_py.run import held_signals, tuning

@@ -17,7 +17,8 @@ from portero_py.control.api.backends import BackendsEndpoint
 from portero_py.control.api.metrics import CONTENT_TYPE, Metrics
 from portero_py.control.api.problems import answer_errors
 from portero_py.control.api.registration import RegistrationEndpoint
-from portero_py.control.api.status import State, Status
+from portero_py.control.api.state import State
+from portero_py.control.api.status import Status
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import MAX_CONNECTIONS, Door, quiet_logger
 from portero_py.core.admission import Admission
