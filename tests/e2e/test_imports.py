@@ -35,7 +35,7 @@ sys.exit(start.run(arguments))
 
 #: What a person's commands need, and what serves features that are not in use here.
 NOBODY = {
-    *("typer", "click", "rich", "pydantic", "acme", "josepy", "requests", "OpenSSL"),
+    *("aiohttp.client", "typer", "click", "rich", "pydantic", "acme", "josepy", "requests", "OpenSSL"),
     *("portero_py.cli.main", "portero_py.cli.backends", "portero_py.cli.certs", "portero_py.demo"),
     *("portero_py.client", "portero_py.run.debugging", "portero_py.control.acme.renewals"),
 }
