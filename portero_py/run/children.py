@@ -40,6 +40,7 @@ from portero_py.run import tuning
 from portero_py.run.live_configuration import read_quietly
 from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
 from portero_py.run.signals import Signals
+from portero_py.run.slack import Slack
 from portero_py.run.sockets import Listening, Rendezvous
 
 #: Control's slot on the board; the workers have those behind it.
@@ -140,9 +141,10 @@ class _Process:
         """The supervisor will not tell anything any more."""
 
     async def _beat(self) -> None:
-        board, slot = self.inherited.board, self.slot
+        board, slot, slack = self.inherited.board, self.slot, Slack()
         while True:
             board.beat(slot, time.monotonic())
+            slack.look()
             await asyncio.sleep(BEAT_SECONDS)
 
 

@@ -27,6 +27,7 @@ from portero_py.run import held_signals, tuning
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.live_configuration import read_again
 from portero_py.run.signals import Signals
+from portero_py.run.slack import Slack
 from portero_py.run.sockets import Listening, address_of
 from portero_py.run.systemd import Notifier
 
@@ -74,6 +75,7 @@ class SingleProcess:
         await self._control.load()
         await self._worker.start(listening.proxy, tls=config.tls.enabled)
         await self._control.serve()
+        self._control.own(Slack().run, "memory")
         if notifier.watchdog_seconds:
             self._control.own(lambda: self._tell_alive(notifier.watchdog_seconds / 2), "watchdog")
         self._control.state = State.READY
