@@ -27,6 +27,7 @@ from portero_py.feed.messages import (
     Ack,
     Ask,
     AskCertificates,
+    AskStandings,
     CertificateUpdate,
     Counted,
     Departed,
@@ -34,12 +35,15 @@ from portero_py.feed.messages import (
     Hello,
     Message,
     Serving,
+    Standings,
     TableUpdate,
     encode,
 )
 
 if TYPE_CHECKING:
     from portero_py.core.counters import Counters
+    from portero_py.core.health import Evidence
+    from portero_py.core.model import Standing
 
 #: Seconds between two reports of counters, at least.
 REPORT_SECONDS: Final = 1.0
@@ -66,6 +70,8 @@ class Fed(Protocol):
     def apply_certificates(self, certificates: CertificateTable) -> None: ...
 
     def apply_challenges(self, challenges: Challenges) -> None: ...
+
+    def standings(self, service: str) -> list[Standing]: ...
 
 
 class FeedClient:
@@ -121,6 +127,10 @@ class FeedClient:
         self._serving = True
         self._send(Serving())
 
+    def found(self, evidence: Evidence) -> None:
+        """Tell control that a backend fails; when there is none, it is told by the next one."""
+        self._send(evidence)
+
     async def close(self) -> None:
         """Send the last counters. To be called when `run` was cancelled."""
         connection = self._connection
@@ -172,6 +182,9 @@ class FeedClient:
                 self._departed = message
             elif isinstance(message, Ask):
                 connection.send(self._counted())
+            elif isinstance(message, AskStandings):
+                connection.send(Standings(tuple(worker.standings(message.service))), number)
+                return  # that is the acknowledgement too
             elif isinstance(message, AskCertificates):
                 names = frozenset(message.names)
                 held = [each for each in self._certificates.certificates if each.name in names]

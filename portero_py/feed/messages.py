@@ -8,7 +8,8 @@ The rules
   worker answers `Ack(n)`, and so is everything before it. Number 0 wants no answer.
 - Only what changed is sent: a renewal in a table of 10,000 services is one service. The first update of a
   connection is `whole`.
-- A new field of the model or of `Counters` travels along by itself, if JSON knows its type.
+- A new field of the model or of `Counters` travels along by itself, if JSON knows its type. Fields that the
+  reader does not know are ignored: while one version takes another's place, both are on one feed.
 
 The worker says `Hello` first, with all that a control process needs which has just taken a dead one's place.
 """
@@ -24,7 +25,8 @@ import orjson
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters, ServiceCounters
-from portero_py.core.model import NEVER, Backend, Lease, LeaseState, Service
+from portero_py.core.health import Evidence
+from portero_py.core.model import NEVER, Backend, Halt, Lease, LeaseState, Service, Standing
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
 
@@ -119,6 +121,20 @@ class AskCertificates:
 
 
 @dataclass(frozen=True, slots=True)
+class AskStandings:
+    """Control wants `Standings` of one service, or of all ("")."""
+
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """What the worker says of backends: the answer to `AskStandings`, under its number."""
+
+    standings: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """A worker's first word: who it is, what it has, and what control may have forgotten."""
 
@@ -153,6 +169,9 @@ Message = (
     | Departed
     | Ask
     | AskCertificates
+    | AskStandings
+    | Standings
+    | Evidence
     | Hello
     | Serving
     | Counted
@@ -201,8 +220,8 @@ def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
 
     Fields that have a default may be missing: those who wrote a snapshot did not know them yet.
     """
-    found = {**fields_of_lease, "backend": Backend(**fields_of_lease["backend"])}
-    found.pop("serves_until", None)  # it follows from the others
+    found = _known(Lease, fields_of_lease)
+    found["backend"] = Backend(**_known(Backend, fields_of_lease["backend"]))
     if found["expires_at"] is None:
         found["expires_at"] = NEVER
     if "state" in found:
@@ -212,7 +231,21 @@ def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
     return Lease(**found)
 
 
+def service_from(fields_of_service: Mapping[str, Any]) -> Service:
+    """The service that orjson wrote. Raises as `lease_from`."""
+    found = _known(Service, fields_of_service)
+    found["leases"] = tuple(map(lease_from, found["leases"]))
+    if found.get("halt") is not None:
+        found["halt"] = Halt(**_known(Halt, found["halt"]))
+    return Service(**found)
+
+
 # Private
+
+
+def _known(kind: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass that are there to be given; what follows from others is not."""
+    return {each.name: content[each.name] for each in fields(kind) if each.init and each.name in content}
 
 
 def _differ(one: Service | None, other: Service | None) -> bool:
@@ -229,9 +262,7 @@ def _decode(payload: bytes) -> tuple[int, Message]:
 
 
 def _table_from(content: dict[str, Any]) -> TableUpdate:
-    changed = tuple(
-        Service(**{**each, "leases": tuple(map(lease_from, each["leases"]))}) for each in content["changed"]
-    )
+    changed = tuple(map(service_from, content["changed"]))
     return TableUpdate(**{**content, "changed": changed, "dropped": tuple(content["dropped"])})
 
 
@@ -341,6 +372,14 @@ def _hello_from(content: dict[str, Any]) -> Hello:
     )
 
 
+def _standings_from(content: dict[str, Any]) -> Standings:
+    return Standings(tuple(Standing(**_known(Standing, each)) for each in content["standings"]))
+
+
+def _evidence_from(content: dict[str, Any]) -> Evidence:
+    return Evidence(**_known(Evidence, content))
+
+
 _TO_JSON: Final[Mapping[type, Callable[[Any], Any]]] = {
     CertificateUpdate: _certificates_to,
     Challenges: _challenges_to,
@@ -358,6 +397,9 @@ _FROM_JSON: Final[Mapping[str, Callable[[Any], Message]]] = {
     "Hello": _hello_from,
     "Ask": lambda _: Ask(),
     "AskCertificates": lambda content: AskCertificates(tuple(content["names"])),
+    "AskStandings": lambda content: AskStandings(content["service"]),
+    "Standings": _standings_from,
+    "Evidence": _evidence_from,
     "Serving": lambda _: Serving(),
     "Ack": lambda _: Ack(),
 }

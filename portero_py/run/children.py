@@ -165,6 +165,7 @@ class _Worker(_Process):
             most=tuning.shares(tuning.open_files(), control=False, traffic=True).clients,
         )
         feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)
+        worker.tell(feed.found)
         fed = asyncio.create_task(feed.run(), name="feed")
         fed.add_done_callback(self._unfed)
         starting = asyncio.create_task(self._start(worker, feed), name="start")

@@ -56,6 +56,7 @@ class SingleProcess:
         shares = tuning.shares(tuning.open_files(), control=True, traffic=True)
         self._worker = Worker(config, loop, most=shares.clients)
         feed.subscribe(self._worker)
+        self._worker.tell(feed.found)
         self._control = ControlPlane(config, listening, address_of(listening.proxy[0]).port, feed, shares)
         held_signals.let_go()
         try:
