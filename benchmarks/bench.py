@@ -10,7 +10,7 @@ else the machine is busy with. Requests/s are what came through, often limited b
 The peers take turns within a round, in an order that shifts by one every round, and the medians over the
 rounds are shown: whatever disturbs the machine disturbs all of them. Before the rounds every peer's answer is
 checked for status, length, protocol and cipher; one failed request afterwards, and the exit status is 1.
-What the table does not show (`figures.py`: latency, services, workers, registrations, idle memory) follows.
+What the table does not show (`figures.py`: latency, services, workers, registrations, memory) follows.
 """
 
 from __future__ import annotations

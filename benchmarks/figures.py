@@ -1,4 +1,4 @@
-"""What the table of peers does not show: latency, the size of the table, workers, registrations, idle memory.
+"""What the table of peers does not show: latency, the size of the table, workers, registrations, memory.
 
 Each figure starts the proxies that it needs afresh, so that none inherits the memory or the services of
 another, and comes to one Section. Peers and porteros take turns within a round here, too.
@@ -26,6 +26,7 @@ from benchmarks.stage import Bench, BenchError
 SIZES = (1, 1000, 10_000)
 RENEWED = 100
 IDLE_CONNECTIONS = 1000
+IDLE_CLIENTS = 2000
 LATENCY_CONNECTIONS = 16
 
 T = TypeVar("T")
@@ -187,12 +188,47 @@ def idle(names: Sequence[str], bench: Bench, rounds: int, seconds: float) -> Sec
     return Section("Memory of idle connections", note, ("peer", "", "bytes each"), tuple(lines))
 
 
+def memory(names: Sequence[str], bench: Bench, rounds: int, seconds: float) -> Section:
+    """What each proxy holds at rest and with idle TLS clients, and what its start costs."""
+    del rounds, seconds
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    lines = []
+    for name in (*names, *([TWO_WORKERS] if "portero" in names else [])):
+        with peers.running([name], bench) as (peer,):
+            peer.keep_tls_only()
+            start = machine.cpu_seconds(peer.pids)
+            time.sleep(idle_memory.SETTLE_SECONDS)
+            at_rest = idle_memory.held(peer.pids, "Pss")
+            clients = []
+            try:
+                context = idle_memory.client_context()
+                clients += [idle_memory.connect(peer, context) for _ in range(IDLE_CLIENTS)]
+                time.sleep(idle_memory.SETTLE_SECONDS)
+                with_clients = idle_memory.held(peer.pids, "Pss")
+                idle_memory.still_open(clients)
+            finally:
+                for client in clients:
+                    client.close()
+        held = (f"{size / (1 << 20):.1f}" for size in (at_rest, with_clients))
+        lines.append((name, *held, f"{start:.2f}"))
+    note = (
+        f"MiB (PSS: what processes share counts once) of all processes of each proxy with one certificate and"
+        f" one backend, after its start and with {IDLE_CLIENTS:,} TLS connections that have asked once;"
+        " without the kernel's memory. Each alone on the machine, but for the nginx that is the backend. And"
+        " the CPU time from its start until it serves: a restart waits for it."
+    )
+    columns = ("peer", "at rest", f"{IDLE_CLIENTS:,} idle clients", "CPU s to serve")
+    return Section("Memory at rest", note, columns, tuple(lines))
+
+
 FIGURES: dict[str, Callable[[Sequence[str], Bench, int, float], Section]] = {
     "latency": latency,
     "services": services,
     "workers": workers,
     "registrations": registrations,
     "idle": idle,
+    "memory": memory,
 }
 
 

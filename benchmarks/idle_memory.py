@@ -41,15 +41,35 @@ class Cost:
     each: int
 
 
-def resident(pids: list[int]) -> int:
-    """Resident bytes of these process trees."""
+def held(pids: list[int], what: str) -> int:
+    """Bytes of these process trees: "Rss", or "Pss", which counts what several processes share once."""
     total = 0
     for root in pids:
         for pid in machine.process_tree(root):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Rss:"):
+                if line.startswith(f"{what}:"):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def client_context() -> ssl.SSLContext:
+    """A client that takes any certificate, and asks over HTTP/1.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def still_open(clients: list[socket.socket]) -> None:
+    """Raises BenchError for a proxy that closed what was idle: it would look better than it is."""
+    for client in clients:
+        client.settimeout(0.0)
+        try:
+            if not client.recv(1):
+                raise BenchError("connections were closed during the measurement")
+        except (BlockingIOError, ssl.SSLWantReadError):
+            continue
 
 
 def connect(peer: Peer, context: ssl.SSLContext | None) -> socket.socket:
@@ -67,21 +87,16 @@ def connect(peer: Peer, context: ssl.SSLContext | None) -> socket.socket:
 
 def measure(peer: Peer, tls: bool, connections: int) -> Cost:
     """Open so many connections, and divide what the proxy grew by."""
-    context = None
-    if tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        context.set_alpn_protocols(["http/1.1"])
+    context = client_context() if tls else None
     clients: list[socket.socket] = []
     try:
         clients += [connect(peer, context) for _ in range(WARM)]
         time.sleep(SETTLE_SECONDS)
-        before = resident(peer.pids)
+        before = held(peer.pids, "Rss")
         clients += [connect(peer, context) for _ in range(connections)]
         time.sleep(SETTLE_SECONDS)
-        grown = resident(peer.pids) - before
-        _still_open(clients)
+        grown = held(peer.pids, "Rss") - before
+        still_open(clients)
     finally:
         for client in clients:
             client.close()
@@ -114,20 +129,6 @@ def main() -> int:
             print(f"idle_memory: {error}", file=sys.stderr)
             return 1
     return 0
-
-
-# Private
-
-
-def _still_open(clients: list[socket.socket]) -> None:
-    """A proxy that closed what was idle would look better than it is."""
-    for client in clients:
-        client.settimeout(0.0)
-        try:
-            if not client.recv(1):
-                raise BenchError("connections were closed during the measurement")
-        except (BlockingIOError, ssl.SSLWantReadError):
-            continue
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ class Peer:
     def pids(self) -> list[int]:
         return [process.pid for process in self.processes]
 
+    def keep_tls_only(self) -> None:
+        """End the process of the plain listener, where that is one of its own (portero-py's, the first)."""
+        stop(self.processes[:-1])
+        del self.processes[:-1]
+
     def url(self, path: str, tls: bool) -> str:
         return f"{'https' if tls else 'http'}://{HOST}:{self.tls_port if tls else self.plain_port}{path}"
 

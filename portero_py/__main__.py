@@ -6,9 +6,9 @@ from portero_py.run import held_signals
 def main() -> None:
     """The entry point: signals are held back before the rest is loaded."""
     held_signals.hold()
-    from portero_py.cli.main import main as run_command_line
+    from portero_py.cli.start import start
 
-    run_command_line()
+    start()
 
 
 if __name__ == "__main__":

@@ -1,24 +1,22 @@
 """The command line: flags become a mapping, a command is called, an error becomes one line.
 
-Nothing is decided here. `config_sources.py` knows what a flag means and which source wins, `backends.py` what
-the subcommands do, `supervisor.py` how portero runs. A parameter is called like its flag, with `_` for `-`:
-that is how the flags reach `config_sources.load`.
+Nothing is decided here. `config/sources.py` knows what a flag means and which source wins, `backends.py` what
+the subcommands do, `supervisor.py` how portero runs, `outcome.py` what a shell hears of the end. A parameter
+is called like its flag, with `_` for `-`: that is how the flags reach `sources.load`.
 
-Exit status: 0 when all went well, 2 for a flag, file or port that cannot be used, 1 for anything else.
+A proxy that is started with nothing but its flags never loads this file (`plain_flags`).
 """
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Final
 
 import typer
 
 from portero_py import __version__
-from portero_py.cli import actions, backends, certs
+from portero_py.cli import actions, backends, certs, outcome
 from portero_py.cli.options import (
     AnyHost,
     AnyPort,
@@ -33,8 +31,7 @@ from portero_py.cli.options import (
 from portero_py.client.registrar import DRAIN_SECONDS, Registration
 from portero_py.control.api.body import MAX_IN_FLIGHT, MAX_WAIT, MAX_WEIGHT
 from portero_py.demo import proxy
-from portero_py.errors import ConfigError, PorteroError
-from portero_py.run import held_signals, supervisor, tuning
+from portero_py.run import held_signals, supervisor
 from portero_py.wire import http1
 
 app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -383,40 +380,19 @@ for action in (actions.drain, actions.ready, actions.pause, actions.stop, action
     app.command()(action)
 
 
-def main() -> None:
-    """The entry point: runs the command line and exits."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that this terminal cannot show is no reason to say nothing at all. (stderr is so by itself.)
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        status = run(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read this has heard enough (`| head`). What the exit still flushes goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    tuning.leave(status)
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit status."""
-    try:
-        status = app(list(arguments), prog_name="portero-py", standalone_mode=False)
-    except _UsageError as error:
-        return _complain(getattr(error, "format_message", error.__str__)(), 2)
-    except ConfigError as error:
-        return _complain(str(error), 2)
-    except PorteroError as error:
-        return _complain(str(error), 1)
-    except (typer.Abort, KeyboardInterrupt):
-        return 130
-    return status if isinstance(status, int) else 0
+    return outcome.status_of(lambda: _run(arguments))
 
 
 # Private
 
 
-def _complain(message: str, status: int) -> int:
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
-    typer.echo(f"portero-py: {line}", err=True)
-    return status
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        status = app(list(arguments), prog_name="portero-py", standalone_mode=False)
+    except _UsageError as error:
+        return outcome.complain(getattr(error, "format_message", error.__str__)(), 2)
+    except typer.Abort:
+        return 130
+    return status if isinstance(status, int) else 0

@@ -24,7 +24,6 @@ from __future__ import annotations
 import os
 import select
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -259,6 +258,8 @@ def _read_config_file(flags: Flags, environ: Environ) -> dict[str, object]:
         source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
     if not path:
         return {}
+    import tomllib  # for those who have such a file
+
     text = read_text(Path(str(path)), source)
     try:
         document = tomllib.loads(text)

@@ -7,7 +7,6 @@ by `shape_*` first) and returns what `Config` holds. It raises `BadValueError` w
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable
@@ -302,6 +301,8 @@ def email(value: object) -> str:
 
 def nearest(word: str, known: list[str]) -> str:
     """The known word that `word` was most likely meant to be."""
+    import difflib  # for complaints only
+
     return difflib.get_close_matches(word[:_MAX_SHOWN], known, n=1, cutoff=0.0)[0]
 
 

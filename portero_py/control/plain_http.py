@@ -69,7 +69,7 @@ class PlainHttp:
         self._port = "" if https_port == _HTTPS_PORT else f":{https_port}"
         self._acme_upstream = acme_upstream
         self._challenges = challenges
-        self._timeout = aiohttp.ClientTimeout(total=upstream_timeout)
+        self._timeout = upstream_timeout
 
     def runner(self) -> web.ServerRunner:
         """The server for sites to run: `await runner.setup()` first, `await runner.cleanup()` at the end."""
@@ -113,7 +113,9 @@ class PlainHttp:
         headers = {"Host": _authority(host), "Accept-Encoding": "identity"}
         try:
             async with (
-                aiohttp.ClientSession(timeout=self._timeout, auto_decompress=False) as session,
+                aiohttp.ClientSession(
+                    timeout=aiohttp.ClientTimeout(self._timeout), auto_decompress=False
+                ) as session,
                 session.request(method, url, headers=headers, allow_redirects=False) as response,
             ):
                 body = await response.content.read(MAX_CHALLENGE + 1)

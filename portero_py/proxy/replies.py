@@ -5,9 +5,9 @@ What a halted service says is for the people who use it: a page for those who lo
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from html import escape
 from http import HTTPStatus
+from time import gmtime, time
 from typing import Final
 
 import orjson
@@ -43,6 +43,18 @@ _PAGE: Final = """\
 """
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
+# Not strftime's, which speaks the language of the locale; and `email.utils` is a megabyte of other modules.
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def http_date(seconds: float) -> bytes:
+    """Return a Date field's value (RFC 9110, 5.6.7) for a time in epoch seconds."""
+    at = gmtime(seconds)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    clock = f"{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}"
+    return f"{day}, {at.tm_mday:02} {month} {at.tm_year:04} {clock} GMT".encode()
+
 
 def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> tuple[ResponseHead, bytes]:
     """Return the response that tells a client about `error`; `head` is its request, if there was one.
@@ -74,7 +86,7 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
         (b"Content-Type", content_type),
         (b"Content-Length", b"%d" % len(body)),
         (b"Cache-Control", b"no-store"),
-        (b"Date", formatdate(usegmt=True).encode()),
+        (b"Date", http_date(time())),
         (b"X-Request-ID", request_id),
     ]
     if isinstance(error, NoBackend):

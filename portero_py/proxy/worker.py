@@ -7,16 +7,15 @@ stalls, the worker goes on serving the last table. Nobody in this room knows it.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 from portero_py.core.retry_budget import WINDOW
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.connection import Connections
-from portero_py.proxy.downstream.listener import FrontServer, ListenerSite
+from portero_py.proxy.downstream.listener import Front, Listener, ListenerSite
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.surroundings import Surroundings
 from portero_py.proxy.upstream.connector import HttpConnector
@@ -24,7 +23,6 @@ from portero_py.proxy.upstream.rooms import Rooms
 from portero_py.proxy.upstream.tls import UpstreamTls
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
     from collections.abc import Callable, Sequence
 
@@ -82,8 +80,7 @@ class Worker:
         )
         self._front_tls.counters = surroundings.counters
         surroundings.pools.connector = HttpConnector(surroundings, upstream_tls)
-        self._server = FrontServer(surroundings, self._front_tls, self._handshakes)
-        self._runner = web.ServerRunner(self._server, handle_signals=False)
+        self._front = Front(surroundings, self._front_tls, self._handshakes)
         self._pruning: asyncio.Handle | None = None
         self._looking: asyncio.Handle = loop.call_later(WINDOW, self._look)
 
@@ -136,11 +133,10 @@ class Worker:
 
     async def start(self, sockets: Sequence[socket.socket], *, tls: bool) -> None:
         """Accept on bound sockets."""
-        if self._runner.server is None:
-            await self._runner.setup()
         for sock in sockets:
-            site = ListenerSite(self._runner, sock, tls=tls)
-            await site.start()
+            listener = Listener(self._front, secure=tls)
+            site = ListenerSite(sock, listener, listener.doors)
+            await site.resume()
             self._connections.doors.sites.append(site)
 
     async def stop_accepting(self) -> None:
@@ -152,11 +148,11 @@ class Worker:
         surroundings = self._surroundings
         surroundings.draining = True
         await self.stop_accepting()
-        self._server.pre_shutdown()
+        await asyncio.sleep(0)  # whom the loop has accepted in this turn already is there in the next one
+        self._connections.start_drain()
         # What waits may still be served; who has not been by then gets an answer instead of an end.
         ending = self._loop.call_later(timeout * WAITING_SHARE, surroundings.queues.end)
-        await self._server.shutdown(timeout)
-        await self._runner.cleanup()
+        await self._connections.end(timeout)
         ending.cancel()
         surroundings.queues.close()
         if self._pruning is not None:

@@ -4,5 +4,6 @@ In reading order: `supervisor` (the composition root: one process, or a parent t
 `single_process` (everything on one loop), `processes` (children as their parent sees them), `children`
 (what runs in them), `control_plane` (the control plane put together), `live_configuration` (the
 configuration read again), `preflight` (what would keep it from working); then what these use:
-`held_signals`, `signals`, `sockets`, `systemd`, `logs`, `tuning`, `debugging` (state machines under watch).
+`held_signals`, `signals`, `sockets`, `systemd`, `logs`, `tuning`, `slack` (memory given back), `debugging`
+(state machines under watch).
 """

@@ -28,7 +28,8 @@ from typing import Any, Final
 import uvloop
 
 from portero_py.config.model import Config
-from portero_py.control.api.status import State
+from portero_py.control import server_first
+from portero_py.control.api.state import State
 from portero_py.core.limits import SharedCounts
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
@@ -38,10 +39,10 @@ from portero_py.feed.server import FeedServer
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.worker import Worker
 from portero_py.run import tuning
-from portero_py.run.control_plane import ControlPlane
 from portero_py.run.live_configuration import read_quietly
 from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
 from portero_py.run.signals import Signals
+from portero_py.run.slack import Slack
 from portero_py.run.sockets import Listening, Rendezvous
 
 #: Control's slot on the board; the workers have those behind it.
@@ -144,9 +145,10 @@ class _Process:
         """The supervisor will not tell anything any more."""
 
     async def _beat(self) -> None:
-        board, slot = self.inherited.board, self.slot
+        board, slot, slack = self.inherited.board, self.slot, Slack()
         while True:
             board.beat(slot, time.monotonic())
+            slack.look()
             await asyncio.sleep(BEAT_SECONDS)
 
 
@@ -223,6 +225,9 @@ class _Control(_Process):
         self._late: asyncio.Queue[RoutingTable] = asyncio.Queue()  # one table a worker at most
 
     async def serve(self) -> None:
+        server_first.load()
+        from portero_py.run.control_plane import ControlPlane  # 20 MB that no other process needs
+
         heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         inherited, loop = self.inherited, asyncio.get_running_loop()
         feed = Feed()

@@ -16,15 +16,14 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from portero_py.config.model import Config
-from portero_py.control.acme.renewals import Acme
 from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
-from portero_py.control.api.status import State
+from portero_py.control.api.state import State
 from portero_py.control.certificates.store import CertificateStore, Former
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import Door, OpenSite
@@ -44,6 +43,9 @@ from portero_py.proxy.downstream.sni import Trial
 from portero_py.proxy.upstream.tls import UpstreamTls
 from portero_py.run.sockets import Listening
 from portero_py.run.tuning import Shares
+
+if TYPE_CHECKING:
+    from portero_py.control.acme.renewals import Acme
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +108,8 @@ class ControlPlane:
                 count=self._metrics.certificate_reload,
             )
             if config.acme.enabled:
+                from portero_py.control.acme.renewals import Acme  # for those who use it
+
                 acme = self._acme = Acme(
                     config.acme,
                     config.state_dir,

@@ -18,7 +18,6 @@ from typing import Final
 
 from portero_py.config.model import Config, Registration
 from portero_py.core.acme.names import overlapping
-from portero_py.core.auth import TokenVerifier
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.downstream.ticket_keys import setter
@@ -29,6 +28,9 @@ EXAMPLE_SECRET: Final = "changeme"  # noqa: S105 - the one that is refused
 
 #: RFC 7518, 3.2: an HS256 key must be at least as long as the hash, bytes.
 SHORT_KEY: Final = 32
+
+#: A key that is certainly no PEM, DER, JWK or SSH key, which are refused: each has other characters.
+_PLAIN_KEY: Final = re.compile(r"(?!ssh-|ecdsa-)(?!.*----)[A-Za-z0-9+/=_.:~-]+", re.ASCII)
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+={0,2}", re.ASCII)
 
@@ -190,6 +192,10 @@ def _require_secrets(registration: Registration) -> list[str]:
 
 
 def _require_key(flag: str, key: str) -> None:
+    if _PLAIN_KEY.fullmatch(key):
+        return
+    from portero_py.core.auth import TokenVerifier  # 12 MB that this process would keep, for an odd key only
+
     try:
         TokenVerifier([("", key)])
     except ConfigError as error:

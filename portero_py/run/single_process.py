@@ -20,13 +20,14 @@ from collections.abc import Callable
 
 from portero_py import __version__
 from portero_py.config.model import Config
-from portero_py.control.api.status import State
+from portero_py.control.api.state import State
 from portero_py.feed.feed import Feed
 from portero_py.proxy.worker import Worker
 from portero_py.run import held_signals, tuning
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.live_configuration import read_again
 from portero_py.run.signals import Signals
+from portero_py.run.slack import Slack
 from portero_py.run.sockets import Listening, address_of
 from portero_py.run.systemd import Notifier
 
@@ -75,6 +76,7 @@ class SingleProcess:
         await self._control.load()
         await self._worker.start(listening.proxy, tls=config.tls.enabled)
         await self._control.serve()
+        self._control.own(Slack().run, "memory")
         if notifier.watchdog_seconds:
             self._control.own(lambda: self._tell_alive(notifier.watchdog_seconds / 2), "watchdog")
         self._control.state = State.READY

@@ -39,18 +39,20 @@ from portero_py import __version__
 from portero_py.config import sources
 from portero_py.config.model import Config
 from portero_py.config.sources import Environ, Flags
+from portero_py.control import server_first
 from portero_py.core.limits import SharedCounts
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
-from portero_py.run import debugging, held_signals, logs, preflight, tuning
+from portero_py.run import held_signals, logs, preflight, tuning
 from portero_py.run.children import CONTROL, Inheritance, run_control, run_worker
 from portero_py.run.live_configuration import read_again
 from portero_py.run.processes import UNUSABLE, Board, Child
-from portero_py.run.single_process import SingleProcess
 from portero_py.run.sockets import Listening, Rendezvous, address_of, open_sockets
 from portero_py.run.systemd import Notifier, inherited_sockets
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
+#: With the one that ends control: it may come before control, which loads much first, has a handler for it.
+_HELD: Final = (*_SIGNALS, signal.SIGUSR1)
 _STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 #: Seconds between two looks at the children: as a rule, and while they start or end.
@@ -74,6 +76,8 @@ def run(flags: Flags, environ: Environ) -> int:
     config = read()
     logs.set_up(config.log.level, environ)
     if config.log.level == "debug":
+        from portero_py.run import debugging
+
         debugging.watch()
     for warning in preflight.require(config):
         _log.warning("%s", warning)
@@ -84,6 +88,9 @@ def run(flags: Flags, environ: Environ) -> int:
     listening = open_sockets(config, inherited_sockets(environ, os.getpid()))
     try:
         if config.workers == 1:
+            server_first.load()
+            from portero_py.run.single_process import SingleProcess  # it holds both planes: not for a parent
+
             return uvloop.run(SingleProcess(config, read, listening, notifier).serve())
         return Supervisor(config, read, listening, notifier).run()
     finally:
@@ -126,7 +133,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Fork, watch, stop; the exit status. Raises `ConfigError` when the start fails."""
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignored it had the kernel take our children
         gc.collect()
         gc.freeze()  # a collection in a child would write to, and so copy, every page
@@ -142,7 +149,7 @@ class Supervisor:
             self._inherited.rendezvous.close()
             gc.unfreeze()
             signal.setitimer(signal.ITIMER_REAL, 0)
-            while signal.sigtimedwait(_SIGNALS, 0) is not None:
+            while signal.sigtimedwait(_HELD, 0) is not None:
                 pass  # what came late was meant for a process that is ending
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 

@@ -15,7 +15,7 @@ from portero_py.config.sources import load
 from portero_py.control.acme.files import AcmeFiles
 from portero_py.control.acme.folder import CertificateFolder
 from portero_py.core.acme.progress import Progress
-from portero_py.core.certificates import parse_pair
+from portero_py.core.certificate_pairs import parse_pair
 from portero_py.demo.self_signed import Authority, KeyPair, self_signed
 from portero_py.errors import ConfigError
 from portero_py.run import preflight

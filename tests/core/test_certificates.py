@@ -21,15 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portero_py.core.certificates import (
-    MAX_CHAIN,
-    Certificate,
-    CertificateTable,
-    folder_name,
-    is_ordinary,
-    parse_pair,
-    server_name,
-)
+from portero_py.core.certificate_pairs import MAX_CHAIN, is_ordinary, parse_pair
+from portero_py.core.certificates import Certificate, CertificateTable, folder_name, server_name
 from portero_py.demo.self_signed import Authority, KeyPair, self_signed
 from portero_py.errors import BadCertificate
 
@@ -251,13 +244,13 @@ def test_a_certificate_with_any_bytes_changed_is_taken_or_refused(changes: list[
 def test_whatever_the_library_raises_is_that_certificate_s_own_trouble(
     fault: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("portero_py.core.certificates._listed_names", raising(fault))
+    monkeypatch.setattr("portero_py.core.certificate_pairs._listed_names", raising(fault))
     with pytest.raises(BadCertificate, match=type(fault).__name__):
         parsed()
 
 
 def test_an_interrupt_is_not_taken_for_a_bad_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portero_py.core.certificates._listed_names", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("portero_py.core.certificate_pairs._listed_names", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         parsed()
 

@@ -28,10 +28,10 @@ from functools import partial
 from pathlib import Path
 clock = Path(sys.argv[1])
 sys.argv = ["portero-py", *sys.argv[sys.argv.index("portero_py") + 1:]]
-from portero_py.cli import main
+from portero_py.cli.start import start
 from portero_py.proxy.downstream import sni
 sni.TicketKeys = partial(sni.TicketKeys, clock=lambda: float(clock.read_text()))
-main.main()
+start()
 """
 
 

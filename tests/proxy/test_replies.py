@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
+
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from portero_py import errors
-from portero_py.proxy.replies import reply
+from portero_py.proxy.replies import http_date, reply
 from portero_py.wire.message import Fields, RequestHead
 
 HEAD = RequestHead(b"GET", b"/", b"app.example", b"1.1", [])
@@ -83,3 +87,8 @@ def test_an_unavailable_service_says_when_to_come_back_and_nothing_else_does() -
 def test_a_refused_method_is_told_the_others() -> None:
     assert b"GET" in dict(reply(errors.MethodRefused(""), HEAD, b"")[0].fields)[b"Allow"]
     assert b"Allow" not in dict(reply(errors.NoBackend(""), HEAD, b"")[0].fields)
+
+
+@given(st.integers(0, 253_402_300_799))
+def test_a_date_is_what_the_rfc_wants(seconds: int) -> None:
+    assert http_date(seconds).decode() == formatdate(seconds, usegmt=True)

@@ -1,8 +1,11 @@
-"""What a worker does with tables beside routing by them."""
+"""A worker's life: what it does with tables beside routing by them, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+
+import pytest
 
 from portero_py.config.model import Config
 from portero_py.core.health import Failure
@@ -30,3 +33,45 @@ async def test_it_forgets_what_it_counted_and_saw_of_services_that_are_gone() ->
         assert len(worker._surroundings.health) == 1
     finally:
         await worker.drain(0.0)
+
+
+async def test_a_drain_refuses_the_new_ends_the_idle_and_waits_for_those_at_work() -> None:
+    worker, sock = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    sock.setblocking(False)
+    address = sock.getsockname()
+    await worker.start([sock], tls=False)
+    idle, idle_writer = await asyncio.open_connection(*address)
+    idle_writer.write(b"GET / HTTP/1.1\r\nHost: nobody.example\r\n\r\n")
+    assert (await idle.readuntil(b"for this host\n")).startswith(b"HTTP/1.1 404")
+    busy, busy_writer = await asyncio.open_connection(*address)
+    busy_writer.write(b"GET / HTTP/1.1\r\nHost: nobody.")
+    draining = asyncio.create_task(worker.drain(30.0))
+    assert await idle.read() == b""
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address)
+    assert not draining.done()
+    busy_writer.write(b"example\r\n\r\n")
+    assert (await busy.read()).startswith(b"HTTP/1.1 404")
+    await draining
+    for writer in (idle_writer, busy_writer):
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_drain_is_over_for_those_who_do_not_finish_in_time() -> None:
+    worker, sock = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    sock.setblocking(False)
+    await worker.start([sock], tls=False)
+    reader, writer = await asyncio.open_connection(*sock.getsockname())
+    writer.write(b"GET / HTTP/1.1\r\nHost: nobody.")
+    await asyncio.sleep(0)
+    while not worker.counters.connections_open:
+        await asyncio.sleep(0)
+    await worker.drain(0.0)
+    assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()

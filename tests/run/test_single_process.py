@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from portero_py.config.model import Config
-from portero_py.control.api.status import State
+from portero_py.control.api.state import State
 from portero_py.run.single_process import SingleProcess
 from portero_py.run.systemd import Notifier
 

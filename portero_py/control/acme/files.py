@@ -34,7 +34,8 @@ from urllib.parse import urlsplit
 from portero_py.control.regular_files import UnfitFileError, read_regular
 from portero_py.core.acme.names import certifiable
 from portero_py.core.acme.progress import Progress, from_json
-from portero_py.core.certificates import Certificate, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import Certificate
 from portero_py.errors import BadCertificate, StateUnwritable
 
 if TYPE_CHECKING:

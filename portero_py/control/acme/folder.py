@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives import hashes
 
 from portero_py.control.acme import files
 from portero_py.core.acme.schedule import Held
-from portero_py.core.certificates import Certificate, folder_name, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import Certificate, folder_name
 from portero_py.errors import BadCertificate, StateUnwritable
 
 MARK: Final = ".portero-acme"

@@ -28,7 +28,8 @@ from portero_py.control.acme.challenges import PendingChallenges, Shown
 from portero_py.control.acme.pairs import new_key
 from portero_py.core.acme.progress import Progress, Step
 from portero_py.core.acme.schedule import choose_challenge
-from portero_py.core.certificates import Certificate, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import Certificate
 from portero_py.errors import (
     AcmeError,
     AlreadyReplaced,

@@ -18,7 +18,8 @@ from portero_py.control.api.backends import BackendsEndpoint, nothing_known
 from portero_py.control.api.metrics import CONTENT_TYPE, Metrics
 from portero_py.control.api.problems import answer_errors
 from portero_py.control.api.registration import RegistrationEndpoint
-from portero_py.control.api.status import State, Status
+from portero_py.control.api.state import State
+from portero_py.control.api.status import Status
 from portero_py.control.api.waits import Waits
 from portero_py.control.drains import Drains
 from portero_py.control.leases import Leases

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from enum import Enum
 
 from aiohttp import web
 
 from portero_py.control.api.answers import NO_STORE
-
-
-class State(Enum):
-    """What /readyz tells a load balancer in front."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
+from portero_py.control.api.state import State
 
 
 class Status:

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Final
 
 from portero_py.control.regular_files import UnfitFileError, read_regular
-from portero_py.core.certificates import Certificate, folder_name, is_ordinary, parse_pair
+from portero_py.core.certificate_pairs import is_ordinary, parse_pair
+from portero_py.core.certificates import Certificate, folder_name
 from portero_py.errors import BadCertificate
 
 #: Larger than any real pair: a bigger file is not one.

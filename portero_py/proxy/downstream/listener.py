@@ -1,20 +1,20 @@
 """A bound socket to protocols: TLS, then HTTP/2 or HTTP/1 by ALPN.
 
-aiohttp's low-level server and runner own the life cycle (accept, stop accepting, drain, close); the protocols
-are ours. Under TLS a connection begins to live when its handshake is complete. A plain one is HTTP/1 at once;
-when the first thing it says is HTTP/2's preface, its protocol gives the transport back (`found_http2`).
+Under TLS a connection begins to live when its handshake is complete. A plain one is HTTP/1 at once; when the
+first thing it says is HTTP/2's preface, its protocol gives the transport back (`found_http2`). Which of them
+live, and how they end, is known to `connection.Connections`.
 
 A site accepts on a copy of its socket: closing the copy is how accepting pauses, while the socket itself
 stays open and clients wait in its queue (`doors`). It accepts while nobody wants it shut: the doors of all
 listeners and its own.
+
+The loop's own server is all that is needed here: a web framework would be 10 MB of each worker's memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-from aiohttp import web
+from typing import TYPE_CHECKING, Final
 
 from portero_py.proxy.downstream.http1 import Http1Downstream
 from portero_py.proxy.downstream.http2 import Http2Downstream
@@ -23,20 +23,24 @@ from portero_py.proxy.refusals import LISTENER_CONNECTIONS
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from portero_py.proxy.deadlines import Deadlines
     from portero_py.proxy.downstream.connection import Connection
-    from portero_py.proxy.downstream.doors import Asked
+    from portero_py.proxy.downstream.doors import Asked, Doors
     from portero_py.proxy.downstream.sni import FrontTls
     from portero_py.proxy.peer import Peer
     from portero_py.proxy.surroundings import Surroundings
 
 
-class FrontServer(web.Server):
-    """What all listeners have in common: it makes the protocols."""
+#: Clients that may wait in the kernel's queue of one listener; the system's limit may be lower (somaxconn).
+BACKLOG: Final = 4096
+
+
+class Front:
+    """What all listeners have in common: `plain` and `secure` make what a new connection begins with."""
 
     def __init__(self, surroundings: Surroundings, tls: FrontTls, handshakes: Deadlines) -> None:
-        super().__init__(_never_called)
         self.surroundings = surroundings
         self._tls = tls
         self._handshakes = handshakes
@@ -66,14 +70,6 @@ class FrontServer(web.Server):
             made.connection_made(transport)
         return made
 
-    def pre_shutdown(self) -> None:
-        """Ask every connection to finish."""
-        self.surroundings.connections.start_drain()
-
-    async def shutdown(self, timeout: float | None = None) -> None:
-        """Wait until the connections are gone, `timeout` seconds at most, then end the rest."""
-        await self.surroundings.connections.end(timeout or 0.0)
-
     # Private
 
     def _found_http2(
@@ -92,7 +88,7 @@ class FrontServer(web.Server):
 class Listener:
     """The connections of one listening socket, and its own doors."""
 
-    def __init__(self, front: FrontServer, *, secure: bool) -> None:
+    def __init__(self, front: Front, *, secure: bool) -> None:
         self._front = front
         self._open = 0
         self.secure = secure
@@ -146,28 +142,23 @@ class Listener:
         return self._front.surroundings.connections.arrivals.place_of(connection) is self
 
 
-class ListenerSite(web.BaseSite):
-    """One listening socket; what aiohttp's SockSite is, with our own TLS."""
+class ListenerSite:
+    """One listening socket, and who is made for each client that comes there. It closes the socket.
 
-    def __init__(self, runner: web.ServerRunner, sock: socket.socket, *, tls: bool) -> None:
-        super().__init__(runner, backlog=4096)
-        front = runner.server
-        assert isinstance(front, FrontServer)
+    `doors` are its own, which may shut beside those of all listeners.
+    """
+
+    def __init__(
+        self, sock: socket.socket, accepted: Callable[[], asyncio.Protocol], doors: Doors | None = None
+    ) -> None:
         self._socket = sock
-        self._listener = Listener(front, secure=tls)
-        self._listener.doors.sites.append(_OwnDoors(self))
+        self._accepted = accepted
+        self._doors = doors
+        if doors is not None:
+            doors.sites.append(_OwnDoors(self))
+        self._server: asyncio.Server | None = None  # while it accepts
         self._is_stopped = False
         self._shut_by: set[object] = set()
-
-    @property
-    def name(self) -> str:
-        """What the listener is bound to."""
-        return str(self._socket.getsockname())
-
-    async def start(self) -> None:
-        """Begin to accept."""
-        await super().start()
-        await self.resume()
 
     def pause(self) -> None:
         """Accept nobody for now: they wait."""
@@ -192,7 +183,7 @@ class ListenerSite(web.BaseSite):
         copy = self._socket.dup()
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                self._listener, sock=copy, backlog=self._backlog
+                self._accepted, sock=copy, backlog=BACKLOG
             )
         except BaseException:
             copy.close()
@@ -204,8 +195,9 @@ class ListenerSite(web.BaseSite):
     async def stop(self) -> None:
         """Accept nobody any more: the socket is closed too."""
         self._is_stopped = True
-        await self._listener.doors.close()
-        await super().stop()
+        if self._doors is not None:
+            await self._doors.close()
+        self.pause()
         self._socket.close()
 
 
@@ -223,7 +215,3 @@ class _OwnDoors:
 
     async def stop(self) -> None:
         """The site stops by itself."""
-
-
-async def _never_called(request: web.BaseRequest) -> web.StreamResponse:
-    raise NotImplementedError

@@ -28,7 +28,6 @@ import logging
 import os
 import ssl
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from portero_py.core.certificates import Certificate, CertificateTable, server_name
@@ -371,6 +370,8 @@ def load_pair(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None
             file.write(pem)
             context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     else:
+        import tempfile  # no Linux without memfd: nobody else needs it
+
         with tempfile.NamedTemporaryFile() as file:  # 0600, and gone at once
             file.write(pem)
             file.flush()

@@ -17,7 +17,8 @@ from portero_py.control.acme.files import Account, AcmeFiles, write
 from portero_py.control.acme.folder import CertificateFolder
 from portero_py.control.acme.locks import LEASE, Lock, account_in_use
 from portero_py.core.acme.progress import Progress
-from portero_py.core.certificates import Certificate, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import Certificate
 from portero_py.demo.self_signed import Authority
 from portero_py.errors import Busy, StateUnwritable
 

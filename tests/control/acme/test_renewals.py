@@ -32,7 +32,8 @@ from portero_py.control.acme.replies import Authorization, Challenge, Order
 from portero_py.control.acme.wanted import FORGET_SECONDS, MAX_BROUGHT
 from portero_py.core.acme.progress import Progress, Step
 from portero_py.core.acme.schedule import AT_ONCE, LATER_AT_ONCE
-from portero_py.core.certificates import CertificateTable, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.demo.self_signed import Authority
 from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, StateUnwritable, ValidationFailed

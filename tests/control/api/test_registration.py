@@ -19,7 +19,7 @@ from portero_py.config.model import Registration
 from portero_py.control.api import body as bodies
 from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
-from portero_py.control.api.status import State
+from portero_py.control.api.state import State
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import MAX_CONNECTIONS, OpenSite
 from portero_py.core.auth import FAILURE_BURST, sign_token

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from portero_py.config.model import Config, Registration, Tls
-from portero_py.control.api.status import State
+from portero_py.control.api.state import State
 from portero_py.control.leases import Leases
 from portero_py.control.providers.provider import Provider
 from portero_py.control.providers.static import StaticBackends

@@ -17,7 +17,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from portero_py.config.model import Tls
-from portero_py.core.certificates import Certificate, CertificateTable, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.errors import BadCertificate
 from portero_py.proxy.downstream.sni import EAGER, FrontSSLObject, FrontTls, Trial, load_pair
 from portero_py.proxy.downstream.tls import TlsTransport

@@ -17,7 +17,8 @@ from cryptography import x509
 
 from portero_py.config.model import Config
 from portero_py.control.acme.pairs import tls_alpn_pair
-from portero_py.core.certificates import CertificateTable, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.demo.self_signed import Authority
 from portero_py.proxy.downstream.sni import FrontTls

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 import uvloop
 
-from portero_py.core.certificates import Certificate, CertificateTable, parse_pair
+from portero_py.core.certificate_pairs import parse_pair
+from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.demo.self_signed import Authority
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.sni import FrontTls
