@@ -9,6 +9,8 @@ The rules
 - Only what changed is sent: a renewal in a table of 10,000 services is one service. The first update of a
   connection is `whole`.
 - A new field of the model or of `Counters` travels along by itself, if JSON knows its type.
+- After an upgrade the two ends are of different versions for a while: a kind that is not known is `Unknown`,
+  which is acknowledged and forgotten, and so are fields that are not known.
 
 The worker says `Hello` first, with all that a control process needs which has just taken a dead one's place.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -146,6 +149,11 @@ class Ack:
     """Everything up to the number of this frame is in force."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Something that only another version says."""
+
+
 Message = (
     TableUpdate
     | CertificateUpdate
@@ -157,6 +165,7 @@ Message = (
     | Serving
     | Counted
     | Ack
+    | Unknown
 )
 
 
@@ -201,8 +210,8 @@ def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
 
     Fields that have a default may be missing: those who wrote a snapshot did not know them yet.
     """
-    found = {**fields_of_lease, "backend": Backend(**fields_of_lease["backend"])}
-    found.pop("serves_until", None)  # it follows from the others
+    found = _known(Lease, fields_of_lease)
+    found["backend"] = Backend(**_known(Backend, fields_of_lease["backend"]))
     if found["expires_at"] is None:
         found["expires_at"] = NEVER
     if "state" in found:
@@ -215,6 +224,17 @@ def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
 # Private
 
 
+@cache
+def _field_names(of: type) -> frozenset[str]:
+    return frozenset(each.name for each in fields(of) if each.init)
+
+
+def _known(of: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that this version knows. (What follows from others, as `serves_until`, is none of them.)"""
+    names = _field_names(of)
+    return {name: value for name, value in content.items() if name in names}
+
+
 def _differ(one: Service | None, other: Service | None) -> bool:
     # Most are the same object; equality alone would take 2 µs for each of 10,000.
     return one is not other and one != other
@@ -223,6 +243,8 @@ def _differ(one: Service | None, other: Service | None) -> bool:
 def _decode(payload: bytes) -> tuple[int, Message]:
     try:
         kind, number, content = orjson.loads(payload)
+        if kind not in _FROM_JSON:
+            return int(number), Unknown()
         return int(number), _FROM_JSON[kind](content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FeedError(f"a frame that cannot be read: {type(error).__name__}") from error
@@ -230,9 +252,11 @@ def _decode(payload: bytes) -> tuple[int, Message]:
 
 def _table_from(content: dict[str, Any]) -> TableUpdate:
     changed = tuple(
-        Service(**{**each, "leases": tuple(map(lease_from, each["leases"]))}) for each in content["changed"]
+        Service(**{**_known(Service, each), "leases": tuple(map(lease_from, each["leases"]))})
+        for each in content["changed"]
     )
-    return TableUpdate(**{**content, "changed": changed, "dropped": tuple(content["dropped"])})
+    known = _known(TableUpdate, content)
+    return TableUpdate(**{**known, "changed": changed, "dropped": tuple(content["dropped"])})
 
 
 def _certificates_to(update: CertificateUpdate) -> dict[str, Any]:
@@ -259,7 +283,7 @@ def _certificates_from(content: dict[str, Any]) -> CertificateUpdate:
     changed = tuple(
         Certificate(
             **{
-                **each,
+                **_known(Certificate, each),
                 "chain_pem": each["chain_pem"].encode("latin-1"),
                 "key_pem": each["key_pem"].encode("latin-1"),
                 "names": tuple(each["names"]),
@@ -267,7 +291,8 @@ def _certificates_from(content: dict[str, Any]) -> CertificateUpdate:
         )
         for each in content["changed"]
     )
-    return CertificateUpdate(**{**content, "changed": changed, "dropped": tuple(content["dropped"])})
+    known = _known(CertificateUpdate, content)
+    return CertificateUpdate(**{**known, "changed": changed, "dropped": tuple(content["dropped"])})
 
 
 def _challenges_to(challenges: Challenges) -> dict[str, Any]:
