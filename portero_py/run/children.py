@@ -38,7 +38,7 @@ from portero_py.feed.client import FeedClient
 from portero_py.feed.feed import Feed
 from portero_py.feed.server import FeedServer
 from portero_py.proxy.downstream.sni import FrontTls
-from portero_py.proxy.worker import Worker
+from portero_py.proxy.worker import Leave, Worker
 from portero_py.run import tuning
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.generation import Generation
@@ -185,7 +185,12 @@ class _Worker(_Process):
             await self.signals.unless_stopped(self._reload(worker))
         starting.cancel()
         await asyncio.wait([starting])
-        await worker.drain(self.config.timeouts.drain)
+        board = inherited.board
+        if board.hands_over:
+            leave = Leave.TO_SUCCESSOR
+        else:
+            leave = Leave.SOCKETS_STAY if "https" in inherited.listening.kept else Leave.ALONE
+        await worker.drain(self.config.timeouts.drain, leave)
         fed.cancel()
         await asyncio.wait([fed])
         await feed.close()

@@ -37,7 +37,7 @@ from portero_py.feed.client import FeedClient
 from portero_py.feed.feed import Feed
 from portero_py.feed.server import FeedServer
 from portero_py.proxy.downstream.sni import FrontTls
-from portero_py.proxy.worker import Worker
+from portero_py.proxy.worker import Leave, Worker
 from portero_py.run import held_signals, tuning
 from portero_py.run.channel import Word
 from portero_py.run.control_plane import ControlPlane
@@ -264,13 +264,19 @@ class SingleProcess:
         hurry.cancel()
         return ending.result()
 
+    @property
+    def _leave(self) -> Leave:
+        if self._leaves:
+            return Leave.TO_SUCCESSOR
+        return Leave.SOCKETS_STAY if "https" in self._listening.kept else Leave.ALONE
+
     async def _end(self) -> int:
         """The data plane first, then the control plane; the exit status."""
         timeouts, status = self._config.timeouts, 0
         if self._place.is_orphaned:
             await self._control.lend()
         try:
-            await self._worker.drain(timeouts.drain)
+            await self._worker.drain(timeouts.drain, self._leave)
         except Exception:
             _log.exception("the drain failed")
             status = 1

@@ -164,8 +164,8 @@ class SteadyLoad:
                     client.send("hello")
                     said = client.recv(timeout=PATIENCE)
                 except ConnectionClosed as error:
-                    assert error.rcvd is not None, "a WebSocket was cut off"
-                    assert error.rcvd.code == 1001, error
+                    if error.rcvd is None or error.rcvd.code != 1001:
+                        raise
                     return
                 assert said == "hello"
                 self.answered["chat"] += 1

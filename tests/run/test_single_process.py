@@ -11,9 +11,11 @@ import pytest
 
 from portero_py.config.model import Config
 from portero_py.control.api.status import State
+from portero_py.proxy.worker import Leave
 from portero_py.run.channel import Channel
 from portero_py.run.generation import Generation
 from portero_py.run.single_process import SingleProcess
+from portero_py.run.sockets import Listening
 from portero_py.run.systemd import Notifier
 
 
@@ -36,7 +38,7 @@ class Planes:
         self.main.close()
         self.place.channel.close()
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self, seconds: float, leave: Leave) -> None:
         await self._phase("drain")
 
     async def close(self) -> None:
@@ -56,7 +58,7 @@ def process(planes: Planes) -> SingleProcess:
     place = planes.place
     notifier = Notifier({}, os.getpid(), place.notify)
     nothing = cast("Any", None)
-    one = SingleProcess(config, lambda: config, nothing, notifier, place, nothing, nothing)
+    one = SingleProcess(config, lambda: config, Listening(), notifier, place, nothing, nothing)
     one._worker = one._control = cast("Any", planes)
     return one
 

@@ -55,8 +55,8 @@ class FrontServer(web.Server):
         self._surroundings.connections.start_drain()
 
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Wait until the connections are gone, `timeout` seconds at most, then end the rest."""
-        await self._surroundings.connections.end(timeout or 0.0)
+        """End what is left: `Worker.drain` has waited before."""
+        await self._surroundings.connections.end()
 
     # Private
 
