@@ -51,7 +51,8 @@ class Goodbye:
             return data
         if self._state is State.SAID:
             return b""
-        rest = data[: self._frames.end_of_frame(data)]
+        end = self._frames.end_of_frame(data)
+        rest = data[:end]
         return rest + self._said() if self._frames.is_between else rest
 
     def say(self) -> bytes:

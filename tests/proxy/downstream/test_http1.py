@@ -670,6 +670,7 @@ async def test_the_client_of_a_websocket_is_asked_to_close_behind_the_frame_that
     assert backend.received.endswith(b"\x88\x82its-answer")
     backend.send_end()
     assert client.ended
+    client.send_end()
 
 
 async def test_another_tunnel_has_no_word_for_a_goodbye(world: World) -> None:
@@ -678,3 +679,4 @@ async def test_another_tunnel_has_no_word_for_a_goodbye(world: World) -> None:
     client.protocol.end_tunnel()
     backend.send(b"\x81\x03hey")
     assert client.received.endswith(b"\r\n\r\n\x81\x03hey")
+    client.vanish()
