@@ -50,7 +50,7 @@ MAIN: Final = "PORTERO_MAIN"
 
 #: Seconds that each step of an upgrade may take.
 OFFER_SECONDS: Final = 5.0
-PREPARE_SECONDS: Final = 30.0
+PREPARE_SECONDS: Final = 60.0
 YIELD_SECONDS: Final = 10.0
 TAKE_OVER_SECONDS: Final = 30.0
 #: Seconds that a generation has for its end when it has not said how many it needs.

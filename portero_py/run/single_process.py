@@ -80,7 +80,7 @@ class SingleProcess:
         self._words: deque[Word] = deque()
         self._may_go = asyncio.Event()
         self._rendezvous: Rendezvous | None = None
-        self._follows: asyncio.Task[None] | None = None  # the other one's feed
+        self._follows: tuple[FeedClient, asyncio.Task[None]] | None = None  # the other one's feed
         self._has_yielded = False
         self._leaves = False
 
@@ -216,7 +216,7 @@ class SingleProcess:
         await self._guests.close()
         if self._rendezvous is not None:
             client = FeedClient(self._worker, self._rendezvous.path, 0, time.monotonic)
-            self._follows = asyncio.create_task(client.run(), name="feed")
+            self._follows = client, asyncio.create_task(client.run(), name="feed")
         self._place.yielded()
 
     async def _resume(self) -> None:
@@ -240,10 +240,12 @@ class SingleProcess:
         self._has_yielded = False
 
     async def _unfollow(self) -> None:
-        follows, self._follows = self._follows, None
-        if follows is not None:
-            follows.cancel()
-            await asyncio.wait([follows])
+        if self._follows is not None:
+            client, running = self._follows
+            self._follows = None
+            running.cancel()
+            await asyncio.wait([running])
+            await client.close()  # says what was counted last
 
     # Private: stop
 
@@ -251,6 +253,7 @@ class SingleProcess:
         self._control.state = State.DRAINING
         self._notifier.stopping()
         if self._leaves:
+            self._listening.close_control()  # what the new one does not want any more is refused
             _log.info("another version serves: exchanges in flight have %g s", self._config.timeouts.drain)
         else:
             _log.info("stopping: exchanges in flight have %g s", self._config.timeouts.drain)

@@ -337,6 +337,7 @@ class Supervisor:
         self._notifier.stopping()
         self._board.stop()
         if self._leaves:
+            self._listening.close_control()  # what the new one does not want any more is refused
             _log.info("another version serves: exchanges in flight have %g s", timeouts.drain)
         else:
             _log.info("stopping: exchanges in flight have %g s", timeouts.drain)
