@@ -21,7 +21,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 ALLOWED = {
     "errors.py": (),
     "__init__.py": (),
-    "__main__.py": ("cli", "run.held_signals"),
+    "__main__.py": ("cli", "run.held_signals", "run.main_process"),
     "core": ("wire.message", "errors"),  # a request's head is what a balancing policy may decide by
     "wire": ("errors",),
     "config": ("core", "wire", "errors"),

@@ -60,6 +60,7 @@ FILE_NAME: Final = "leases.json"
 
 _FORMAT: Final = 1
 _BACKEND: Final = tuple(each.name for each in fields(Backend))
+_LEASE: Final = frozenset(each.name for each in fields(Lease))
 
 # O_NONBLOCK: a FIFO in the place of a file must hold up nobody.
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -312,6 +313,8 @@ def _lease_from(written: dict[str, Any]) -> Lease:
     """One lease of the file. Raises KeyError, TypeError, ValueError, BadField for what never was granted."""
     if written.get("also"):
         raise ValueError("each lease is written by itself")
+    if written.keys() - _LEASE or written["backend"].keys() - set(_BACKEND):
+        raise ValueError("a lease with fields that nobody knows")
     lease = lease_from(written)
     if not isinstance(lease.source, str) or not isinstance(lease.instance_id, str):
         raise TypeError("a source and an instance id are text")

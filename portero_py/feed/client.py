@@ -37,6 +37,7 @@ from portero_py.feed.messages import (
     Serving,
     Standings,
     TableUpdate,
+    Unknown,
     encode,
 )
 
@@ -189,6 +190,8 @@ class FeedClient:
                 names = frozenset(message.names)
                 held = [each for each in self._certificates.certificates if each.name in names]
                 connection.send(CertificateUpdate.between(None, CertificateTable(held)))
+            elif isinstance(message, Unknown):
+                _log.debug("the feed: control is of another version")
             else:
                 raise FeedError(f"control does not say {type(message).__name__}")  # noqa: TRY301
         except FeedError:

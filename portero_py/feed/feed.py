@@ -80,13 +80,13 @@ class Standings:
 class Feed:
     """Hands the newest tables to every subscriber, and adds up their counters.
 
-    `count_fault` is called for each publication that a subscriber could not take, `on_table` for each new
-    table.
+    `count_fault` is called for each publication that a subscriber could not take, each of `on_table` for each
+    new table.
     """
 
     def __init__(self, *, ack_seconds: float = ACK_SECONDS) -> None:
         self.count_fault: Callable[[str], None] = _count_nothing
-        self.on_table: Callable[[], None] | None = None
+        self.on_table: list[Callable[[], None]] = []
         #: A worker has seen a backend fail too often.
         self.on_evidence: Callable[[Evidence], None] | None = None
         self._ack_seconds = ack_seconds
@@ -95,6 +95,11 @@ class Feed:
         self._certificates: CertificateTable | None = None
         self._challenges: Challenges | None = None
         self._departed = Counters()
+
+    @property
+    def certificates(self) -> CertificateTable | None:
+        """What was published last."""
+        return self._certificates
 
     @property
     def departed(self) -> Counters:
@@ -135,8 +140,8 @@ class Feed:
         if self._table is not None and table.version < self._table.version:
             return
         self._table = table
-        if self.on_table is not None:
-            self.on_table()
+        for told in self.on_table:
+            told()
         await self._in_force([self._told(each.apply, table) for each in self._subscribers])
 
     async def publish_certificates(self, certificates: CertificateTable) -> None:

@@ -8,8 +8,9 @@ The rules
   worker answers `Ack(n)`, and so is everything before it. Number 0 wants no answer.
 - Only what changed is sent: a renewal in a table of 10,000 services is one service. The first update of a
   connection is `whole`.
-- A new field of the model or of `Counters` travels along by itself, if JSON knows its type. Fields that the
-  reader does not know are ignored: while one version takes another's place, both are on one feed.
+- A new field of the model or of `Counters` travels along by itself, if JSON knows its type.
+- After an upgrade the two ends are of different versions for a while: a kind that is not known is `Unknown`,
+  which is acknowledged and forgotten, and so are fields that are not known.
 
 The worker says `Hello` first, with all that a control process needs which has just taken a dead one's place.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -162,6 +164,11 @@ class Ack:
     """Everything up to the number of this frame is in force."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Something that only another version says."""
+
+
 Message = (
     TableUpdate
     | CertificateUpdate
@@ -176,6 +183,7 @@ Message = (
     | Serving
     | Counted
     | Ack
+    | Unknown
 )
 
 
@@ -243,9 +251,15 @@ def service_from(fields_of_service: Mapping[str, Any]) -> Service:
 # Private
 
 
-def _known(kind: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass that are there to be given; what follows from others is not."""
-    return {each.name: content[each.name] for each in fields(kind) if each.init and each.name in content}
+@cache
+def _field_names(of: type) -> frozenset[str]:
+    return frozenset(each.name for each in fields(of) if each.init)
+
+
+def _known(of: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that this version knows. (What follows from others, as `serves_until`, is none of them.)"""
+    names = _field_names(of)
+    return {name: value for name, value in content.items() if name in names}
 
 
 def _differ(one: Service | None, other: Service | None) -> bool:
@@ -256,14 +270,17 @@ def _differ(one: Service | None, other: Service | None) -> bool:
 def _decode(payload: bytes) -> tuple[int, Message]:
     try:
         kind, number, content = orjson.loads(payload)
+        if kind not in _FROM_JSON:
+            return int(number), Unknown()
         return int(number), _FROM_JSON[kind](content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FeedError(f"a frame that cannot be read: {type(error).__name__}") from error
 
 
 def _table_from(content: dict[str, Any]) -> TableUpdate:
+    known = _known(TableUpdate, content)
     changed = tuple(map(service_from, content["changed"]))
-    return TableUpdate(**{**content, "changed": changed, "dropped": tuple(content["dropped"])})
+    return TableUpdate(**{**known, "changed": changed, "dropped": tuple(content["dropped"])})
 
 
 def _certificates_to(update: CertificateUpdate) -> dict[str, Any]:
@@ -290,7 +307,7 @@ def _certificates_from(content: dict[str, Any]) -> CertificateUpdate:
     changed = tuple(
         Certificate(
             **{
-                **each,
+                **_known(Certificate, each),
                 "chain_pem": each["chain_pem"].encode("latin-1"),
                 "key_pem": each["key_pem"].encode("latin-1"),
                 "names": tuple(each["names"]),
@@ -298,7 +315,8 @@ def _certificates_from(content: dict[str, Any]) -> CertificateUpdate:
         )
         for each in content["changed"]
     )
-    return CertificateUpdate(**{**content, "changed": changed, "dropped": tuple(content["dropped"])})
+    known = _known(CertificateUpdate, content)
+    return CertificateUpdate(**{**known, "changed": changed, "dropped": tuple(content["dropped"])})
 
 
 def _challenges_to(challenges: Challenges) -> dict[str, Any]:

@@ -14,6 +14,8 @@ The theory
 - A connection is in order, so one number says it all: `Ack(n)` means that everything up to n is in force.
 - A worker that does not answer within `ACK_SECONDS` is late: nobody waits for it until it has caught up. The
   supervisor sees from its heartbeat whether it hangs, and replaces it; nothing is decided here.
+- Workers of the generation before an upgrade, while they drain, are guests: they get every table, and count
+  as long as they are there, but nobody waits for them, and nothing is taken over from them.
 - What waits for a late worker is bounded: beyond `MAX_UNSENT` bytes nothing more is sent, and when it has
   caught up it gets one update from the table that it has to the newest.
 """
@@ -47,6 +49,7 @@ from portero_py.feed.messages import (
     Serving,
     Standings,
     TableUpdate,
+    Unknown,
     encode,
 )
 
@@ -70,19 +73,24 @@ _log = logging.getLogger(__name__)
 
 
 class FeedServer:
-    """Accepts the workers on `sock` and subscribes them to `feed`.
+    """Accepts the workers on `sock` and subscribes them to `feed`. Without `sock` there are guests alone.
 
     `workers` is how many there should be; `on_serving` is called whenever another number of them serves.
     """
 
     def __init__(
-        self, feed: Feed, sock: socket.socket, workers: int, on_serving: Callable[[int], None] | None = None
+        self,
+        feed: Feed,
+        sock: socket.socket | None,
+        workers: int,
+        on_serving: Callable[[int], None] | None = None,
     ) -> None:
         self.feed = feed
         self._socket = sock
         self._workers = workers
         self._on_serving = on_serving
         self._connected: dict[RemoteWorker, Hello | None] = {}  # what it said, until that is not needed
+        self._guests: set[RemoteWorker] = set()
         self._changed = asyncio.Event()  # somebody came or went
         self._recovering = False
         self.on_late: Callable[[RoutingTable], None] | None = None
@@ -90,7 +98,7 @@ class FeedServer:
         self._recovered = 0  # the version that was taken over
         self._last_words: list[Hello] = []  # of workers that have died during the recovery
         self._departed_version = 0
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     @property
     def serving(self) -> int:
@@ -104,15 +112,24 @@ class FeedServer:
 
     async def start(self) -> None:
         """Accept workers."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: RemoteWorker(self), sock=self._socket)
+        if self._socket is not None:
+            await self._accept(self._socket, are_guests=False)
+
+    async def welcome(self, sock: socket.socket) -> None:
+        """Accept the workers of a former generation, which connect to `sock`."""
+        await self._accept(sock, are_guests=True)
 
     async def close(self) -> None:
         """Let every worker go."""
-        if self._server is not None:
-            self._server.close()
-        for worker in list(self._connected):
+        for server in self._servers:
+            server.close()
+        for worker in [*self._connected, *self._guests]:
             worker.close()
+
+    def counted_before(self, counters: Counters) -> None:
+        """Workers of former generations had counted this. To be called before `start`."""
+        self.feed.add_departed(counters)
+        self._departed_version += 1
 
     async def recover(
         self, may_have_tables: Callable[[int], bool] | None = None, patience: float = 0.0
@@ -165,7 +182,7 @@ class FeedServer:
 
     async def refresh(self) -> None:
         """Ask every worker for its counters, and wait a short while for them."""
-        answers = [worker.ask() for worker in self._connected]
+        answers = [worker.ask() for worker in (*self._connected, *self._guests)]
         if answers:
             await asyncio.wait(answers, timeout=ASK_SECONDS)
 
@@ -179,8 +196,12 @@ class FeedServer:
 
     def joined(self, worker: RemoteWorker, hello: Hello) -> None:
         """A worker has said hello. Raises FeedError when it had done so before."""
-        if worker in self._connected:
+        if worker in self._connected or worker in self._guests:
             raise FeedError("a worker says hello once")
+        if worker.is_guest:
+            self._guests.add(worker)
+            self.feed.subscribe(worker)
+            return
         self._connected[worker] = hello
         if self._heard is not None and hello.worker not in self._heard:
             self._heard.add(hello.worker)
@@ -194,9 +215,13 @@ class FeedServer:
 
     def left(self, worker: RemoteWorker) -> None:
         """A worker is gone: dead, most likely."""
-        if worker not in self._connected:
+        if worker in self._guests:
+            self._guests.remove(worker)
+            hello = None
+        elif worker in self._connected:
+            hello = self._connected.pop(worker)
+        else:
             return  # it never said hello
-        hello = self._connected.pop(worker)
         self.feed.unsubscribe(worker)
         self._departed_version += 1
         if not self._recovering:
@@ -212,6 +237,11 @@ class FeedServer:
             self._on_serving(self.serving)
 
     # Private
+
+    async def _accept(self, sock: socket.socket, *, are_guests: bool) -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(lambda: RemoteWorker(self, is_guest=are_guests), sock=sock)
+        self._servers.append(server)
 
     def _have_departed_kept(self) -> None:
         departed = Departed(self._departed_version, self.feed.departed)
@@ -263,8 +293,9 @@ class _Unanswered(NamedTuple):
 class RemoteWorker(asyncio.Protocol):
     """One worker process: a subscriber of the feed."""
 
-    def __init__(self, server: FeedServer) -> None:
+    def __init__(self, server: FeedServer, *, is_guest: bool = False) -> None:
         # connection
+        self.is_guest = is_guest
         self.counters = Counters()
         self.serving = False
         self._server = server
@@ -385,7 +416,8 @@ class RemoteWorker(asyncio.Protocol):
             self.counters = message.counters
             _done(self._asked)
         elif isinstance(message, Hello):
-            self._name = f"worker {message.worker}"
+            former = " of the version before" if self.is_guest else ""
+            self._name = f"worker {message.worker}{former}"
             self.counters = message.counters
             self.serving = message.serving
             self._server.joined(self, message)
@@ -401,7 +433,7 @@ class RemoteWorker(asyncio.Protocol):
             self._acknowledged(number)
         elif isinstance(message, Evidence):
             self._server.feed.found(message)
-        else:
+        elif not isinstance(message, Unknown):
             raise FeedError(f"a worker does not say {type(message).__name__}")
 
     def _write(self, message: Message, number: int = 0) -> None:

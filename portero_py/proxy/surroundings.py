@@ -141,8 +141,6 @@ class Surroundings:
         counters.connections_open += 1
         self.deadlines.watch(connection)
         self.connections.opened(connection)
-        if self.draining:
-            self.loop.call_soon(connection.start_drain)  # what came with the handshake is still served
 
     def connection_succeeded(self, former: Connection, successor: Connection) -> None:
         """A client's connection goes on under another protocol."""

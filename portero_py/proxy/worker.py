@@ -8,7 +8,9 @@ stalls, the worker goes on serving the last table. Nobody in this room knows it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
+from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +40,21 @@ if TYPE_CHECKING:
 
 #: The part of a drain in which exchanges may go on waiting in queues.
 WAITING_SHARE: Final = 0.9
+#: Seconds over which idle clients are asked to go, when somebody else takes them, and when nobody does.
+LONG_SPREAD: Final = 10.0
+SHORT_SPREAD: Final = 1.0
+#: Seconds of a drain that are left for who came last, when clients are accepted while it goes on.
+LAST_SECONDS: Final = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+class Leave(Enum):
+    """What becomes of clients who come while a worker drains."""
+
+    ALONE = 0  # they are refused
+    SOCKETS_STAY = 1  # they wait, for a process that begins when this one has ended
+    TO_SUCCESSOR = 2  # somebody else accepts them already
 
 
 class Worker:
@@ -143,16 +160,29 @@ class Worker:
         """Close the listening sockets; connections go on."""
         await self._connections.doors.close()
 
-    async def drain(self, timeout: float) -> None:
+    async def drain(self, timeout: float, leave: Leave = Leave.ALONE) -> None:
         """Let exchanges finish, `timeout` seconds at most, then end everything."""
-        surroundings = self._surroundings
+        surroundings, connections = self._surroundings, self._connections
         surroundings.draining = True
-        await self.stop_accepting()
-        await asyncio.sleep(0)  # whom the loop has accepted in this turn already is there in the next one
-        self._connections.start_drain()
+        ends_at = self._loop.time() + timeout
+        # Without a successor nobody takes those who come back: the sooner this ends, the better.
+        most = LONG_SPREAD if leave is Leave.TO_SUCCESSOR else SHORT_SPREAD
+        connections.drain(timeout, min(most, timeout / 4))
         # What waits may still be served; who has not been by then gets an answer instead of an end.
         ending = self._loop.call_later(timeout * WAITING_SHARE, surroundings.queues.end)
-        await self._connections.end(timeout)
+        if leave is Leave.SOCKETS_STAY:
+            await connections.wait_for_busy(timeout - min(LAST_SECONDS, timeout / 2))
+        await self.stop_accepting()
+        await asyncio.sleep(0)  # whom the loop has accepted in this turn already is there in the next one
+        cut_off, tunnels = await connections.wait(max(ends_at - self._loop.time(), 0.0))
+        if cut_off:
+            _log.warning(
+                "cut off at the end of the drain: %d connections, %d of them tunnels, with %d exchanges",
+                cut_off,
+                tunnels,
+                surroundings.counters.exchanges_in_flight,
+            )
+        await connections.end()
         ending.cancel()
         surroundings.queues.close()
         if self._pruning is not None:

@@ -9,6 +9,8 @@ The rules
 - A worker: SIGTERM drains, then it ends. SIGHUP reads the configuration again.
 - Control: SIGHUP too, and looks at the certificates. SIGTERM only makes /readyz say 503: backends renew to
   the end. SIGUSR1, when the workers are gone, ends it. (A SIGTERM for it alone ends it too, in the end.)
+- Beside another generation (an upgrade) both prepare and wait: control until the board says that they may go,
+  workers for the first table. Before control closes for a successor, the board says that too.
 - The supervisor's death is the end of the lifeline, a pipe that nobody writes to: a worker drains as if told
   to, control stays until the workers are gone.
 """
@@ -20,6 +22,7 @@ import logging
 import mmap
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ import uvloop
 from portero_py.config.model import Config
 from portero_py.control import server_first
 from portero_py.control.api.state import State
+from portero_py.control.kept_leases import KeptLeases
 from portero_py.core.limits import SharedCounts
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
@@ -37,8 +41,9 @@ from portero_py.feed.client import FeedClient
 from portero_py.feed.feed import Feed
 from portero_py.feed.server import FeedServer
 from portero_py.proxy.downstream.sni import FrontTls
-from portero_py.proxy.worker import Worker
+from portero_py.proxy.worker import Leave, Worker
 from portero_py.run import tuning
+from portero_py.run.generation import Generation
 from portero_py.run.live_configuration import read_quietly
 from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
 from portero_py.run.signals import Signals
@@ -53,6 +58,9 @@ STRAY_SECONDS: Final = 1.0
 
 #: Seconds that a new control process waits for a worker that is slow: if it hangs, it is replaced by then.
 PATIENCE: Final = HANG_SECONDS + 3.0
+
+#: Seconds between two looks at whether the other generation has left.
+LOOK_SECONDS: Final = 0.005
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +80,9 @@ class Inheritance:
     log_lock: int
     limit_file: int  # see proxy/upstream/rooms.py
     clients: mmap.mmap  # how many connections each has in each worker
+    place: Generation
+    kept: KeptLeases
+    former_feeds: list[socket.socket]  # where workers of the former generation look for control
 
     def restarts(self) -> dict[str, int]:
         """How often each process was replaced, by its name in the metrics."""
@@ -90,6 +101,8 @@ def run_worker(inherited: Inheritance, number: int) -> int:
     """A worker process, from the fork to the exit status."""
     inherited.listening.close_control()
     inherited.rendezvous.stop_listening()
+    for sock in inherited.former_feeds:
+        sock.close()
     return _run(inherited, CONTROL + 1 + number, _Worker(inherited, number).serve())
 
 
@@ -100,6 +113,7 @@ def _run(inherited: Inheritance, slot: int, serve: Coroutine[Any, Any, None]) ->
     tuning.set_name("portero-control" if slot == CONTROL else f"portero-work{slot - 1}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.close(inherited.lifeline[1])
+    inherited.place.channel.close()  # the supervisor's end of it alone must say that it lives
     try:
         uvloop.run(serve)
     except ConfigError as error:
@@ -174,12 +188,18 @@ class _Worker(_Process):
         worker.tell(feed.found)
         fed = asyncio.create_task(feed.run(), name="feed")
         fed.add_done_callback(self._unfed)
+        inherited.board.prepared(self.slot)
         starting = asyncio.create_task(self._start(worker, feed), name="start")
         while await self.signals.next() is signal.SIGHUP:
             await self.signals.unless_stopped(self._reload(worker))
         starting.cancel()
         await asyncio.wait([starting])
-        await worker.drain(self.config.timeouts.drain)
+        board = inherited.board
+        if board.hands_over:
+            leave = Leave.TO_SUCCESSOR
+        else:
+            leave = Leave.SOCKETS_STAY if "https" in inherited.listening.kept else Leave.ALONE
+        await worker.drain(self.config.timeouts.drain, leave)
         fed.cancel()
         await asyncio.wait([fed])
         await feed.close()
@@ -241,6 +261,7 @@ class _Control(_Process):
             inherited.https_port,
             feed,
             tuning.shares(tuning.open_files(), control=True, traffic=False),
+            kept=inherited.kept,
             refresh=self._server.refresh,
             restarts=inherited.restarts,
         )
@@ -253,7 +274,7 @@ class _Control(_Process):
                 self._draining = True
                 self._tell_state()
                 loop.call_later(STRAY_SECONDS, self._end_if_stray)
-        await self._plane.close()
+        await self._plane.close(hand_over=inherited.board.hands_over)
         await self._server.close()
         heartbeat.cancel()
 
@@ -263,16 +284,33 @@ class _Control(_Process):
     # Private
 
     async def _start(self) -> None:
+        if not self._again and not self.inherited.place.is_first:
+            await self._plane.prepare()
+            await self._until_it_may_go()
+        kept = self.inherited.kept.load()
+        if kept is not None and not self._again:
+            self._server.counted_before(kept.departed)
         await self._server.start()
         table = await self._server.recover(self._serves, PATIENCE) if self._again else None
+        if kept is not None and (table is None or table.version < kept.table.version):
+            table = kept.table  # of another generation, which had served for a moment, or is gone
+        certificates = self._server.certificates_of if self._again else None
         if table is None:
-            await self._plane.load(self._server.certificates_of if self._again else None)
+            await self._plane.load(certificates)
         else:
-            await self._plane.take_over(table, self._server.certificates_of)
+            await self._plane.take_over(table, certificates)
+        for sock in self.inherited.former_feeds:
+            await self._server.welcome(sock)
         await self._plane.serve()
         self._plane.own(self._adopt, "late workers")
         self.inherited.board.ready(self.slot)
         self._tell_state()
+
+    async def _until_it_may_go(self) -> None:
+        board = self.inherited.board
+        board.prepared(self.slot)
+        while not board.may_go:  # noqa: ASYNC110 - memory that processes share wakes up nobody
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _adopt(self) -> None:
         while True:

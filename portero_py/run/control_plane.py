@@ -6,6 +6,9 @@ the workers as subscribers of the feed, wherever they are.
 The order of a start: `load` reads certificates and leases and publishes both, so that whoever serves has them
 before the first client, and begins to sweep and to run the providers; `serve` opens the ports of the
 registration API and of plain HTTP.
+
+A successor (another process, after an upgrade) prepares while this one runs, then this one closes with
+`hand_over`, then the successor takes over. The sockets stay open meanwhile: who comes waits in their queues.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
@@ -25,6 +28,7 @@ from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
 from portero_py.control.api.state import State
 from portero_py.control.certificates.store import CertificateStore, Former
+from portero_py.control.kept_leases import KeptLeases
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import Door, OpenSite
 from portero_py.control.plain_http import PlainHttp, no_challenges
@@ -46,6 +50,9 @@ from portero_py.run.tuning import Shares
 
 if TYPE_CHECKING:
     from portero_py.control.acme.renewals import Acme
+#: Seconds that requests of the API have for their end when a successor waits; then for being cut off.
+HAND_OVER_SECONDS: Final = 2.0
+CUT_OFF_SECONDS: Final = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +61,8 @@ class ControlPlane:
     """Everything but the traffic. The caller closes the sockets of `listening`.
 
     `https_port` is where plain HTTP redirects to, `shares` how many connections it may have. `providers`
-    grant leases beside the API. `refresh` and `restarts` are for the metrics.
+    grant leases beside the API, `kept` is where they outlive this process. `refresh` and `restarts` are for
+    the metrics.
     Raises ConfigError for what it cannot work with.
     """
 
@@ -67,6 +75,7 @@ class ControlPlane:
         shares: Shares,
         *,
         providers: Sequence[Provider] = (),
+        kept: KeptLeases | None = None,
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
@@ -77,6 +86,8 @@ class ControlPlane:
         self._shares = shares
         self._runners: list[web.BaseRunner] = []
         self._providers = providers
+        self._kept = kept
+        self._is_prepared = False
         registry = Registry(config.proxy.default_service)
         self._metrics = Metrics(
             registry,
@@ -148,6 +159,15 @@ class ControlPlane:
     def state(self, state: State) -> None:
         self._api.state = state
 
+    async def prepare(self) -> None:
+        """Before `load` or `take_over`, while another one still runs: find out whether they will work.
+
+        Raises ConfigError. Nothing outside of this process is changed.
+        """
+        if self._store is not None:
+            await self._store.load()
+        self._is_prepared = True
+
     async def load(self, certificates: Former | None = None) -> None:
         """Publish the certificates, and the leases that outlived the last run. Raises ConfigError.
 
@@ -167,14 +187,14 @@ class ControlPlane:
                     _log.info("restored %d leases of the last run", restored)
         await self._begin()
 
-    async def take_over(self, table: RoutingTable, certificates: Former) -> None:
+    async def take_over(self, table: RoutingTable, certificates: Former | None) -> None:
         """In place of `load`: go on where a control process stopped whose last table was `table`.
 
-        `certificates` gives what the workers present.
+        `certificates` gives what the workers present, if they are the same as before.
         """
         await self._load_certificates(certificates)
         restored = self._leases.restore(table.services.values(), table.version, self._sources)
-        _log.info("took over %d leases from the workers", restored)
+        _log.info("took over %d leases", restored)
         if self._snapshot is not None:
             await self._snapshot.claim(self._name)
         await self._begin()
@@ -193,6 +213,9 @@ class ControlPlane:
         if self._snapshot is not None:
             snapshot = self._snapshot
             self.own(lambda: snapshot.run(lambda: self._leases.table), "snapshot")
+        if self._kept is not None:
+            kept = self._kept
+            self.own(lambda: kept.run(lambda: (self._leases.table, self._feed.departed)), "kept leases")
         await self._open(self._api.runner(), self._listening.registration, self._api.door)
         if self._listening.plain_http:
             challenges = self._acme.http_challenge if self._acme else no_challenges
@@ -230,15 +253,26 @@ class ControlPlane:
         if self._snapshot is not None and self._has_leases:
             await self._save(self._snapshot.lend)
 
-    async def close(self) -> None:
-        """Close the ports, end what runs, save the leases."""
+    async def close(self, *, hand_over: bool = False) -> None:
+        """Close the ports, end what runs, save the leases.
+
+        With `hand_over` they are left for a successor, within seconds: what a client of the API still waits
+        for then is cut off.
+        """
         for runner in reversed(self._runners):
-            await runner.cleanup()
+            await (_end_soon(runner) if hand_over else runner.cleanup())
+        self._runners.clear()
+        if not hand_over:
+            self._listening.close_control()  # nobody else accepts there
         await self._tasks.close()
         await self._leases.close()
         if self._acme is not None:
             self._acme.close()
-        if self._snapshot is not None and self._has_leases:
+        if not self._has_leases:
+            return
+        if self._kept is not None and hand_over:
+            self._kept.save(self._leases.table, self._feed.departed)
+        if self._snapshot is not None:
             await self._save(self._snapshot.close)
 
     # Private
@@ -266,7 +300,9 @@ class ControlPlane:
         """Raises ConfigError when nobody has any `former` ones to go on with."""
         if self._acme is not None:
             await self._acme.recover()
-        if self._store is not None:
+        if self._store is not None and self._is_prepared:
+            await self._store.rescan()
+        elif self._store is not None:
             try:
                 await self._store.load(former)
             except ConfigError as error:
@@ -278,12 +314,16 @@ class ControlPlane:
         """From now on the leases here are what counts: also what is on disk."""
         self._has_leases = True
         if self._snapshot is not None:
-            snapshot = self._snapshot
-            self._feed.on_table = lambda: snapshot.changed(self._leases.generation)
+            self._feed.on_table.append(partial(self._tell_snapshot, self._snapshot))
+        if self._kept is not None:
+            self._feed.on_table.append(self._kept.changed)
         await self._leases.start()
         self.own(self._probes.run, "probes")
         for provider in self._providers:
             self.own(partial(provider.run, self._leases), provider.source)
+
+    def _tell_snapshot(self, snapshot: Snapshot) -> None:
+        snapshot.changed(self._leases.generation)
 
     async def _save(self, save: Callable[[RoutingTable], None]) -> None:
         try:
@@ -295,8 +335,23 @@ class ControlPlane:
         await runner.setup()
         self._runners.append(runner)
         for sock in sockets:
-            await OpenSite(runner, sock, door).start()
+            await OpenSite(runner, sock.dup(), door).start()  # who closes the site leaves the queue open
 
     async def _publish_certificates(self, certificates: CertificateTable) -> None:
         await self._feed.publish_certificates(certificates)
         self._metrics.certificates({each.name: each.not_after for each in certificates.certificates})
+
+
+# Private
+
+
+async def _end_soon(runner: web.BaseRunner) -> None:
+    """Close, and let requests finish for as long as a successor may have to wait for that."""
+    server = runner.server
+    try:
+        async with asyncio.timeout(HAND_OVER_SECONDS):
+            await runner.cleanup()
+    except TimeoutError:
+        _log.warning("some requests of the API were cut off by an upgrade")
+        if isinstance(server, web.Server):
+            await server.shutdown(CUT_OFF_SECONDS)

@@ -25,6 +25,8 @@ from portero_py.proxy import exchange
 from portero_py.proxy.downstream import http1 as downstream_http1
 from portero_py.proxy.downstream import tls
 from portero_py.proxy.upstream import http1 as upstream_http1
+from portero_py.run import main_process
+from portero_py.wire import websocket
 from portero_py.wire.http2 import connection, stream
 
 
@@ -49,6 +51,8 @@ WATCHED: Final = (
     Machine(upstream_http1.UpstreamHttp1, "_state", upstream_http1.TRANSITIONS),
     Machine(connection.Connection, "phase", connection.TRANSITIONS),
     Machine(stream.Stream, "sending", stream.TRANSITIONS),
+    Machine(websocket.Goodbye, "_state", websocket.TRANSITIONS),
+    Machine(main_process.MainProcess, "_stage", main_process.TRANSITIONS),
 )
 
 

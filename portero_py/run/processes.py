@@ -49,7 +49,8 @@ class Progress(IntEnum):
     """How far a child is."""
 
     STARTING = 0
-    READY = 1
+    PREPARED = 1  # waits until it may serve
+    READY = 2
 
 
 class Board:
@@ -62,17 +63,39 @@ class Board:
     _COMPLAINT: Final = 20
 
     def __init__(self, slots: int) -> None:
-        self._memory = mmap.mmap(-1, slots * self._SLOT + self._COUNT.size)
+        self._memory = mmap.mmap(-1, slots * self._SLOT + 3 * self._COUNT.size)
         self._end = slots * self._SLOT
+
+    # Of all: each is said by the parent
 
     @property
     def stopping(self) -> bool:
         """Whether the parent is ending them all."""
-        return bool(self._COUNT.unpack_from(self._memory, self._end)[0])
+        return self._is_set(0)
 
     def stop(self) -> None:
         """Say so."""
-        self._COUNT.pack_into(self._memory, self._end, 1)
+        self._set(0, 1)
+
+    @property
+    def may_go(self) -> bool:
+        """Whether those who have prepared may serve."""
+        return self._is_set(1)
+
+    def go(self) -> None:
+        """Say so."""
+        self._set(1, 1)
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether control closes for a successor in another generation."""
+        return self._is_set(2)
+
+    def hand_over(self, *, begins: bool) -> None:
+        """Say so, or that it does no longer."""
+        self._set(2, begins)
+
+    # Of one child
 
     def clear(self, slot: int, now: float) -> None:
         """A new child begins to live in `slot`."""
@@ -88,6 +111,14 @@ class Board:
     def last_beat(self, slot: int) -> float:
         """When it said so last."""
         return float(self._BEAT.unpack_from(self._memory, slot * self._SLOT)[0])
+
+    def prepared(self, slot: int) -> None:
+        """The child in `slot` could serve."""
+        self._COUNT.pack_into(self._memory, slot * self._SLOT + 8, Progress.PREPARED)
+
+    def is_prepared(self, slot: int) -> bool:
+        """Whether it has said so, or more."""
+        return self._count(slot, 8) >= Progress.PREPARED
 
     def ready(self, slot: int) -> None:
         """The child in `slot` serves."""
@@ -122,6 +153,12 @@ class Board:
         return self._memory[at : at + self._count(slot, 16)].decode("utf-8", "replace")
 
     # Private
+
+    def _is_set(self, flag: int) -> bool:
+        return bool(self._COUNT.unpack_from(self._memory, self._end + flag * self._COUNT.size)[0])
+
+    def _set(self, flag: int, value: int) -> None:
+        self._COUNT.pack_into(self._memory, self._end + flag * self._COUNT.size, value)
 
     def _count(self, slot: int, offset: int) -> int:
         return int(self._COUNT.unpack_from(self._memory, slot * self._SLOT + offset)[0])
@@ -168,6 +205,11 @@ class Child:
     def is_ready(self) -> bool:
         """Whether it lives and serves."""
         return self.pid != 0 and self._board.is_ready(self.slot)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it lives, and serves or could."""
+        return self.pid != 0 and self._board.is_prepared(self.slot)
 
     @property
     def complaint(self) -> str:

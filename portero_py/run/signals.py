@@ -4,6 +4,7 @@ The rules
 - A stop overtakes reloads, also the one that is going on: that is abandoned.
 - However many SIGHUPs come before a reload begins, it is one. One that comes while it goes on is another.
 - Every stop counts: the second one is a wish of its own.
+- SIGUSR2 stands for a word of the main process: they are counted, and come before reloads.
 - Before there is a loop that heeds them they are held back (`held_signals`).
 """
 
@@ -17,10 +18,14 @@ from typing import Any
 
 
 class Signals:
-    """Signals in the order in which they are to be heeded. SIGHUP is a reload, every other one a stop."""
+    """Signals in the order in which they are to be heeded.
+
+    SIGHUP is a reload, SIGUSR2 a word of the main process, every other one a stop.
+    """
 
     def __init__(self) -> None:
         self._stops: deque[signal.Signals] = deque()
+        self._words = 0
         self._reload = False
         self._news = asyncio.Event()
 
@@ -34,6 +39,8 @@ class Signals:
         """It was sent, or something else means the same."""
         if number is signal.SIGHUP:
             self._reload = True
+        elif number is signal.SIGUSR2:
+            self._words += 1
         else:
             self._stops.append(number)
         self._news.set()
@@ -43,6 +50,9 @@ class Signals:
         while True:
             if self._stops:
                 return self._stops.popleft()
+            if self._words:
+                self._words -= 1
+                return signal.SIGUSR2
             if self._reload:
                 self._reload = False
                 return signal.SIGHUP
@@ -50,8 +60,8 @@ class Signals:
             await self._news.wait()
 
     async def stop(self) -> signal.Signals:
-        """Wait for the next stop; reloads in between are forgotten."""
-        while (number := await self.next()) is signal.SIGHUP:
+        """Wait for the next stop; everything else in between is forgotten."""
+        while (number := await self.next()) in (signal.SIGHUP, signal.SIGUSR2):
             pass
         return number
 

@@ -6,6 +6,8 @@ Kept apart from serving so that sockets can be opened once, as root or by system
 - `[::]` takes IPv4 too (IPV6_V6ONLY off), and so does an empty host; where the machine has no IPv6 an
   empty host, or `[::]` itself, means every IPv4 address.
 - Sockets inherited for a name take the place of the configured addresses of that name.
+- A socket of the former generation that is bound where one is wanted is used again: clients wait in its
+  queue, and ports below 1024 need no privilege a second time. The others are closed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import errno
 import os
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -39,6 +41,7 @@ class Listening:
     registration: list[socket.socket] = field(default_factory=list)
     plain_http: list[socket.socket] = field(default_factory=list)
     scheme: str = "https"  # what the proxy speaks
+    kept: frozenset[str] = frozenset()  # the names of those that systemd holds too
 
     def summary(self) -> str:
         """Where portero listens, in one line."""
@@ -46,6 +49,16 @@ class Listening:
         if self.plain_http:
             parts.append(f"http on {_said(self.plain_http)}")
         return "; ".join(parts)
+
+    def named(self) -> Iterator[tuple[str, socket.socket]]:
+        """Each with its name."""
+        for name, group in (
+            ("https", self.proxy),
+            ("register", self.registration),
+            ("http", self.plain_http),
+        ):
+            for sock in group:
+                yield name, sock
 
     def close(self) -> None:
         """Close all of them; harmless when some are closed already."""
@@ -107,23 +120,28 @@ def rehearse(config: Config) -> None:
         Rendezvous().close()
 
 
-def open_sockets(config: Config, inherited: Inherited) -> Listening:
-    """Every socket that `config` asks for, listening. Raises `ConfigError`; then none stays open."""
-    with ExitStack() as opened:
+def open_sockets(config: Config, inherited: Inherited, former: Inherited | None = None) -> Listening:
+    """Every socket that `config` asks for, listening. Raises `ConfigError`; then none stays open.
+
+    `former` are those of the generation before: what is not wanted of them is closed.
+    """
+    with ExitStack() as opened, ExitStack() as unwanted:
         for group in inherited.values():
             for sock in group:
                 opened.callback(sock.close)
+        left = {name: list(group) for name, group in (former or {}).items()}
+        unwanted.callback(_close_all, left)
 
         wanted = _wanted(config, inherited)
         _require_apart(wanted)
 
         def listen(name: str) -> list[socket.socket]:
             if inherited.get(name):
-                return inherited[name]
+                return list(inherited[name])
             flag, addresses = wanted[name]
             sockets = []
             for address in addresses:
-                for sock in _bind(address, flag):
+                for sock in _bind(address, flag, left.get(name, [])):
                     opened.callback(sock.close)
                     sockets.append(sock)
             return sockets
@@ -133,6 +151,7 @@ def open_sockets(config: Config, inherited: Inherited) -> Listening:
             registration=listen("register"),
             plain_http=listen("http"),
             scheme="https" if config.tls.enabled else "http",
+            kept=frozenset(name for name, group in inherited.items() if group),
         )
         opened.pop_all()
         return listening
@@ -199,18 +218,36 @@ def _resolve(address: Address, flag: str) -> list[_Place]:
     return list(dict.fromkeys(places))
 
 
-def _bind(address: Address, flag: str) -> list[socket.socket]:
+def _bind(address: Address, flag: str, former: list[socket.socket]) -> list[socket.socket]:
+    """`former` may have some of them; then they are taken out of it."""
     sockets: list[socket.socket] = []
     for family, kind, proto, _, place in _resolve(address, flag):
         try:
-            sockets.append(_listen(family, kind, proto, place))
+            sockets.append(_taken_over(former, family, place) or _listen(family, kind, proto, place))
         except OSError as error:
             if family == socket.AF_INET6 and address.host in {"", "::"} and _no_ipv6(error):
-                return _bind(Address("0.0.0.0", address.port), flag)  # noqa: S104 - what was asked for
+                any_ipv4 = Address("0.0.0.0", address.port)  # noqa: S104 - what was asked for
+                return _bind(any_ipv4, flag, former)
             for sock in sockets:
                 sock.close()
             raise ConfigError(f"--{flag}: cannot listen on {address}: {_reason(error)}") from None
     return sockets
+
+
+def _taken_over(former: list[socket.socket], family: int, place: tuple[object, ...]) -> socket.socket | None:
+    host, port = place[:2]
+    for sock in former:
+        name = sock.getsockname()
+        if sock.family == family and name[0] == host and port in {0, name[1]}:
+            former.remove(sock)
+            return sock
+    return None
+
+
+def _close_all(groups: Mapping[str, list[socket.socket]]) -> None:
+    for group in groups.values():
+        for sock in group:
+            sock.close()
 
 
 def _listen(family: int, kind: int, proto: int, place: tuple[object, ...]) -> socket.socket:

@@ -3,22 +3,28 @@
 Everything that can be wrong with the configuration is said before anything is opened; then come the process
 (memory, open files) and all sockets: nothing serves before every port is ours.
 
-With one worker `SingleProcess` does everything. With several this process holds what must outlive the others
-(listening sockets, the front TLS context with its ticket keys, the feed's socket), forks one control process
-and the workers, and from then on only waits, signals and forks again. It runs no event loop and no thread:
-forking under either is unsafe. If it stops or dies, the others serve on, or drain.
+Above all is the main process (`main_process`), which starts this one, a generation, and another one for an
+upgrade (`generation` is the way to it). With one worker `SingleProcess` does everything. With several this
+process holds what must outlive the others (listening sockets, the front TLS context with its ticket keys, the
+feed's socket), forks one control process and the workers, and from then on only waits, signals and forks
+again. It runs no event loop and no thread: forking under either is unsafe. If it stops or dies, the others
+serve on, or drain.
 
 Nothing that goes wrong in a look at the children ends this process: it is logged, and the next look follows.
 A system that refuses to fork is asked again (`processes`).
 
 Signals come one after the other from `sigwait`, a stop before all others; they are blocked from the start of
 the program on (`held_signals`), in a child too until it heeds them
-- SIGTERM, SIGINT: /readyz says 503, the workers drain, control closes when they are gone. Exit status 0. A
-  second one ends everything at once, with 1.
+- TOLD_TO_STOP (the main process got SIGTERM or SIGINT): /readyz says 503, the workers drain, control closes
+  when they are gone. Exit status 0. A second one ends everything at once, with 1.
 - SIGHUP: the configuration is read again (`live_config`), and everybody is told to do so too.
 - SIGCHLD: whoever died is forked again (`processes`).
-- SIGALRM: the interval timer, whose end is the next look at the children. (`sigtimedwait` would be simpler,
-  but when the process was stopped until its time was over, CPython returns what happens to be on the stack.)
+- SIGIO: the main process has said something, or is gone: then this process ends as if it had been killed too.
+- SIGALRM: the interval timer, whose end is the next look at the children.
+
+Beside another generation (an upgrade): control closes when it has to yield, and is forked again if that other
+one fails; the workers stay, and drain when it serves. In a new generation nobody serves before it may, and
+whoever dies until then fails it.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Final
 
@@ -38,22 +44,24 @@ import uvloop
 from portero_py import __version__
 from portero_py.config import sources
 from portero_py.config.model import Config
-from portero_py.config.sources import Environ, Flags
+from portero_py.config.sources import Flags
 from portero_py.control import server_first
+from portero_py.control.kept_leases import KeptLeases
 from portero_py.core.limits import SharedCounts
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
-from portero_py.run import held_signals, logs, preflight, tuning
+from portero_py.run import held_signals, logs, main_process, preflight, tuning
+from portero_py.run.channel import Word
 from portero_py.run.children import CONTROL, Inheritance, run_control, run_worker
+from portero_py.run.generation import FEED, LEASES, LIMITS, LOG, Generation
 from portero_py.run.live_configuration import read_again
+from portero_py.run.main_process import said_of
 from portero_py.run.processes import UNUSABLE, Board, Child
 from portero_py.run.sockets import Listening, Rendezvous, address_of, open_sockets
-from portero_py.run.systemd import Notifier, inherited_sockets
+from portero_py.run.systemd import Notifier
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
-#: With the one that ends control: it may come before control, which loads much first, has a handler for it.
-_HELD: Final = (*_SIGNALS, signal.SIGUSR1)
-_STOP: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_STOP: Final = held_signals.TOLD_TO_STOP
+_SIGNALS: Final = (_STOP, signal.SIGHUP, signal.SIGCHLD, signal.SIGIO, signal.SIGALRM)
 
 #: Seconds between two looks at the children: as a rule, and while they start or end.
 TICK: Final = 1.0
@@ -66,12 +74,17 @@ LAST_STEPS: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
-def run(flags: Flags, environ: Environ) -> int:
+def run(flags: Flags, environ: MutableMapping[str, str]) -> int:
     """Run the proxy until it is told to stop; returns the exit status.
 
     Raises `ConfigError` for whatever keeps it from starting.
     """
     held_signals.hold()  # the program has done so long before
+    place = Generation.inherited(environ) or main_process.begin(environ)
+    if isinstance(place, int):
+        return place
+    # An upgraded program is started with more signals blocked, by a process that takes them itself.
+    signal.pthread_sigmask(signal.SIG_SETMASK, held_signals.HELD)
     read = partial(sources.load, flags, environ)
     config = read()
     logs.set_up(config.log.level, environ)
@@ -84,42 +97,61 @@ def run(flags: Flags, environ: Environ) -> int:
     preflight.make_directories(config)
     tuning.tune_malloc()
     tuning.raise_open_files()
-    notifier = Notifier(environ)
-    listening = open_sockets(config, inherited_sockets(environ, os.getpid()))
+    notifier = Notifier(environ, place.main_pid, place.notify)
+    listening = open_sockets(config, *place.inherited_sockets(environ))
+    front_tls = FrontTls(config.tls, tickets=place.tickets())
+    kept = _kept_leases(place)
     try:
         if config.workers == 1:
             server_first.load()
             from portero_py.run.single_process import SingleProcess  # it holds both planes: not for a parent
 
-            return uvloop.run(SingleProcess(config, read, listening, notifier).serve())
-        return Supervisor(config, read, listening, notifier).run()
+            return uvloop.run(
+                SingleProcess(config, read, listening, notifier, place, front_tls, kept).serve()
+            )
+        return Supervisor(config, read, listening, notifier, place, front_tls, kept).run()
     finally:
         listening.close()
+        kept.close()
 
 
 class Supervisor:
-    """The parent of one control process and several workers. The caller closes `listening`."""
+    """The parent of one control process and several workers. The caller closes `listening` and `kept`."""
 
     def __init__(
-        self, config: Config, read: Callable[[], Config], listening: Listening, notifier: Notifier
+        self,
+        config: Config,
+        read: Callable[[], Config],
+        listening: Listening,
+        notifier: Notifier,
+        place: Generation,
+        front_tls: FrontTls,
+        kept: KeptLeases,
     ) -> None:
         self._notifier = notifier
         self._listening = listening
+        self._place = place
         self._summary = f"{listening.summary()}; {config.workers} workers"
         self._board = Board(CONTROL + 1 + config.workers)
+        [log_lock] = place.take(LOG)[:1] or [os.memfd_create("portero-access-log", os.MFD_CLOEXEC)]
+        [limit_file] = place.take(LIMITS)[:1] or [os.memfd_create("portero-limits", os.MFD_CLOEXEC)]
         self._inherited = Inheritance(
             config=config,
             read=read,
             listening=listening,
             https_port=address_of(listening.proxy[0]).port,
             rendezvous=Rendezvous(),
-            front_tls=FrontTls(config.tls),
+            front_tls=front_tls,
             board=self._board,
             lifeline=os.pipe(),
-            log_lock=os.memfd_create("portero-access-log", os.MFD_CLOEXEC),
-            limit_file=os.memfd_create("portero-limits", os.MFD_CLOEXEC),
+            limit_file=limit_file,
             clients=mmap.mmap(-1, SharedCounts.size(config.workers)),
+            log_lock=log_lock,
+            place=place,
+            kept=kept,
+            former_feeds=place.take_sockets(FEED),
         )
+        place.drop_rest()
         inherited = self._inherited
         self._control = Child(CONTROL, "control", self._board, partial(run_control, inherited))
         self._workers = [
@@ -130,15 +162,21 @@ class Supervisor:
         self._tick = TICK
         if notifier.watchdog_seconds:
             self._tick = min(TICK, notifier.watchdog_seconds / 2)
+        # beside another generation
+        self._has_yielded = False  # or is about to
+        self._leaves = False
 
     def run(self) -> int:
         """Fork, watch, stop; the exit status. Raises `ConfigError` when the start fails."""
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignored it had the kernel take our children
+        self._place.channel.signal_arrivals()
         gc.collect()
         gc.freeze()  # a collection in a child would write to, and so copy, every page
         try:
             early = self._start()
+            if early is None:
+                return 1
             return self._stop() if early or self._watch() else 1
         finally:
             self._end_all()
@@ -146,27 +184,45 @@ class Supervisor:
             os.close(self._inherited.lifeline[1])
             os.close(self._inherited.log_lock)
             os.close(self._inherited.limit_file)
+            for sock in self._inherited.former_feeds:
+                sock.close()
             self._inherited.rendezvous.close()
             gc.unfreeze()
             signal.setitimer(signal.ITIMER_REAL, 0)
-            while signal.sigtimedwait(_HELD, 0) is not None:
+            while signal.sigtimedwait(_SIGNALS, 0) is not None:
                 pass  # what came late was meant for a process that is ending
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     # Private: start
 
-    def _start(self) -> bool:
-        """Fork until all are ready; True when told to stop meanwhile. Raises `ConfigError`."""
+    def _start(self) -> bool | None:
+        """Fork until all are ready; True when told to stop meanwhile, None when a new generation failed.
+
+        Raises `ConfigError`.
+        """
+        waits = not self._place.is_first
         while not all(child.is_ready for child in self._children):
             self._fork_due(time.monotonic())
-            number = self._next_signal(SHORT_TICK)
-            if number in _STOP:
+            if waits and all(child.is_prepared for child in self._children):
+                waits = False
+                self._place.prepared()
+            if self._is_told_to_stop(self._next_signal(SHORT_TICK)):
                 return True
             ended = self._reap(time.monotonic())
             for child in ended:
                 if child.status == UNUSABLE and child.complaint:
                     raise ConfigError(child.complaint)
             self._report(ended)
+            if ended and not self._place.is_first and not self._board.may_go:
+                return None
+        self._place.ready(
+            self._inherited.config,
+            self._listening,
+            *((LEASES, descriptor) for descriptor in self._inherited.kept.descriptors),
+            (FEED, self._inherited.rendezvous.socket.fileno()),
+            (LOG, self._inherited.log_lock),
+            (LIMITS, self._inherited.limit_file),
+        )
         self._notifier.ready(self._summary)
         _log.info("portero-py %s: %s", __version__, self._summary)
         return False
@@ -179,7 +235,7 @@ class Supervisor:
         while True:
             due = [child.fork_at - looked_at for child in self._children if child.fork_at is not None]
             number = self._next_signal(min([self._tick, *due]))
-            if number in _STOP:
+            if self._is_told_to_stop(number):
                 return True
             now = time.monotonic()
             was_away, looked_at = now - looked_at > self._tick + AWAY, now
@@ -189,6 +245,41 @@ class Supervisor:
                 self._look(now, was_away=was_away)
             except Exception:
                 _log.exception("a look at the processes failed; the next one follows")
+
+    def _is_told_to_stop(self, number: signal.Signals | None) -> bool:
+        """Heed what the main process has said; whether that, or the signal, is a stop."""
+        for message in self._place.heard():
+            message.close()
+            word = message.word
+            if word is Word.GO:
+                self._board.go()
+            elif word is Word.OFFER:
+                self._place.offered(self._inherited.front_tls.written_keys)
+            elif word is Word.YIELD:
+                self._yield()
+            elif word is Word.RESUME:
+                self._resume()
+            elif word is Word.LEAVE:
+                self._leaves = True
+        self._heed_orphanhood()
+        return number is _STOP or self._leaves
+
+    def _heed_orphanhood(self) -> None:
+        if self._place.is_orphaned:
+            _log.error("the main process is gone: ending")
+            os._exit(1)  # the others drain, as whenever the supervisor dies
+
+    def _yield(self) -> None:
+        self._has_yielded = True
+        self._board.hand_over(begins=True)
+        self._control.fork_at = None
+        self._control.signal(signal.SIGUSR1)
+
+    def _resume(self) -> None:
+        self._has_yielded = False
+        self._board.hand_over(begins=False)
+        if not self._control.pid:
+            self._control.fork_at = time.monotonic()
 
     def _look(self, now: float, *, was_away: bool) -> None:
         if was_away:
@@ -226,13 +317,19 @@ class Supervisor:
                 child.signal(signal.SIGKILL)
 
     def _reap(self, now: float) -> list[Child]:
-        """The children that have ended since the last call."""
-        return [child for child in self._children if child.reap(now)]
+        """The children that have ended since the last call, and should not have."""
+        ended = [child for child in self._children if child.reap(now)]
+        if self._has_yielded and self._control in ended:
+            self._control.fork_at = None
+            if self._control.status == 0:
+                self._place.yielded()
+                ended.remove(self._control)
+        return ended
 
     def _report(self, ended: list[Child]) -> None:
         for child in ended:
             why = f": {child.complaint}" if child.complaint else ""
-            _log.error("%s %s%s", child.name, _said(child.status or 0), why)
+            _log.error("%s %s%s", child.name, said_of(child.status or 0), why)
 
     def _fork_due(self, now: float) -> None:
         for child in self._children:
@@ -251,7 +348,11 @@ class Supervisor:
         timeouts = self._inherited.config.timeouts
         self._notifier.stopping()
         self._board.stop()
-        _log.info("stopping: exchanges in flight have %g s", timeouts.drain)
+        if self._leaves:
+            self._listening.close_control()  # what the new one does not want any more is refused
+            _log.info("another version serves: exchanges in flight have %g s", timeouts.drain)
+        else:
+            _log.info("stopping: exchanges in flight have %g s", timeouts.drain)
         self._listening.close_proxy()
         self._control.signal(signal.SIGTERM)
         status = 0
@@ -278,8 +379,10 @@ class Supervisor:
         """Wait until they are gone, or the time is over; False when told to stop once more."""
         ends_at = time.monotonic() + seconds
         while any(child.pid for child in children) and (now := time.monotonic()) < ends_at:
-            if self._next_signal(min(TICK, ends_at - now)) in _STOP:
+            if self._next_signal(min(TICK, ends_at - now)) is _STOP:
                 return False
+            self._place.heard()  # it has nothing more to say, but it may be gone
+            self._heed_orphanhood()
             for child in self._children:
                 child.reap(time.monotonic())
         return True
@@ -295,19 +398,14 @@ class Supervisor:
 
     def _next_signal(self, seconds: float) -> signal.Signals | None:
         """The next signal, or None when there was none for `seconds`."""
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # 0 would be never
-        number = signal.Signals(signal.sigwait(_SIGNALS))
-        if number not in _STOP and signal.sigpending() & _STOP:
-            # The kernel gives the lowest number first: SIGHUPs that do not cease would be all that there is.
-            number = signal.Signals(signal.sigwait(_STOP))
-        return None if number is signal.SIGALRM else number
+        return held_signals.next_of(_SIGNALS, seconds)
 
 
 def _work(inherited: Inheritance, number: int, again: bool) -> int:
     return run_worker(inherited, number)
 
 
-def _said(status: int) -> str:
-    if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
+def _kept_leases(place: Generation) -> KeptLeases:
+    """Those of the former generation, or new ones."""
+    found = place.take(LEASES)
+    return KeptLeases((found[0], found[1])) if len(found) == 2 else KeptLeases.make()

@@ -10,49 +10,59 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from portero_py.errors import ConfigError
 
-_FIRST_DESCRIPTOR: Final = 3
+#: Where the sockets begin that systemd opened.
+FIRST_DESCRIPTOR: Final = 3
 
 
 class Notifier:
-    """Tells the service's state to systemd. Without a `NOTIFY_SOCKET` it says nothing."""
+    """Tells the service's state to systemd by `tell`, which gets lines as `notify` sends them.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        path = environ.get("NOTIFY_SOCKET", "")
-        # "@" is how an abstract socket is written.
-        self._address = f"\0{path[1:]}" if path.startswith("@") else path
-        self.watchdog_seconds = _watchdog_seconds(environ)
+    `pid` is the process that systemd watches.
+    """
+
+    def __init__(self, environ: Mapping[str, str], pid: int, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self.watchdog_seconds = _watchdog_seconds(environ, pid)
 
     def ready(self, status: str) -> None:
-        self._send("READY=1", f"STATUS={status}")
+        self._tell(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
         """A `ready` must follow, also when the reload failed (sd_notify(3), Type=notify-reload)."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._tell("\n".join(reloading()))
 
     def stopping(self) -> None:
-        self._send("STOPPING=1", "STATUS=finishing the exchanges in flight")
+        self._tell("STOPPING=1\nSTATUS=finishing the exchanges in flight")
 
     def alive(self) -> None:
         """To be sent at least every `watchdog_seconds`."""
-        self._send("WATCHDOG=1")
+        self._tell("WATCHDOG=1")
 
-    # Private
 
-    def _send(self, *lines: str) -> None:
-        if not self._address:
+def reloading() -> tuple[str, str]:
+    """What says that a change begins; READY=1 says that it is over."""
+    return "RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
+
+
+def notify(environ: Mapping[str, str], *lines: str) -> None:
+    """Send lines to systemd, which listens to the main process. Without a `NOTIFY_SOCKET` nothing happens."""
+    path = environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    # "@" is how an abstract socket is written.
+    address = f"\0{path[1:]}" if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setblocking(False)
+        try:
+            sock.sendto("\n".join(lines).encode(), address)
+        except OSError:
+            # sd_notify(3): a service goes on when nobody listens.
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.setblocking(False)
-            try:
-                sock.sendto("\n".join(lines).encode(), self._address)
-            except OSError:
-                # sd_notify(3): a service goes on when nobody listens.
-                return
 
 
 def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:
@@ -71,16 +81,16 @@ def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[so
     found: dict[str, list[socket.socket]] = {}
     for index in range(count):
         name = names[index] if index < len(names) else ""
-        found.setdefault(_known_name(name), []).append(_adopt(_FIRST_DESCRIPTOR + index))
+        found.setdefault(_known_name(name), []).append(_adopt(FIRST_DESCRIPTOR + index))
     return found
 
 
 # Private
 
 
-def _watchdog_seconds(environ: Mapping[str, str]) -> float:
-    """How long systemd waits for a sign of life; 0.0 when it does not watch this process."""
-    if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+def _watchdog_seconds(environ: Mapping[str, str], pid: int) -> float:
+    """How long systemd waits for a sign of life; 0.0 when it does not watch that process."""
+    if environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return 0.0
     microseconds = environ.get("WATCHDOG_USEC", "")
     return int(microseconds) / 1e6 if microseconds.isdecimal() and len(microseconds) < 20 else 0.0

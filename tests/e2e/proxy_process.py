@@ -155,6 +155,13 @@ class ProxyProcess:
         return self._process.pid
 
     @property
+    def generation(self) -> int:
+        """The process id of what the main process has started: the one that serves, or its supervisor."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        assert len(children) == 1, children
+        return int(children[0])
+
+    @property
     def is_running(self) -> bool:
         """Whether it still runs."""
         return self._process is not None and self._process.poll() is None
@@ -252,12 +259,12 @@ class ProxyProcess:
 
     def memory(self) -> int:
         """Resident bytes now."""
-        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
+        fields = Path(f"/proc/{self.generation}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGESIZE")
 
     def open_files(self) -> int:
         """How many descriptors it holds."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - a count, not paths
+        return len(os.listdir(f"/proc/{self.generation}/fd"))  # noqa: PTH208 - a count, not paths
 
     # Private
 

@@ -47,8 +47,9 @@ def who_serves(peer: Peer) -> None:
 
 
 def processes(proxy: ProxyProcess) -> dict[str, int]:
-    """Its children: `control`, `work0`, `work1` -> pid."""
-    children = Path(f"/proc/{proxy.pid}/task/{proxy.pid}/children").read_text().split()
+    """The children of its supervisor: `control`, `work0`, `work1` -> pid."""
+    supervisor = proxy.generation
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
     found = {}
     for child in children:
         name = Path(f"/proc/{child}/comm").read_text().strip()
@@ -450,15 +451,17 @@ def test_a_supervisor_that_is_stopped_stops_nobody(
     start_proxy: StartProxy, start_backend: StartBackend, service: str
 ) -> None:
     proxy, backend = start_proxy(flags=TWO), start_backend(who_serves)
-    before = processes(proxy)
-    proxy.signal(signal.SIGSTOP)
+    before, parents = processes(proxy), (proxy.pid, proxy.generation)
+    for parent in parents:
+        os.kill(parent, signal.SIGSTOP)
     try:
         proxy.serve(service, backend)
         with connections_to_both(service, proxy.connect):
             pass
         time.sleep(1.2)  # its time to look at them passes while it is away
     finally:
-        proxy.signal(signal.SIGCONT)
+        for parent in parents:
+            os.kill(parent, signal.SIGCONT)
     assert processes(proxy) == before
     assert "configuration read again" not in proxy.log()  # it took no signal for one that nobody sent
 
@@ -825,11 +828,11 @@ def test_no_granted_lease_is_lost_when_the_supervisor_is_killed(
             proxy.serve(name, backend)
         if workers == "1":  # nobody is left who could write
             eventually(lambda: (state / "leases.json").read_text().count(".killed.test") >= 50, "on disk")
-            proxy.kill()
+            children = [proxy.generation]
         else:
-            children = processes(proxy).values()
-            proxy.kill()
-            eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "all have ended")
+            children = [proxy.generation, *processes(proxy).values()]
+        proxy.kill()
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "all have ended")
         proxy.start()
         for name in names:
             with proxy.connect() as client:

@@ -33,6 +33,14 @@ class Connection:
     def start_drain(self) -> None:
         self.drains += 1
 
+    def announce_drain(self) -> None: ...
+
+    @property
+    def is_tunnel(self) -> bool:
+        return False
+
+    def end_tunnel(self) -> None: ...
+
     def idle_seconds(self, now: float) -> float:
         return 0.0
 
@@ -78,30 +86,6 @@ async def test_a_connection_is_watched_and_counted_as_long_as_it_lives(surroundi
     surroundings.connection_closed(successor)
     assert surroundings.counters.connections_open == len(surroundings.deadlines) == 0
     assert surroundings.counters.connections_total == 1
-
-
-async def test_who_comes_while_it_drains_is_asked_to_leave_but_not_before_he_has_spoken(
-    surroundings: Surroundings,
-) -> None:
-    surroundings.draining = True
-    connection = Connection()
-    surroundings.connection_opened(connection)
-    assert connection.drains == 0
-    await asyncio.sleep(0)
-    assert connection.drains == 1
-    surroundings.connection_closed(connection)
-
-
-async def test_connections_that_do_not_end_by_themselves_are_ended(surroundings: Surroundings) -> None:
-    connection = Connection()
-    surroundings.connection_opened(connection)
-    ending = asyncio.create_task(surroundings.connections.end(0.0))
-    async with asyncio.timeout(10):
-        while not connection.kills:
-            await asyncio.sleep(0.001)
-        surroundings.connection_closed(connection)
-        await ending
-    assert connection.kills == 1
 
 
 async def test_another_configuration_holds_at_once(

@@ -16,7 +16,7 @@ import pytest
 from portero_py.config.model import Address, Config, PlainHttp, Proxy, Registration
 from portero_py.errors import ConfigError
 from portero_py.run.sockets import address_of, open_sockets
-from portero_py.run.systemd import Notifier, _adopt, inherited_sockets
+from portero_py.run.systemd import Notifier, _adopt, inherited_sockets, notify
 
 
 @pytest.fixture
@@ -28,19 +28,24 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
         yield sock
 
 
+def notifier(environ: dict[str, str]) -> Notifier:
+    """As it is when a generation tells its main process."""
+    return Notifier(environ, os.getpid(), lambda text: notify(environ, text))
+
+
 class TestNotifier:
     def test_the_states_are_told_in_systemd_s_words(self, systemd: socket.socket) -> None:
-        notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
-        notifier.ready("https on [::]:443")
-        notifier.stopping()
-        notifier.alive()
+        told = notifier({"NOTIFY_SOCKET": systemd.getsockname()})
+        told.ready("https on [::]:443")
+        told.stopping()
+        told.alive()
         assert systemd.recv(999) == b"READY=1\nSTATUS=https on [::]:443"
         assert systemd.recv(999).startswith(b"STOPPING=1\n")
         assert systemd.recv(999) == b"WATCHDOG=1"
 
     def test_a_reload_carries_the_monotonic_clock_in_microseconds(self, systemd: socket.socket) -> None:
         before = time.monotonic_ns() // 1000
-        Notifier({"NOTIFY_SOCKET": systemd.getsockname()}).reloading()
+        notifier({"NOTIFY_SOCKET": systemd.getsockname()}).reloading()
         first, second = systemd.recv(999).decode().split("\n")
         assert first == "RELOADING=1"
         name, _, value = second.partition("=")
@@ -52,12 +57,12 @@ class TestNotifier:
             name = f"portero-test-{os.getpid()}"
             sock.bind(f"\0{name}")
             sock.settimeout(1)
-            Notifier({"NOTIFY_SOCKET": f"@{name}"}).alive()
+            notifier({"NOTIFY_SOCKET": f"@{name}"}).alive()
             assert sock.recv(999) == b"WATCHDOG=1"
 
     def test_without_a_socket_or_a_listener_nothing_happens(self, tmp_path: Path) -> None:
-        Notifier({}).ready("")
-        Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready("")
+        notifier({}).ready("")
+        notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).ready("")
 
     @pytest.mark.parametrize(
         ("environ", "seconds"),
@@ -73,7 +78,7 @@ class TestNotifier:
     def test_the_watchdog_s_time_is_this_process_s_only(
         self, environ: dict[str, str], seconds: float
     ) -> None:
-        assert Notifier(environ).watchdog_seconds == seconds
+        assert notifier(environ).watchdog_seconds == seconds
 
 
 def inherit(names: str, listening: bool = True, **environ: str) -> str:
@@ -183,6 +188,20 @@ class TestBinding:
         with socket.create_server(("127.0.0.1", 0)) as given:
             listening = open_sockets(config(Address("192.0.2.1", 443)), {"https": [given]})
             assert listening.proxy == [given]
+            listening.close()
+
+    def test_sockets_of_the_former_generation_are_used_again_and_the_others_closed(self) -> None:
+        former = open_sockets(config(Address("127.0.0.1", 0), Address("::1", 0)), {})
+        ipv4, ipv6 = former.proxy
+        places = [address_of(ipv4), Address("127.0.0.1", 0)]
+        held = {"https": former.proxy, "register": former.registration}
+        listening = open_sockets(config(*places), {}, held)
+        try:
+            assert listening.proxy[0] is ipv4
+            assert listening.proxy[1] not in (ipv4, ipv6)
+            assert listening.registration == former.registration
+            assert ipv6.fileno() == -1
+        finally:
             listening.close()
 
     def test_a_taken_port_is_one_clear_line_and_nothing_stays_open(self) -> None:

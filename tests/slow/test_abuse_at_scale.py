@@ -1,4 +1,4 @@
-"""The abuse of tests/e2e/test_abuse.py in the numbers in which it comes: honest clients are served meanwhile."""
+"""The abuse of tests/e2e/test_abuse.py in the numbers in which it comes: honest clients are served."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Run:
     async def open(self) -> None:
         """Start the proxy and the fleet."""
         self.proxy.start(("prlimit", f"--nofile={NOFILE}:{NOFILE}"))
-        self.processes = Processes(self.proxy.pid, self.proxy.port)
+        self.processes = Processes(self.proxy.generation, self.proxy.port)
         for service in STEADY + SHAKY:
             for number in range(2):
                 await self._add(service, f"{service.split('.')[0]}-good-{number}", ttl=60, renew_after=15)

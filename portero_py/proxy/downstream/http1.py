@@ -24,6 +24,8 @@ The traps
   time at which that is looked at (`_rated_at`).
 - A tunnel whose backend has ended is half-closed towards the client, who may go on. Not under TLS: our
   close_notify would be the last that we read (`tls.py`), so there the end of one side ends both.
+- The client of a WebSocket hears of a drain by a close frame (`wire/websocket.py`); other tunnels have no
+  word for it.
 - One that is slow to read the last bytes gets all the time that it uses, and no more.
 - The first thing that is said on a plain connection may be HTTP/2's preface.
 """
@@ -50,6 +52,7 @@ from portero_py.proxy.refusals import BODY_RATE
 from portero_py.proxy.replies import reply
 from portero_py.wire.framing import ChunkedDecoder, LengthDecoder, body_decoder, chunk, last_chunk
 from portero_py.wire.http1 import PREFACE_HEAD, find_head, response_bytes
+from portero_py.wire.websocket import Goodbye
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,6 +125,7 @@ class Http1Downstream(asyncio.Protocol):
         "_surroundings",
         "_transport",
         "_turn",
+        "_websocket",
         "_writing_paused",
         "deadline",
     )
@@ -155,6 +159,7 @@ class Http1Downstream(asyncio.Protocol):
         self._response_started = False
         self._response_chunked = False
         self._held: bytes | None = None
+        self._websocket: Goodbye | None = None
 
     # asyncio.Protocol
 
@@ -291,6 +296,21 @@ class Http1Downstream(asyncio.Protocol):
         if self._exchange is None and self._state is _HEAD and not self._buffer:
             self._close()
 
+    def announce_drain(self) -> None:
+        """The head of the next answer will say it."""
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether it carries something that is no HTTP."""
+        return self._state is _TUNNEL
+
+    def end_tunnel(self) -> None:
+        """Ask the client of a WebSocket to close it."""
+        if self._websocket is not None and self._state is _TUNNEL and not self._transport.is_closing():
+            goodbye = self._websocket.say()
+            if goodbye:
+                self._transport.write(goodbye)
+
     def idle_seconds(self, now: float) -> float:
         """For how long no request has come; told by the deadline, so that no request has to note the time."""
         if self._state is not _HEAD or self._buffer:
@@ -343,6 +363,8 @@ class Http1Downstream(asyncio.Protocol):
         self._response_chunked = False
         extra = b""
         if head.upgrade:
+            if head.upgrade.lower() == b"websocket":
+                self._websocket = Goodbye()
             self._held = response_bytes(head, b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
             return
         if length < 0:
@@ -365,7 +387,10 @@ class Http1Downstream(asyncio.Protocol):
         if transport.is_closing():
             return  # connection_lost follows and tells the exchange
         if self._response_chunked:
-            data = chunk(data)
+            if self._websocket is None:
+                data = chunk(data)
+            elif not (data := self._websocket.pass_on(data)):
+                return
         held = self._held
         if held is not None:
             self._held = None
@@ -425,6 +450,7 @@ class Http1Downstream(asyncio.Protocol):
     def start_tunnel(self) -> None:
         """A 101 was sent: what the client sent behind its request is the tunnel's."""
         self._state = _TUNNEL
+        self._response_chunked = self._websocket is not None  # its bytes are not simply passed on either
         if not self._writing_paused:
             self.deadline = 0.0
         self.flush()

@@ -276,6 +276,18 @@ class Http2Downstream(asyncio.Protocol):
         self._connection.start_drain()
         self._look_by(self.surroundings.loop.time() + DRAIN_PAUSE)
 
+    def announce_drain(self) -> None:
+        """GOAWAY twice: what the client has sent before it read the first is served."""
+        self.start_drain()
+
+    @property
+    def is_tunnel(self) -> bool:
+        """It carries HTTP."""
+        return False
+
+    def end_tunnel(self) -> None:
+        """There is none."""
+
     def idle_seconds(self, now: float) -> float:
         """For how long there has been no stream, by what the last sweep found."""
         connection = self._connection

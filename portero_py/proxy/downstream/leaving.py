@@ -50,6 +50,17 @@ class Leaving(asyncio.Protocol):
     def start_drain(self) -> None:
         """It is leaving already."""
 
+    def announce_drain(self) -> None:
+        """It is leaving already."""
+
+    @property
+    def is_tunnel(self) -> bool:
+        """It carries nothing any more."""
+        return False
+
+    def end_tunnel(self) -> None:
+        """There is none."""
+
     def idle_seconds(self, now: float) -> float:
         """It is busy leaving."""
         return 0.0

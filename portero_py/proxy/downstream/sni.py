@@ -94,10 +94,11 @@ class FrontTls:
 
     `context` makes the connections (`wrap_bio`), unless `context_for` says another one. `counters` is where
     handshakes are counted: `handshakes[version, alpn, result]`, version and alpn "" when it failed.
-    Without any certificate handshakes are refused with the alert "unrecognized_name".
+    Without any certificate handshakes are refused with the alert "unrecognized_name". `tickets` are the keys
+    of another process (`written_keys`), whose sessions are resumed here.
     """
 
-    def __init__(self, tls: Tls, *, alpn: tuple[str, ...] = ALPN) -> None:
+    def __init__(self, tls: Tls, *, alpn: tuple[str, ...] = ALPN, tickets: bytes = b"") -> None:
         # process
         self.counters = Counters()
         self._min_version = _VERSIONS[tls.min_version]
@@ -105,7 +106,7 @@ class FrontTls:
         self.context = self._front()
         self._older = self._front()
         self._older.num_tickets = 0
-        self._keys = TicketKeys()
+        self._keys = TicketKeys(tickets)
         self._set_keys = setter()
         self._use_keys()
         # one table
@@ -120,6 +121,12 @@ class FrontTls:
     def table(self) -> CertificateTable:
         """What is being served: the last table applied, less what OpenSSL would not take."""
         return self._table
+
+    @property
+    def written_keys(self) -> bytes:
+        """The ticket keys, for a successor."""
+        self.turn()
+        return self._keys.written
 
     def turn(self) -> None:
         """Change the ticket keys if it is time; also for a process that only keeps them for others."""

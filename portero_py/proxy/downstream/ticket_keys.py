@@ -18,6 +18,8 @@ The theory
   nothing before a handshake in memory has shown a ticket with the name that it set. Where this is not to be
   had, each process turns to a fresh context instead: nothing breaks, but a client's session is then known to
   one worker only.
+- After an upgrade the next generation goes on with the same keys (`written`, `former`): its clients come with
+  tickets of the one before.
 - A process turns with its next client, or when it is told to (`FrontTls.turn`): no timer.
 """
 
@@ -28,6 +30,7 @@ import ctypes
 import hmac
 import os
 import ssl
+import struct
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -47,18 +50,30 @@ SetKeys = Callable[[ssl.SSLContext, bytes], None]
 
 #: The versions of CPython whose PySSLContext begins with the SSL_CTX*.
 _KNOWN: Final = frozenset({(3, 11), (3, 12), (3, 13)})
+_WRITTEN: Final = struct.Struct(f"!d32s{KEYS}s")
 _SET_TICKET_KEYS: Final = 59  # SSL_CTRL_SET_TLSEXT_TICKET_KEYS
 
 
 class TicketKeys:
-    """The keys of this period and of the one before. `clock` gives seconds, the same in all processes."""
+    """The keys of this period and of the one before. `clock` gives seconds, the same in all processes.
 
-    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
+    With `written` they are those that another process had; what is no such thing is as if there were nothing.
+    """
+
+    def __init__(self, written: bytes = b"", *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._secret = os.urandom(32)
-        self._turn_at = clock() + PERIOD
+        if len(written) == _WRITTEN.size:
+            self._turn_at, self._secret, former = _WRITTEN.unpack(written)
+        else:
+            self._turn_at, self._secret = clock() + PERIOD, os.urandom(32)
+            former = os.urandom(KEYS)  # nobody's
+        self.former: bytes = former
         self.current = _derived(self._secret)
-        self.former = os.urandom(KEYS)  # nobody's
+
+    @property
+    def written(self) -> bytes:
+        """What another process needs to have the same keys: as secret as they are."""
+        return struct.pack(_WRITTEN.format, self._turn_at, self._secret, self.former)
 
     @property
     def former_name(self) -> bytes:

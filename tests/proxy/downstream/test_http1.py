@@ -12,7 +12,19 @@ from portero_py.proxy.downstream import http1
 from portero_py.proxy.downstream.http1 import PIPELINE_LIMIT, Http1Downstream
 from portero_py.proxy.downstream.leaving import LINGER_BYTES
 from portero_py.wire.framing import CHUNKS_AT_ONCE
-from tests.proxy.dialogue import GET, HIGH_WATER, OK, World, get, post, settle, statuses, until
+from portero_py.wire.websocket import GOING_AWAY
+from tests.proxy.dialogue import (
+    GET,
+    HIGH_WATER,
+    OK,
+    ScriptedTransport,
+    World,
+    get,
+    post,
+    settle,
+    statuses,
+    until,
+)
 
 NOWHERE = get(b"/", host=b"nowhere.example")
 
@@ -750,3 +762,44 @@ async def test_a_drain_that_meets_a_connection_on_its_way_out_forgets_it(world: 
     await settle()
     assert len(world.deadlines) == 0
     assert world.counters.connections_open == 0
+
+
+async def tunnel(world: World, protocol: bytes) -> tuple[ScriptedTransport, ScriptedTransport]:
+    """A client and a backend that have switched to `protocol`."""
+    client = world.client()
+    upgrade = b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % protocol
+    client.send(b"GET /chat HTTP/1.1\r\nHost: app.example\r\n" + upgrade)
+    backend = await world.backend()
+    backend.send(b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade)
+    assert isinstance(client.protocol, Http1Downstream)
+    assert client.protocol.is_tunnel
+    return client, backend
+
+
+async def test_the_client_of_a_websocket_is_asked_to_close_behind_the_frame_that_is_passing(
+    world: World,
+) -> None:
+    client, backend = await tunnel(world, b"WebSocket")
+    assert isinstance(client.protocol, Http1Downstream)
+    backend.send(b"\x81\x03he")
+    client.protocol.end_tunnel()
+    assert client.received.endswith(b"\x81\x03he")
+    backend.send(b"y\x81\x05later")
+    client.protocol.end_tunnel()
+    assert client.received.endswith(b"\r\n\r\n\x81\x03hey" + GOING_AWAY)
+    backend.send(b"\x81\x05later")
+    assert client.received.endswith(GOING_AWAY)
+    client.send(b"\x88\x82its-answer")
+    assert backend.received.endswith(b"\x88\x82its-answer")
+    backend.send_end()
+    assert client.ended
+    client.send_end()
+
+
+async def test_another_tunnel_has_no_word_for_a_goodbye(world: World) -> None:
+    client, backend = await tunnel(world, b"chat")
+    assert isinstance(client.protocol, Http1Downstream)
+    client.protocol.end_tunnel()
+    backend.send(b"\x81\x03hey")
+    assert client.received.endswith(b"\r\n\r\n\x81\x03hey")
+    client.vanish()
