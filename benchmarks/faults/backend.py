@@ -55,7 +55,7 @@ class Backend:
         self._status = 0
         self._resets = False
         self._leaving = False
-        self._busy: set[RequestHandler[web.BaseRequest]] = set()  # connections with an exchange
+        self._busy: set[RequestHandler] = set()  # connections with an exchange
         self._last = 0.0
         self.done = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Caddy: active and passive checks, tries again for a while; a change is a new configuration at its admin API.
+"""Caddy: active and passive checks, tries again for a while; a change is a new configuration by its API.
 
 A change ends the WebSockets of the configuration before it: there is no other way in this version (2.7 has
 `stream_close_delay`). It takes no socket over from anybody; but it sets SO_REUSEPORT, so a second process can

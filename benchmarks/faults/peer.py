@@ -1,8 +1,8 @@
 """What a scenario asks of every proxy, in words that each of them has a way for.
 
-The same times everywhere: 3 s to connect, 10 s to begin an answer, health checks every second on /health, 30 s
-to finish what is in flight when it ends. Each proxy is configured as its own documentation advises for this,
-so that what is compared is the best of each.
+The same times everywhere: 3 s to connect, 10 s to begin an answer, health checks every second on /health,
+30 s to finish what is in flight when it ends. Each proxy is configured as its own documentation advises for
+this, so that what is compared is the best of each.
 """
 
 from __future__ import annotations
