@@ -58,12 +58,14 @@ class Caddy(Peer):
         until("Caddy accepts", self.is_alive)
 
     def add(self, backend: str) -> None:
-        self.backends.append(backend)
-        self.reload()
+        with self.changing:
+            self.backends.append(backend)
+            self.reload()
 
     def remove(self, backend: str, wait: float) -> bool:
-        self.backends.remove(backend)
-        self.reload()
+        with self.changing:
+            self.backends.remove(backend)
+            self.reload()
         return False
 
     def reload(self) -> None:

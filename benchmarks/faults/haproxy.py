@@ -65,9 +65,10 @@ class Haproxy(Peer):
         until("HAProxy accepts", self.is_alive)
 
     def add(self, backend: str) -> None:
-        slot = self._slots.index("")
-        self._slots[slot] = backend
-        self._configure()
+        with self.changing:
+            slot = self._slots.index("")
+            self._slots[slot] = backend
+            self._configure()
         host, _, port = backend.rpartition(":")
         name = f"backends/s{slot}"
         self._tell(f"set server {name} addr {host} port {port}")
@@ -75,14 +76,15 @@ class Haproxy(Peer):
 
     def remove(self, backend: str, wait: float) -> bool:
         slot = self._slots.index(backend)
-        self._slots[slot] = ""
-        self._configure()
         name = f"backends/s{slot}"
         self._tell(f"set server {name} state drain")
         give_up = time.monotonic() + wait
         while (current := self._sessions(f"s{slot}")) and time.monotonic() < give_up:
             time.sleep(0.1)
         self._tell(f"disable health {name}; set server {name} state maint")
+        with self.changing:
+            self._slots[slot] = ""
+            self._configure()
         return not current
 
     def reload(self) -> None:

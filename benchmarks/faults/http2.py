@@ -178,7 +178,7 @@ class Connection:
             if number > last:
                 stream.lose("to be repeated")
         if not self._streams:
-            self._writer.transport.abort()
+            self.close()
 
 
 class Connections:

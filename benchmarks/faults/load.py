@@ -17,6 +17,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterable
 
 import uvloop
 
@@ -44,11 +45,11 @@ class Load:
         self._begun = 0.0
         self._late = 0.0
 
-    async def steady(self, seed: str, rate: float, stopped: asyncio.Event) -> Tally:
-        """Ask `rate` times a second until `stopped`, and wait for what is open."""
+    async def steady(self, due_asks: Iterable[tuple[float, Ask]], stopped: asyncio.Event) -> Tally:
+        """Ask each when it is due, until `stopped` or until there are no more, and wait for what is open."""
         self._begun = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for at, ask in asks.stream(seed, rate):
+            for at, ask in due_asks:
                 due = self._begun + at
                 await _until(due, stopped)
                 if stopped.is_set():
@@ -129,7 +130,7 @@ async def _main(options: argparse.Namespace) -> Tally:
     try:
         if options.clients:
             return await load.crowd(options.seed, options.clients, stopped)
-        return await load.steady(options.seed, options.rate, stopped)
+        return await load.steady(asks.stream(options.seed, options.rate), stopped)
     finally:
         loop.remove_reader(sys.stdin.fileno())
 

@@ -58,12 +58,14 @@ class Nginx(Peer):
         until("nginx accepts", self.is_alive)
 
     def add(self, backend: str) -> None:
-        self.backends.append(backend)
-        self._apply()
+        with self.changing:
+            self.backends.append(backend)
+            self._apply()
 
     def remove(self, backend: str, wait: float) -> bool:
-        self.backends.remove(backend)
-        self._apply()
+        with self.changing:
+            self.backends.remove(backend)
+            self._apply()
         return False
 
     def reload(self) -> None:

@@ -8,6 +8,7 @@ this, so that what is compared is the best of each.
 from __future__ import annotations
 
 import socket
+import threading
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -35,6 +36,7 @@ class Peer(ABC):
         self.backends = list(backends)
         self.descriptors = descriptors
         self.port = free_port()
+        self.changing = threading.Lock()  # two backends may leave at once
 
     @abstractmethod
     def start(self, *, kept_socket: bool = False) -> None:

@@ -71,7 +71,7 @@ def summary(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
 def details(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
     """Every row: what was lost of each class and in which way."""
     lines = [
-        "| scenario | peer | sent | answered | lost: GETs | POSTs | downloads | WebSockets | how | p99 | max | |",
+        "| scenario | peer | sent | right | lost: GETs | POSTs | downloads | WebSockets | how | p99 | max ||",
         "|---|---|--:|--:|--:|--:|--:|--:|---|--:|--:|---|",
     ]
     for row in rows:
