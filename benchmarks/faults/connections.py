@@ -1,8 +1,8 @@
 """The client's end of a connection: opened with a deadline, and each way of failing has a name.
 
 `refused` and `no connection`: there was none to ask on. `closed`: it ended before a byte of the answer.
-`cut`: it ended in the middle of one. `garbled`: what came is no answer. A client that is not told may lose a
-request on a kept connection at any time; here it counts as lost, as nothing is asked again.
+`cut`: it ended in the middle of one. `garbled`: what came is no answer. `kept connection closed` (RFC 9112,
+9.3.1): the request met the end of a connection that had been idle; browsers ask again, here it is lost.
 """
 
 from __future__ import annotations

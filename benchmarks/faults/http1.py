@@ -17,6 +17,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self._said_close = False
+        self._has_answered = False
 
     @classmethod
     async def open(cls, port: int, tls: ssl.SSLContext | None) -> Self:
@@ -43,6 +44,10 @@ class Connection:
 
     # Private
 
+    @property
+    def _closed(self) -> str:
+        return "kept connection closed" if self._has_answered else "closed"
+
     async def _ask_for_head(self, ask: Ask, more: tuple[str, ...]) -> tuple[int, dict[bytes, bytes]]:
         body = ask.body
         lines = [f"{ask.method} {ask.path} HTTP/1.1", f"Host: {HOST}", *more]
@@ -52,9 +57,9 @@ class Connection:
             self.writer.write("\r\n".join([*lines, "", ""]).encode() + (body or b""))
             head = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
         except asyncio.IncompleteReadError as error:
-            raise Lost("cut" if error.partial else "closed") from error
+            raise Lost("cut" if error.partial else self._closed) from error
         except (OSError, RuntimeError) as error:  # uvloop: a write to a transport that is closed
-            raise Lost("closed") from error
+            raise Lost(self._closed) from error
         except asyncio.LimitOverrunError as error:
             raise Lost("garbled") from error
         fields = {
@@ -62,9 +67,11 @@ class Connection:
         }
         self._said_close = fields.get(b"connection", b"").lower() == b"close"
         try:
-            return int(head[0].split(b" ", 2)[1]), fields
+            status = int(head[0].split(b" ", 2)[1])
         except (IndexError, ValueError) as error:
             raise Lost("garbled") from error
+        self._has_answered = True
+        return status, fields
 
     async def _body(self, fields: dict[bytes, bytes]) -> bytes:
         if b"content-length" in fields:

@@ -97,10 +97,11 @@ class Load:
         except Lost as lost:
             way = str(lost)
         now = time.monotonic()
+        took = max(0.0, now - due)  # a timer may be early by its resolution
         if way:
-            self._ledger.lose(ask, way, now - due, now - self._begun)
+            self._ledger.lose(ask, way, took, now - self._begun)
         else:
-            self._ledger.answer(ask, status, body, now - due, now - self._begun)
+            self._ledger.answer(ask, status, body, took, now - self._begun)
 
     async def _answer(self, ask: Ask) -> tuple[int, bytes]:
         if ask.kind is Kind.WEBSOCKET:

@@ -180,6 +180,10 @@ def stage() -> Iterator[Stage]:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGCONT)
             stop(made.processes)
+            for process in made.processes:
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        pipe.close()
 
 
 def write(path: Path, data: bytes | str) -> Path:

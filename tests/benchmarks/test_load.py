@@ -126,6 +126,20 @@ async def test_silence_is_timed_out() -> None:
     assert tally.lost == {"GET": {"timed out": 2}}
 
 
+async def test_a_kept_connection_that_ends_has_a_name_of_its_own() -> None:
+    first, second = gets(2)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(plain(first.answer))
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with proxy(talk) as port:
+        tally = await load(port, first, second)
+    assert tally.answered == {"GET": 1}
+    assert tally.lost == {"GET": {"kept connection closed": 1}}
+
+
 async def test_a_closed_port_is_refused() -> None:
     async with proxy(http1()) as port:
         pass
