@@ -20,8 +20,9 @@ from benchmarks.faults.asks import Ask, Kind
 #: An ask that nobody settled.
 FORGOTTEN = "forgotten"
 
-#: A body that is not the right one.
+#: A body that is not the right one, and one that is only its beginning though it ended as if it were whole.
 WRONG = "wrong bytes"
+SHORT = "short, as if whole"
 
 
 class CountingError(Exception):
@@ -92,7 +93,7 @@ class Ledger:
         if status != 200:
             self.lose(ask, str(status), seconds, at)
         elif body != ask.answer:
-            self.lose(ask, WRONG, seconds, at)
+            self.lose(ask, SHORT if ask.answer.startswith(body) else WRONG, seconds, at)
         else:
             self._settle(ask, seconds)
             self._answered[ask.kind.value] += 1
