@@ -22,6 +22,9 @@ _CONFIG = """
     admin 127.0.0.1:{admin}
     auto_https off
     grace_period {drain}s
+    servers {{
+        protocols h1 h2
+    }}
     log {{
         level ERROR
     }}

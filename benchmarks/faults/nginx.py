@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
+from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.faults.connections import HOST
@@ -54,7 +54,8 @@ class Nginx(Peer):
 
     def start(self, *, kept_socket: bool = False) -> None:
         self._configure()
-        self._master = self._spawn()
+        command = ["nginx", "-c", str(self.stage.folder / "nginx.conf")]
+        self.stage.spawn("nginx", command, descriptors=self.descriptors)
         until("nginx accepts", self.is_alive)
 
     def add(self, backend: str) -> None:
@@ -81,7 +82,7 @@ class Nginx(Peer):
     def stop(self) -> None:
         pid = self._pid()
         self._signal(pid, signal.SIGQUIT)
-        until("nginx ends", lambda: not _lives(pid, self._master), DRAIN_SECONDS + 10)
+        until("nginx ends", lambda: not _lives(pid), DRAIN_SECONDS + 10)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -103,10 +104,6 @@ class Nginx(Peer):
             connections=self.descriptors - 16 if self.descriptors else 8192,
         )
         write(self.stage.folder / "nginx.conf", text)
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        command = ["nginx", "-c", str(self.stage.folder / "nginx.conf")]
-        return self.stage.spawn("nginx", command, descriptors=self.descriptors)
 
     def _pid(self) -> int:
         try:
@@ -131,6 +128,8 @@ class Nginx(Peer):
             self._signal(old, signal.SIGWINCH)
             time.sleep(0.5)
         self._signal(old, signal.SIGQUIT)
+        # As long as the old master is there, the new one takes no SIGUSR2.
+        until("the old nginx ends", lambda: not _lives(old), DRAIN_SECONDS + 10)
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
         try:
@@ -139,20 +138,17 @@ class Nginx(Peer):
             raise self.fail("it is gone") from error
 
 
-def _lives(pid: int, master: subprocess.Popen[bytes]) -> bool:
-    """Whether a process is there that nobody waits for, or the one that is ours."""
-    if pid == master.pid:
-        return master.poll() is None
+def _lives(pid: int) -> bool:
+    """Whether a process is there that is not just waiting to be waited for."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
         return False
-    return True
+    return state != "Z"
 
 
 def _children(pid: int) -> set[int]:
     try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123
-            return {int(child) for child in file.read().split()}
+        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     except OSError:
         return set()

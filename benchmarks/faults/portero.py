@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.faults.asks import HEALTH_PATH
@@ -161,7 +162,6 @@ def _port(backend: str) -> int:
 def _generation(pid: int) -> set[int]:
     """The main process's children now; empty when it is gone."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123
-            return {int(child) for child in file.read().split()}
+        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     except OSError:
         return set()
