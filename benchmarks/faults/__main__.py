@@ -70,9 +70,9 @@ def main() -> int:
                 continue
             rows.append(row)
             _say(_told(row))
+            if options.results:  # at once: a long run may be interrupted
+                _publish(options.results, options.page, about, rows, titles)
     print(report.details(rows, titles))
-    if options.results:
-        _publish(options.results, options.page, about, rows, titles)
     return 2 if missing else 0
 
 

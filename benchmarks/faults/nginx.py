@@ -1,4 +1,8 @@
-"""nginx: passive checks only (the open-source one has no others), reloads by SIGHUP, upgrades by SIGUSR2."""
+"""nginx: passive checks only (the open-source one has no others), reloads by SIGHUP, upgrades by SIGUSR2.
+
+It is a daemon here, as it takes SIGUSR2 only while it is nobody's child: its processes are a group that ends in
+`close`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,10 @@ from typing import ClassVar
 
 from benchmarks.faults.connections import HOST
 from benchmarks.faults.peer import CONNECT_SECONDS, DRAIN_SECONDS, HEAD_SECONDS, Peer
-from benchmarks.faults.stage import until, write
+from benchmarks.faults.stage import Stage, until, write
 
 _CONFIG = """
-daemon off; worker_processes 1; worker_shutdown_timeout {drain}s;
+worker_processes 1; worker_shutdown_timeout {drain}s;
 pid {folder}/nginx.pid; error_log stderr error;
 events {{ worker_connections {connections}; }}
 http {{
@@ -52,11 +56,16 @@ http {{
 class Nginx(Peer):
     ways: ClassVar[dict[str, str]] = {"restart": "SIGUSR2, SIGQUIT", "upgrade": "SIGUSR2, SIGWINCH, SIGQUIT"}
 
+    def __init__(self, stage: Stage, backends: list[str], descriptors: int = 0) -> None:
+        super().__init__(stage, backends, descriptors)
+        self._groups: set[int] = set()
+
     def start(self, *, kept_socket: bool = False) -> None:
         self._configure()
         command = ["nginx", "-c", str(self.stage.folder / "nginx.conf")]
         self.stage.spawn("nginx", command, descriptors=self.descriptors)
         until("nginx accepts", self.is_alive)
+        self._groups.add(os.getpgid(self._pid()))
 
     def add(self, backend: str) -> None:
         with self.changing:
@@ -85,7 +94,11 @@ class Nginx(Peer):
         until("nginx ends", lambda: not _lives(pid), DRAIN_SECONDS + 10)
 
     def close(self) -> None:
-        """Nothing is held."""
+        for group in self._groups:
+            try:
+                os.killpg(group, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it has ended already
 
     # Private
 
@@ -100,8 +113,7 @@ class Nginx(Peer):
             drain=DRAIN_SECONDS,
             connect=CONNECT_SECONDS,
             head=HEAD_SECONDS,
-            # Some descriptors are its own; what it has no connection for waits in the backlog.
-            connections=self.descriptors - 16 if self.descriptors else 8192,
+            connections=8192,  # more than its descriptors: fewer would make it close what it has accepted
         )
         write(self.stage.folder / "nginx.conf", text)
 

@@ -70,7 +70,7 @@ class Peer(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the harness itself holds."""
+        """End what `Stage` does not know of, and give back what the harness itself holds."""
 
     def is_alive(self) -> bool:
         """Whether somebody accepts."""
