@@ -93,22 +93,21 @@ def _measure(scenario: Scenario, name: str, options: argparse.Namespace, commit:
             load = made.start_load(peer.port, "--seed", seed, *more)
             times = QUICK_TIMES if options.quick else 10
             run = Run(made, peer, backends, seconds, Random(seed), times)
-            notes = []
             try:
                 scenario.act(run)
             except BenchError as error:
                 # The load goes on: what such a proxy costs is part of the figures.
-                notes.append(str(error).splitlines()[0])
+                run.notes.append(str(error).splitlines()[0])
                 _say(f"faults: {scenario.key}, {name}: {error}\n{made.last_words()}")
                 time.sleep(scenarios.CALM)
             if not peer.is_alive():
-                notes.append("nobody accepts any more")
+                run.notes.append("nobody accepts any more")
             for backend in run.backends:
                 backend.send(signal.SIGCONT)
             tally: Tally = load.finish()
             if options.keep_logs:
                 print(made.last_words(), file=sys.stderr)
-            return Row(scenario.key, name, commit, tally, made.repeated(), notes)
+            return Row(scenario.key, name, commit, tally, made.repeated(), run.notes)
         finally:
             peer.close()
 

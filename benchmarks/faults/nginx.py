@@ -1,7 +1,7 @@
 """nginx: passive checks only (the open-source one has no others), reloads by SIGHUP, upgrades by SIGUSR2.
 
-It is a daemon here, as it takes SIGUSR2 only while it is nobody's child: its processes are a group that ends in
-`close`.
+It is a daemon here, as it takes SIGUSR2 only while it is nobody's child: its processes are a group that ends
+in `close`.
 """
 
 from __future__ import annotations

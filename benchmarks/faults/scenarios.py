@@ -10,11 +10,12 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from benchmarks.faults.peer import Peer
 from benchmarks.faults.stage import Backend, Stage
+from benchmarks.stage import BenchError
 
 #: Seconds before the first fault and after the last.
 CALM = 2.0
@@ -33,6 +34,7 @@ class Run:
     seconds: float
     source: Random
     times: int = 10  # how often what is done repeatedly is done
+    notes: list[str] = field(default_factory=list)  # what went wrong, for the row
 
     def calm(self) -> None:
         time.sleep(CALM)
@@ -145,7 +147,10 @@ def crowd(run: Run) -> None:
 
 
 def mix(run: Run) -> None:
-    """One fault after the other, drawn by lot, always with a backend that is well."""
+    """One fault after the other, drawn by lot, always with a backend that is well.
+
+    A proxy that does not do as it is told is started again when it is gone, as a service manager would.
+    """
     faults: list[Callable[[Run], None]] = [
         _deploy_once,
         lambda run: _for_a_while(run, "refuse"),
@@ -164,8 +169,13 @@ def mix(run: Run) -> None:
         for fault in faults:
             if time.monotonic() > ends_at:
                 return
-            fault(run)
-            time.sleep(CALM)
+            try:
+                fault(run)
+            except BenchError as error:
+                run.notes.append(str(error).splitlines()[0])
+                if not run.peer.is_alive():
+                    run.peer.start()
+            run.calm()
 
 
 SCENARIOS = (
