@@ -11,22 +11,18 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 from benchmarks import machine
 from benchmarks.faults import report, scenarios
 from benchmarks.faults.caddy import Caddy
 from benchmarks.faults.haproxy import Haproxy
-from benchmarks.faults.ledger import Tally
 from benchmarks.faults.nginx import Nginx
 from benchmarks.faults.peer import Peer
 from benchmarks.faults.portero import Portero, PorteroCompiled, PorteroTwoWorkers
 from benchmarks.faults.report import Row
-from benchmarks.faults.scenarios import Run, Scenario
-from benchmarks.faults.stage import stage
+from benchmarks.faults.runs import USUAL_TIMES, Effort, measure
 from benchmarks.peers import TWO_WORKERS, is_installed
 from benchmarks.stage import BenchError
 
@@ -46,6 +42,9 @@ USUAL = ("portero", "haproxy", "nginx", "caddy")
 QUICK_SECONDS = 5.0
 QUICK_TIMES = 2
 
+#: What `machine.describe` tells too, and nobody uses here.
+_UNUSED = ("wrk", "h2load")
+
 
 def main() -> int:
     """Run what the command line asks for. 0: all well; 2: something could not be measured."""
@@ -63,7 +62,7 @@ def main() -> int:
             continue
         for name in names:
             try:
-                row = _measure(scenario, name, options, about["commit"])
+                row = measure(scenario, name, PEERS[name], _effort(options), about["commit"])
             except BenchError as error:
                 _say(f"faults: {scenario.key}, {name}: {error}")
                 missing += 1
@@ -79,37 +78,8 @@ def main() -> int:
 # Private
 
 
-def _measure(scenario: Scenario, name: str, options: argparse.Namespace, commit: str) -> Row:
-    """One scenario with one peer."""
-    seed = f"{options.seed}-{scenario.key}"
-    seconds = options.seconds or scenario.seconds
-    with stage() as made:
-        backends = [made.start_backend() for _ in range(2)]
-        peer = PEERS[name](made, [backend.address for backend in backends], scenario.descriptors)
-        try:
-            peer.start(kept_socket=scenario.kept_socket)
-            time.sleep(2.0)  # every peer's health checks have looked at every backend
-            more = ["--clients", str(scenario.clients)] if scenario.clients else ["--rate", str(options.rate)]
-            load = made.start_load(peer.port, "--seed", seed, *more)
-            times = QUICK_TIMES if options.quick else 10
-            run = Run(made, peer, backends, seconds, Random(seed), times)
-            try:
-                scenario.act(run)
-            except BenchError as error:
-                # The load goes on: what such a proxy costs is part of the figures.
-                run.notes.append(str(error).splitlines()[0])
-                _say(f"faults: {scenario.key}, {name}: {error}\n{made.last_words()}")
-                time.sleep(scenarios.CALM)
-            if not peer.is_alive():
-                run.notes.append("nobody accepts any more")
-            for backend in run.backends:
-                backend.send(signal.SIGCONT)
-            tally: Tally = load.finish()
-            if options.keep_logs:
-                print(made.last_words(), file=sys.stderr)
-            return Row(scenario.key, name, commit, tally, made.repeated(), run.notes)
-        finally:
-            peer.close()
+def _effort(options: argparse.Namespace) -> Effort:
+    return Effort(options.seed, options.rate, options.seconds, QUICK_TIMES if options.quick else USUAL_TIMES)
 
 
 def _told(row: Row) -> str:
@@ -126,7 +96,7 @@ def _publish(
 ) -> None:
     rows = report.merged(report.read(results), rows, list(titles), list(PEERS))
     report.keep(results, about, rows)
-    machine_line = ", ".join(f"{key} {value}" for key, value in about.items())
+    machine_line = ", ".join(f"{key} {value}" for key, value in about.items() if key not in _UNUSED)
     text = [report.summary(rows, titles), report.details(rows, titles), f"Measured with: {machine_line}."]
     page.write_text(report.into(page.read_text(), "\n\n".join(text)))
 
@@ -153,7 +123,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second; default 200")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--quick", action="store_true", help="everything, but briefly")
-    parser.add_argument("--keep-logs", action="store_true", help="print the ends of all logs after each run")
     parser.add_argument("--results", type=Path, help="keep the rows in this file, beside those that it has")
     parser.add_argument("--page", type=Path, default=Path("docs/reliability.md"), help="where the tables go")
     options = parser.parse_args()
