@@ -71,7 +71,7 @@ bench-quick: $(BENCH_STAMP)  ## the main rows of it, in under two minutes
 	@BENCH=1 .ci/packages
 	$(BENCH)/bin/python -m benchmarks.bench --quick $(BENCH_ARGS)
 
-faults: $(BENCH_STAMP)  ## what clients lose under faults, beside the same peers, to docs/reliability.md (45 minutes)
+faults: $(BENCH_STAMP)  ## what clients lose under faults, beside the same peers, to docs/reliability.md (an hour)
 	@BENCH=1 .ci/packages
 	$(BENCH)/bin/python -m benchmarks.faults --results benchmarks/faults/results.json $(FAULTS_ARGS)
 

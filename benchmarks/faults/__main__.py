@@ -96,7 +96,9 @@ def _publish(
 ) -> None:
     rows = report.merged(report.read(results), rows, list(titles), list(PEERS))
     report.keep(results, about, rows)
-    machine_line = ", ".join(f"{key} {value}" for key, value in about.items() if key not in _UNUSED)
+    commits = sorted({row.commit for row in rows})
+    shown = {**about, "commit": " and ".join(commits)}
+    machine_line = ", ".join(f"{key} {value}" for key, value in shown.items() if key not in _UNUSED)
     text = [report.summary(rows, titles), report.details(rows, titles), f"Measured with: {machine_line}."]
     page.write_text(report.into(page.read_text(), "\n\n".join(text)))
 
