@@ -187,7 +187,7 @@ class Connections:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._open: list[Connection | None] = [None] * CONNECTIONS
-        self._opening: list[asyncio.Task[Connection] | None] = [None] * CONNECTIONS
+        self._opening: list[asyncio.Task[None] | None] = [None] * CONNECTIONS
         self._turn = 0
 
     async def ask(self, ask: Ask) -> tuple[int, bytes]:
@@ -216,11 +216,14 @@ class Connections:
         while connection is None or not connection.is_usable:
             task = self._opening[turn]
             if task is None or task.done():
-                task = asyncio.create_task(Connection.open(self._place.port, self._place.http2_tls))
-                self._opening[turn] = task
+                task = self._opening[turn] = asyncio.create_task(self._fill(turn))
             # Shielded: who gives up does not take those along who wait for the same connection.
-            connection = self._open[turn] = await asyncio.shield(task)
+            await asyncio.shield(task)
+            connection = self._open[turn]
         return connection
+
+    async def _fill(self, turn: int) -> None:
+        self._open[turn] = await Connection.open(self._place.port, self._place.http2_tls)
 
 
 def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:

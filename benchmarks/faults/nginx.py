@@ -135,13 +135,18 @@ class Nginx(Peer):
         """https://nginx.org/en/docs/control.html, "Upgrading Executable on the Fly"."""
         old, before = self._pid(), self._pid()
         self._signal(old, signal.SIGUSR2)
-        until("a new nginx", lambda: self._pid() != before and bool(_children(self._pid())))
+        until("a new nginx", lambda: self._is_replaced(before))
         if gently:
             self._signal(old, signal.SIGWINCH)
             time.sleep(0.5)
         self._signal(old, signal.SIGQUIT)
         # As long as the old master is there, the new one takes no SIGUSR2.
         until("the old nginx ends", lambda: not _lives(old), DRAIN_SECONDS + 10)
+
+    def _is_replaced(self, before: int) -> bool:
+        """Whether there is a pid file again, of another master, who has workers."""
+        path = self.stage.folder / "nginx.pid"
+        return path.exists() and self._pid() != before and bool(_children(self._pid()))
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
         try:
