@@ -25,7 +25,7 @@ COMPILED_TESTS := tests/test_compiled.py $(patsubst %,tests/e2e/test_%.py,http1_
 	http2_malformed http2_floods faults peers replies forwarding websockets prior_knowledge slow_peers lifecycle \
 	churn certificate_reload workers access_log shared_state tickets descriptors abuse)
 
-.PHONY: help demo test test-compiled test-slow compiled check format coverage packages bench bench-quick clean
+.PHONY: help demo test test-compiled test-slow compiled check format coverage packages bench bench-quick faults clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench: $(BENCH_STAMP)  ## CPU time a request beside nginx, HAProxy and Caddy, to
 bench-quick: $(BENCH_STAMP)  ## the main rows of it, in under two minutes
 	@BENCH=1 .ci/packages
 	$(BENCH)/bin/python -m benchmarks.bench --quick $(BENCH_ARGS)
+
+faults: $(BENCH_STAMP)  ## what clients lose under faults, beside the same peers, to docs/reliability.md (an hour)
+	@BENCH=1 .ci/packages
+	$(BENCH)/bin/python -m benchmarks.faults --results benchmarks/faults/results.json $(FAULTS_ARGS)
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) $(BENCH) $(COMPILED) build dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .demo
