@@ -2,7 +2,9 @@
 
 A backend answers every request at once with one line (who it is, which worker asked, what it got) and the
 padding that the path asks for; `/drip/N` comes in N pieces. It dies by closing its port and resetting what is
-open, never in the middle of an answer, and comes back on the same port.
+open, never in the middle of an answer, and comes back on the same port. It may hang (it takes what it is sent
+and says nothing until it is well again, as a stopped process does) or fail (503 to everything). Probes, `/up`
+and `OPTIONS *`, it answers as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from tests.e2e.proxy_process import SECRET, free_port, registration, token
@@ -23,6 +27,17 @@ API_PATIENCE: Final = 30.0
 #: Seconds between the pieces of a slow answer.
 DRIP: Final = 0.2
 
+#: What a failing backend says.
+FAILING: Final = b"failing on purpose"
+
+HEALTH_PATH: Final = "/up"
+
+
+class Mood(Enum):
+    WELL = "well"
+    HANGS = "hangs"
+    FAILS = "fails"
+
 
 class Backend:
     """One address, and what it serves. `instance` is its name in every lease of it."""
@@ -32,6 +47,9 @@ class Backend:
         self.port = free_port()
         self.journal = journal
         self.connections: set[_Connection] = set()
+        self.mood = Mood.WELL
+        self.asked_at = 0.0  # the last request, probes not counted
+        self.held: list[Callable[[], None]] = []  # answers that it owes while it hangs
         self._server: asyncio.Server | None = None
 
     @property
@@ -54,6 +72,13 @@ class Backend:
         self.hang_up()
         if server is not None:
             await server.wait_closed()
+
+    def recover(self) -> None:
+        """Be well again, and say what was owed."""
+        self.mood = Mood.WELL
+        held, self.held = self.held, []
+        for answer in held:
+            answer()
 
     def hang_up(self) -> None:
         """Let go of every connection, so that the proxy holds none to here."""
@@ -94,6 +119,25 @@ class _Connection(asyncio.Protocol):
     # Private
 
     def _answer(self, line: bytes, fields: dict[bytes, bytes], body: bytes) -> None:
+        backend = self._backend
+        is_probe = line.startswith((b"OPTIONS * ", b"GET %b " % HEALTH_PATH.encode()))
+        if not is_probe:
+            backend.asked_at = now()
+        if backend.mood is Mood.HANGS:
+            backend.held.append(lambda: self._answer(line, fields, body))
+        elif self.transport.is_closing():
+            return
+        elif backend.mood is Mood.FAILS:
+            said = FAILING + b" by " + backend.instance.encode()
+            self.transport.write(
+                b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n" % len(said) + said
+            )
+        elif is_probe:
+            self.transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        else:
+            self._serve(line, fields, body)
+
+    def _serve(self, line: bytes, fields: dict[bytes, bytes], body: bytes) -> None:
         try:
             _, path, _ = line.split(b" ")
             kind, number = path.decode().strip("/").split("/")
@@ -152,6 +196,11 @@ class RegistrationClient:
         head, found, body = answer.partition(b"\r\n\r\n")
         if not found:
             return ApiAnswer(0, b"no whole answer, but %d bytes" % len(answer))
+        if b"transfer-encoding: chunked" in head.lower():
+            whole = _unchunked(body)
+            if whole is None:
+                return ApiAnswer(0, b"an answer that broke off")
+            body = whole
         return ApiAnswer(int(head.split(b" ", 2)[1]), body)
 
     # Private
@@ -167,6 +216,21 @@ class RegistrationClient:
         return head.encode() + body
 
 
+def _unchunked(body: bytes) -> bytes | None:
+    """What the chunks hold; None when the last one is missing."""
+    whole = b""
+    while True:
+        size, found, rest = body.partition(b"\r\n")
+        if not found:
+            return None
+        length = int(size, 16)
+        if not length:
+            return whole
+        if len(rest) < length + 2:
+            return None
+        whole, body = whole + rest[:length], rest[length + 2 :]
+
+
 class Agents:
     """Registers, renews and releases leases, and keeps the ledger.
 
@@ -178,26 +242,34 @@ class Agents:
         self._leases = leases
         self._api = api
         self._turns: dict[Name, asyncio.Lock] = {}
+        self.last_answer = ApiAnswer(0, b"")  # to a release
 
-    async def register(self, service: str, instance: str, port: int, ttl: int) -> bool:
+    async def register(self, service: str, instance: str, port: int, ttl: int, health_path: str = "") -> bool:
         """Ask for a lease, or for its renewal; whether it was granted."""
         name: Name = (service, instance)
         async with self._turn(name):
             asked = self._leases.asked(name, port, ttl)
             fields = registration(service, "127.0.0.1", port, ttl_seconds=ttl, instance_id=instance)
+            if health_path:
+                fields["health_path"] = health_path
             answer = await self._api.ask("POST", "/register", fields)
             self._leases.answered(name, asked, ttl, granted=answer.status == 200)
         self._judge("register", name, asked, answer)
         return answer.status == 200
 
-    async def release(self, service: str, instance: str) -> bool:
-        """Give a lease back; whether that was answered. That there was none any more is an answer, too."""
+    async def release(self, service: str, instance: str, wait_seconds: float = 0.0) -> bool:
+        """Give a lease back; whether that was answered. That there was none any more is an answer, too.
+
+        With `wait_seconds` the answer comes when nothing is in flight there any more.
+        """
         name: Name = (service, instance)
         async with self._turn(name):
             asked = now()
             sure_until = self._leases.releasing(name)
             fields: dict[str, object] = {"service_name": service, "instance_id": instance}
-            answer = await self._api.ask("DELETE", "/register", fields)
+            if wait_seconds:
+                fields["wait_seconds"] = wait_seconds
+            answer = self.last_answer = await self._api.ask("DELETE", "/register", fields)
             if answer.status in (200, 404):
                 self._leases.released(name)
         if answer.status == 404 and now() < sure_until:
@@ -207,11 +279,15 @@ class Agents:
             self._judge("release", name, asked, answer)
         return answer.status in (200, 404)
 
-    async def keep(self, service: str, backend: Backend, ttl: int, renew_after: float) -> None:
+    async def keep(
+        self, service: str, backend: Backend, ttl: int, renew_after: float, health_path: str = ""
+    ) -> None:
         """Keep a lease for as long as the backend lives, until cancelled. It does not release it."""
         while True:
             pause = renew_after
-            if backend.is_alive and not await self.register(service, backend.instance, backend.port, ttl):
+            if backend.is_alive and not await self.register(
+                service, backend.instance, backend.port, ttl, health_path
+            ):
                 pause = min(0.3, renew_after)
             await asyncio.sleep(pause)
 

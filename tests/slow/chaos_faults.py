@@ -29,8 +29,9 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 
 from tests.e2e.certificates import Authority, Pair
 from tests.e2e.proxy_process import ProxyProcess
-from tests.slow.chaos_backends import Agents, Backend, RegistrationClient
+from tests.slow.chaos_backends import Agents, Backend, Mood, RegistrationClient
 from tests.slow.chaos_journal import Breakage, Journal, now
+from tests.slow.chaos_judge import FAILS, HANGS, UPSTREAM_HEAD
 from tests.slow.chaos_ledger import DEFAULT, Certificates
 from tests.slow.chaos_processes import Processes
 
@@ -43,7 +44,20 @@ HANG_SEEN: Final = 30.0
 #: Seconds by which things are still in disorder when a trouble is over.
 AFTERMATH: Final = 1.0
 
-GOOD_TOML: Final = "[timeouts]\ndrain = 5\nshutdown = 5\n"
+#: Seconds in which another generation must have taken over, the old one gone: the drain, and the start.
+UPGRADED: Final = 60.0
+
+#: `drain` is longer than any answer takes. With three good probes in a row a second a backend is back soon.
+GOOD_TOML: Final = f"""\
+[timeouts]
+drain = 8
+shutdown = 5
+upstream_head = {UPSTREAM_HEAD}
+[health]
+interval = 1
+timeout = 1
+statuses = [503]
+"""
 
 _BAD_TOML: Final = {
     "no TOML": "[timeouts\n",
@@ -92,6 +106,7 @@ class ProcessFaults:
             "odd-configuration": lambda: self._configure(_ODD_TOML),
             "descriptors": self._descriptors,
             "strangers": self._strangers,
+            "upgrade": self._upgrade,
         }
         self._faults = {name: fault for name, fault in faults.items() if name not in without}
 
@@ -185,6 +200,26 @@ class ProcessFaults:
 
     async def _is_ready(self) -> bool:
         return (await self._api.ask("GET", "/readyz")).status == 200
+
+    async def _upgrade(self) -> None:
+        """The program takes its own place; nothing that this costs is explained by it."""
+        former = self._processes.children()
+        for name, pid in former.items():
+            await self._until(lambda pid=pid: self._processes.age(pid) > STEADY, f"{name} is old enough")  # type: ignore[misc]
+        former = self._processes.children()
+        self._journal.fault("upgrade", "SIGUSR2")
+        with self._journal.trouble("upgrade"):
+            self._proxy.signal(signal.SIGUSR2)
+            gone = frozenset(former.values())
+
+            def is_taken_over() -> bool:
+                living = self._processes.pids()
+                successors = self._processes.children()
+                return not gone & living and successors.keys() == former.keys()
+
+            if await self._until(is_taken_over, "another generation has taken over", UPGRADED):
+                await self._until_async(self._is_ready, "/readyz says 200", UPGRADED)
+                self._journal.note("another generation has taken over")
 
     # Private: signals, configuration, descriptors
 
@@ -330,31 +365,62 @@ class LeaseChurn:
 
 
 class BackendChurn:
-    """Backends that die, with their lease or without giving it back, and come back."""
+    """Backends that die, with their lease or without giving it back, that hang or fail, and come back."""
 
     def __init__(
-        self, journal: Journal, agents: Agents, members: list[tuple[str, Backend]], source: random.Random
+        self,
+        journal: Journal,
+        agents: Agents,
+        members: list[tuple[str, Backend]],
+        source: random.Random,
+        *,
+        without: frozenset[str],
     ) -> None:
         self._journal = journal
         self._agents = agents
         self._members = members
         self._source = source
+        faults: dict[str, Callable[[str, Backend], Awaitable[None]]] = {
+            "backend-dies": self._die,
+            "backend-hangs": self._hang,
+            "backend-fails": self._fail,
+        }
+        self._faults = [fault for name, fault in faults.items() if name not in without]
 
     async def run(self, until: float) -> None:
         """One at a time."""
-        while now() < until:
+        while self._faults and now() < until:
             await asyncio.sleep(self._source.uniform(0.2, 2.0))
             service, backend = self._source.choice(self._members)
-            releases = self._source.random() < 0.5
-            self._journal.fault(
-                "backend dies", f"{backend.instance}, {'released' if releases else 'as it is'}"
-            )
-            if releases:
-                await self._agents.release(service, backend.instance)
-            await backend.die()
-            await asyncio.sleep(self._source.uniform(0.1, 3.0))
-            await backend.live()
+            await self._source.choice(self._faults)(service, backend)
             self._journal.note(f"{backend.instance} is back")
+
+    # Private
+
+    async def _die(self, service: str, backend: Backend) -> None:
+        releases = self._source.random() < 0.5
+        self._journal.fault("backend dies", f"{backend.instance}, {'released' if releases else 'as it is'}")
+        if releases:
+            await self._agents.release(service, backend.instance)
+        await backend.die()
+        await asyncio.sleep(self._source.uniform(0.1, 3.0))
+        await backend.live()
+
+    async def _hang(self, service: str, backend: Backend) -> None:
+        self._journal.fault("backend hangs", backend.instance)
+        await self._be(Mood.HANGS, f"{HANGS} of {service}", backend, self._source.uniform(3.0, 10.0))
+
+    async def _fail(self, service: str, backend: Backend) -> None:
+        self._journal.fault("backend fails", backend.instance)
+        await self._be(Mood.FAILS, f"{FAILS} of {service}", backend, self._source.uniform(1.0, 8.0))
+
+    async def _be(self, mood: Mood, trouble: str, backend: Backend, seconds: float) -> None:
+        with self._journal.trouble(trouble, AFTERMATH):
+            backend.mood = mood
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                backend.recover()
 
 
 # Certificates

@@ -10,6 +10,9 @@ Explained too is
   byte of an answer had come (RFC 9112, 9.5: a client has to be ready for that);
 - 404 or 503 for a service whose leases last seconds, from a worker that was stopped or new: it had not heard
   of the last renewal (whose granting does not wait for a worker that hangs, by design);
+- 504 from a service with a backend that hangs, and 503 from one with a backend that says so, for a request
+  that began before the workers could know (`SLOW_TO_HANG`, `SLOW_TO_FAIL`; longer while control is away or a
+  worker is new), `MOST_EACH` of them at most;
 - a request to the registration API that was cut off while control was killed or stopped, or the API's port
   was held by strangers. An *answer* of 5xx is never explained.
 
@@ -20,11 +23,26 @@ connection of a worker that lived, a lease or a certificate that is not what was
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import Final
 
-from tests.slow.chaos_journal import Breakage, Journal
+from tests.slow.chaos_backends import FAILING
+from tests.slow.chaos_journal import Breakage, Journal, Trouble
 
 #: Unexplained breakages that are told in full, of each kind.
 TOLD = 2
+
+#: Seconds that a backend's answer may take (`timeouts.upstream_head` of the run).
+UPSTREAM_HEAD: Final = 2.0
+#: Seconds after which no request is sent to a backend that hangs, or answers 503 and says so to its probes:
+#: the first time-outs (or answers) have counted by then, and the probe has spoken.
+SLOW_TO_HANG: Final = UPSTREAM_HEAD + 2.0
+SLOW_TO_FAIL: Final = 4.0
+#: What the troubles of backends are called, before ` of ` and their service.
+HANGS: Final = "a backend hangs"
+FAILS: Final = "a backend fails"
+#: Exchanges that one hanging or failing backend may cost: what the load has in flight at a time, and the
+#: first ones of each worker.
+MOST_EACH: Final = 30
 
 
 def explanation(journal: Journal, breakage: Breakage) -> str:
@@ -45,9 +63,30 @@ def explanation(journal: Journal, breakage: Breakage) -> str:
         and journal.troubled(begun, at, "worker")
     ):
         return "the worker had not heard of the renewal"
+    if kind == "status" and breakage.service.startswith("shaky"):
+        trouble = _of_a_backend(journal, breakage)
+        if trouble is not None:
+            return f"{trouble.what.split(' of ')[0]}, and nobody knew yet"
     if kind == "api broken" and journal.troubled(begun, at, "control", "registration port"):
         return "control was killed, stopped or crowded out"
     return ""
+
+
+def _of_a_backend(journal: Journal, breakage: Breakage) -> Trouble | None:
+    """The backend that hangs or fails and has to do with it, if it still could."""
+    hangs = breakage.status == 504
+    if not hangs and not (breakage.status == 503 and FAILING.decode() in breakage.detail):
+        return None
+    what, slow = (HANGS, SLOW_TO_HANG) if hangs else (FAILS, SLOW_TO_FAIL)
+    for trouble in journal.troubles:
+        if trouble.what == f"{what} of {breakage.service}" and trouble.touches(breakage.begun, breakage.at):
+            since = breakage.begun - trouble.begun
+            disorder = journal.troubled(
+                trouble.begun, breakage.at, "control", "worker", "supervisor", "upgrade"
+            )
+            if since <= slow or disorder is not None:
+                return trouble
+    return None
 
 
 class Verdict:
@@ -57,9 +96,13 @@ class Verdict:
         self._journal = journal
         self.explained: Counter[tuple[str, str]] = Counter()
         self.unexplained: list[Breakage] = []
+        costs: Counter[int] = Counter()
         for breakage in journal.breakages:
             why = explanation(journal, breakage)
-            if why:
+            trouble = _of_a_backend(journal, breakage) if breakage.kind == "status" else None
+            if trouble is not None:
+                costs[id(trouble)] += 1
+            if why and (trouble is None or costs[id(trouble)] <= MOST_EACH):
                 self.explained[breakage.kind, why] += 1
             else:
                 self.unexplained.append(breakage)

@@ -2,8 +2,10 @@
 
 - *keep-alive*: HTTP/1.1, many GETs and POSTs on one connection. *new*: a connection for each request.
   *http2*: several streams at once. *slow*: answers that take seconds.
-- *steady* services have backends that never die, *shaky* ones also such as do (only GETs go there: a POST
-  that was with a backend when that died may be a 502). A *fleeting* service has leases of a few seconds: 404
+- *steady* services have backends that never die, *shaky* ones also such as do, or hang, or fail (only GETs
+  go there: a POST that was with a backend when that died may be a 502). *Rolling* services are deployed again
+  and again: their backends go when they are told that nothing is in flight there, so nothing is lost, also no
+  POST and no slow answer. A *fleeting* service has leases of a few seconds: 404
   and 503 are right answers whenever no lease is sure.
 """
 
@@ -41,6 +43,7 @@ class Services:
 
     steady: tuple[str, ...]
     shaky: tuple[str, ...]
+    rolling: tuple[str, ...]
     fleeting: Callable[[], list[str]]  # those of the moment
 
 
@@ -184,7 +187,7 @@ class Load:
         if draw < 0.5:
             return Request(source.choice(services.shaky), path, None, padding)
         body = source.randbytes(source.choice(_SIZES)) if source.random() < 0.4 else None
-        return Request(source.choice(services.steady), path, body, padding)
+        return Request(source.choice((*services.steady, *services.rolling)), path, body, padding)
 
     async def _keep_alive(self, kind: str, source: random.Random) -> None:
         await self._http1(kind, [lambda: self._request(source)] * source.randrange(50, 400), source)
@@ -194,7 +197,8 @@ class Load:
 
     async def _slow(self, kind: str, source: random.Random) -> None:
         pieces = source.randrange(5, 25)
-        request = Request(source.choice(self._services.steady), f"/drip/{pieces}", None, pieces)
+        service = source.choice((*self._services.steady, *self._services.rolling))
+        request = Request(service, f"/drip/{pieces}", None, pieces)
         await self._http1(kind, [lambda: request], source)
 
     async def _http1(self, kind: str, requests: list[Callable[[], Request]], source: random.Random) -> None:

@@ -31,6 +31,22 @@ class Processes:
                 found[comm.removeprefix("portero-").replace("work", "worker ")] = int(pid)
         return found
 
+    def pids(self) -> frozenset[int]:
+        """All children that live, whatever their names: those of an older generation too."""
+        task = Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children")
+        return frozenset(int(pid) for pid in task.read_text().split())
+
+    def memory(self) -> int:
+        """Bytes that all of them hold, what they share counted once (PSS)."""
+        total = 0
+        for pid in (self.supervisor, *self.pids()):
+            try:
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            except OSError:
+                continue  # it ended meanwhile
+            total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+        return total
+
     def all(self) -> dict[str, int]:
         """The same with the supervisor."""
         return {"supervisor": self.supervisor, **self.children()}

@@ -9,6 +9,7 @@ import re
 import ssl
 from collections import Counter
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 from cryptography import x509
@@ -22,6 +23,8 @@ from tests.slow.chaos_processes import Processes
 
 #: Seconds that the proxy may take to come to rest.
 REST: Final = 60.0
+#: Seconds in which whoever was passed over must be tried again: the longest pause of an ejection, and more.
+BACK: Final = 90.0
 
 
 class LeaseWatch:
@@ -132,6 +135,7 @@ class Rest:
     descriptors: dict[str, Counter[str]]  # process -> kind -> count
     tasks: dict[str, float]  # "control", "workers"
     subscribers: float
+    claims: float  # exchanges that are going on or wait
 
     def differences(self, later: Rest) -> list[tuple[str, str]]:
         """What `later` has more or less of, by kind of breakage."""
@@ -147,6 +151,8 @@ class Rest:
         for name, count in self.tasks.items():
             if later.tasks.get(name) != count:
                 found.append(("tasks", f"{name}: {count:g} before, {later.tasks.get(name, 0):g} after"))
+        if later.claims != self.claims:
+            found.append(("claims", f"{self.claims:g} before, {later.claims:g} after"))
         if later.subscribers != self.subscribers:
             found.append(("subscribers", f"{self.subscribers:g} before, {later.subscribers:g} after"))
         return found
@@ -163,8 +169,40 @@ async def measure(processes: Processes, api: RegistrationClient) -> Rest | None:
         for name, value in re.findall(r'^portero_tasks{process="(\w+)"} (\S+)', text, re.MULTILINE)
     }
     subscribers = re.findall(r"^portero_feed_subscribers (\S+)", text, re.MULTILINE)
+    going_on = re.findall(r"^portero_(?:requests_in_flight|queued(?:{.*})?) (\S+)", text, re.MULTILINE)
     descriptors = {name: processes.descriptors(pid) for name, pid in processes.all().items()}
-    return Rest(descriptors, tasks, float(subscribers[0]))
+    return Rest(descriptors, tasks, float(subscribers[0]), sum(map(float, going_on)))
+
+
+class MemoryWatch:
+    """What the processes hold, again and again. The second minute and the last are compared."""
+
+    #: What the last minute may have more than the second one.
+    MOST: Final = 1.10
+
+    def __init__(self, journal: Journal, processes: Processes) -> None:
+        self._journal = journal
+        self._processes = processes
+        self._samples: list[tuple[float, int]] = []
+
+    async def run(self, until: float) -> None:
+        """Twice a second, and judge at the end, if there were three minutes at least."""
+        begun = now()
+        while now() < until:
+            self._samples.append((now() - begun, self._processes.memory()))
+            await asyncio.sleep(0.5)
+        if until - begun >= 180.0:
+            second, last = self._usual(60.0, 120.0), self._usual(until - begun - 60.0, until - begun)
+            self._journal.note(f"memory: {second >> 20} MiB in minute two, {last >> 20} MiB in the last")
+            if last > second * self.MOST:
+                detail = f"{second / 1e6:.1f} MB in the second minute, {last / 1e6:.1f} MB in the last"
+                self._journal.broke(Breakage("memory", "watch", begun, now(), detail))
+
+    # Private
+
+    def _usual(self, begun: float, ended: float) -> int:
+        """The median: for a moment there are two generations, or a process less."""
+        return int(median(size for at, size in self._samples if begun <= at < ended))
 
 
 async def rest(processes: Processes, api: RegistrationClient) -> Rest:
@@ -214,14 +252,17 @@ async def every_worker_serves(
             )
         for number, client in enumerate(clients.values()):
             for service, instances in wanted.items():
-                missing = set(instances)
-                for _ in range(4 * len(instances) + 4):
-                    status, body = await client.ask(Request(service, "/pad/0", None, 0))
-                    if status == 200:
-                        missing.discard(instance_of(body))
-                    asked[service] = status
-                    if not missing:
-                        break
+                missing, asked_first = set(instances), now()
+                while missing and now() < asked_first + BACK:
+                    for _ in range(4 * len(instances) + 4):
+                        status, body = await client.ask(Request(service, "/pad/0", None, 0))
+                        if status == 200:
+                            missing.discard(instance_of(body))
+                        asked[service] = status
+                        if not missing:
+                            break
+                    else:
+                        await asyncio.sleep(0.5)
                 if missing:
                     detail = (
                         f"{', '.join(sorted(missing))} of {service} never answered through worker {number}"

@@ -1,11 +1,12 @@
 """A proxy with two workers, a fleet that comes and goes, and everything that can happen to them at once.
 
-    PORTERO_CHAOS_SEED=7 PORTERO_CHAOS_SECONDS=180 make test-slow
+    PORTERO_CHAOS_SEED=7 PORTERO_CHAOS_SECONDS=600 make test-slow
 
-The story: warm up, come to rest, be measured; then load, and faults from a seeded deck, for three minutes;
-then peace, and the same rest. `PORTERO_CHAOS_WITHOUT=hang-worker,strangers` leaves faults out (the names are
-in `chaos_faults`). The seed decides what is done and in which order; when, the machine has its say too.
-Without one it is always the same: whoever looks for more tries others.
+The story: warm up, come to rest, be measured; then load, and faults from a seeded deck, for ten minutes,
+while services are deployed, drained and paused; then peace, and the same rest, with as much memory as in the
+second minute. `PORTERO_CHAOS_WITHOUT=hang-worker,upgrade` leaves faults out (the names are in `chaos_faults`;
+also `deploys` and `drains`). The seed decides what is done and in which order; when, the machine has its say
+too. Without one it is always the same: whoever looks for more tries others.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import pytest
 
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.proxy_process import ProxyProcess
-from tests.slow.chaos_backends import Agents, Backend, RegistrationClient
+from tests.slow.chaos_backends import HEALTH_PATH, Agents, Backend, RegistrationClient
+from tests.slow.chaos_deploys import Deploys, Drains
 from tests.slow.chaos_faults import (
     GOOD_TOML,
     BackendChurn,
@@ -34,10 +36,17 @@ from tests.slow.chaos_judge import Verdict
 from tests.slow.chaos_ledger import LAG, Certificates, Leases
 from tests.slow.chaos_load import Load, Services
 from tests.slow.chaos_processes import Processes
-from tests.slow.chaos_watch import CertificateWatch, LeaseWatch, every_worker_serves, rest, same_rest
+from tests.slow.chaos_watch import (
+    CertificateWatch,
+    LeaseWatch,
+    MemoryWatch,
+    every_worker_serves,
+    rest,
+    same_rest,
+)
 
 SEED = int(os.environ.get("PORTERO_CHAOS_SEED") or 7)
-SECONDS = float(os.environ.get("PORTERO_CHAOS_SECONDS") or 180)
+SECONDS = float(os.environ.get("PORTERO_CHAOS_SECONDS") or 600)
 WITHOUT = frozenset(filter(None, os.environ.get("PORTERO_CHAOS_WITHOUT", "").split(",")))
 
 WORKERS = 2
@@ -45,7 +54,8 @@ WORKERS = 2
 NOFILE = 300
 
 STEADY = ("steady-0.chaos.test", "steady-1.chaos.test")
-SHAKY = ("shaky-0.chaos.test", "shaky-1.chaos.test")
+SHAKY = ("shaky-0.chaos.test", "shaky-1.chaos.test")  # of the second one's backends the health is asked
+ROLLING = ("rolling-0.chaos.test", "rolling-1.chaos.test")
 FLEETING = ("fleeting-0.chaos.test", "fleeting-1.chaos.test")
 
 
@@ -78,6 +88,7 @@ class Run:
         self.backends: list[Backend] = []
         self.keeping: list[asyncio.Task[None]] = []
         self.members: list[tuple[str, Backend]] = []  # of the shaky services, those that die
+        self.steady: list[tuple[str, Backend]] = []  # of the steady services
         self.extras: list[Backend] = []  # they serve what is registered for a short while
         self.churn = LeaseChurn(self.journal, self.agents, self.extras, random.Random(f"{SEED} leases"))
         self.load = Load(
@@ -86,8 +97,11 @@ class Run:
             self.proxy.port,
             client_context(self.authority.pem, "http/1.1"),
             client_context(self.authority.pem, "h2"),
-            Services(STEADY, SHAKY, lambda: [*FLEETING, *self.churn.services()]),
+            Services(STEADY, SHAKY, ROLLING, lambda: [*FLEETING, *self.churn.services()]),
             str(SEED),
+        )
+        self.deploys = Deploys(
+            self.journal, self.agents, ROLLING, self._backend, random.Random(f"{SEED} deploys")
         )
 
     async def open(self) -> None:
@@ -96,7 +110,11 @@ class Run:
         self.processes = Processes(self.proxy.generation, self.proxy.port)
         for service in STEADY + SHAKY:
             for number in range(2):
-                await self._add(service, f"{service.split('.')[0]}-good-{number}", ttl=60, renew_after=15)
+                backend = await self._add(
+                    service, f"{service.split('.')[0]}-good-{number}", ttl=60, renew_after=15
+                )
+                if service in STEADY:
+                    self.steady.append((service, backend))
         for service in SHAKY:
             for number in range(2):
                 backend = await self._add(
@@ -105,6 +123,7 @@ class Run:
                 self.members.append((service, backend))
         for service in FLEETING:
             await self._add(service, f"{service.split('.')[0]}-only", ttl=4, renew_after=1.3)
+        await self.deploys.begin()
         for number in range(3):
             self.extras.append(await self._backend(f"extra-{number}"))
 
@@ -117,6 +136,7 @@ class Run:
     async def close(self) -> None:
         """End the fleet."""
         await self.load.stop()
+        await self.deploys.close()
         for task in self.keeping:
             task.cancel()
         await asyncio.gather(*self.keeping, return_exceptions=True)
@@ -133,8 +153,9 @@ class Run:
 
     async def _add(self, service: str, instance: str, *, ttl: int, renew_after: float) -> Backend:
         backend = await self._backend(instance)
-        assert await self.agents.register(service, instance, backend.port, ttl)
-        keep = self.agents.keep(service, backend, ttl, renew_after)
+        health_path = HEALTH_PATH if service == SHAKY[1] else ""
+        assert await self.agents.register(service, instance, backend.port, ttl, health_path)
+        keep = self.agents.keep(service, backend, ttl, renew_after, health_path)
         self.keeping.append(asyncio.create_task(keep, name=f"agent of {instance}"))
         return backend
 
@@ -173,6 +194,7 @@ async def test_no_lease_and_no_exchange_is_lost_in_chaos(
 
 async def _live_through(run: Run) -> None:
     journal = run.journal
+    memory = MemoryWatch(journal, run.processes)
     leases = LeaseWatch(journal, run.leases, run.api)
     handshakes = CertificateWatch(
         journal, run.promises, run.proxy.port, run.authority.pem, random.Random(f"{SEED} handshakes")
@@ -196,7 +218,10 @@ async def _live_through(run: Run) -> None:
         nofile=NOFILE,
         without=WITHOUT,
     )
-    backends = BackendChurn(journal, run.agents, run.members, random.Random(f"{SEED} backends"))
+    backends = BackendChurn(
+        journal, run.agents, run.members, random.Random(f"{SEED} backends"), without=WITHOUT
+    )
+    drains = Drains(journal, run.api, run.steady, STEADY, random.Random(f"{SEED} drains"))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(faults.run(until))
         tasks.create_task(run.certificates.run(until))
@@ -205,6 +230,11 @@ async def _live_through(run: Run) -> None:
         tasks.create_task(backends.run(until))
         tasks.create_task(leases.run(until))
         tasks.create_task(handshakes.run(until))
+        tasks.create_task(memory.run(until))
+        if "deploys" not in WITHOUT:
+            tasks.create_task(run.deploys.run(until))
+        if "drains" not in WITHOUT:
+            tasks.create_task(drains.run(until))
 
     # Peace: everything good once more, and time to notice it.
     journal.note("peace")

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.slow import chaos_ledger
+from tests.slow.chaos_backends import FAILING
 from tests.slow.chaos_journal import Breakage, Death, Journal, Trouble
-from tests.slow.chaos_judge import Verdict, explanation
+from tests.slow.chaos_judge import FAILS, HANGS, MOST_EACH, SLOW_TO_HANG, Verdict, explanation
 from tests.slow.chaos_ledger import DEFAULT, LAG, SWEEP, Certificates, Leases
 
 BROKEN = Breakage("broken", "keep-alive", 9.0, 10.0, "reset", port=4000, opened=5.0, answered=3)
@@ -82,6 +83,30 @@ def test_the_api_may_be_cut_off_while_control_is_away_and_at_no_other_time() -> 
     assert explanation(Journal(), API) == ""
     assert explanation(Journal(troubles=[Trouble("worker 0", 0.0)]), API) == ""
     assert explanation(Journal(troubles=[Trouble("control", 0.0, 9.0)]), API) != ""
+
+
+def test_a_backend_that_hangs_or_fails_explains_what_began_before_anybody_knew() -> None:
+    hangs = Trouble(f"{HANGS} of shaky-0.chaos.test", 8.0, 20.0)
+    late = replace(STATUS, service="shaky-0.chaos.test", status=504)
+    assert explanation(Journal(troubles=[hangs]), late) != ""
+    assert explanation(Journal(), late) == ""
+    assert explanation(Journal(troubles=[hangs]), replace(late, service="shaky-1.chaos.test")) == ""
+    assert explanation(Journal(troubles=[hangs]), replace(late, status=502)) == ""
+    after = replace(late, begun=8.1 + SLOW_TO_HANG, at=30.0)
+    assert explanation(Journal(troubles=[hangs]), after) == ""
+    assert explanation(Journal(troubles=[hangs, Trouble("worker 0", 9.0, 10.0)]), after) != ""
+    fails = Trouble(f"{FAILS} of shaky-0.chaos.test", 8.0, 20.0)
+    said = replace(late, status=503, detail=f"503 {FAILING!r}")
+    assert explanation(Journal(troubles=[fails]), said) != ""
+    assert explanation(Journal(troubles=[hangs]), said) == ""
+    assert explanation(Journal(troubles=[fails]), replace(said, detail="no backend")) == ""
+
+
+def test_a_hanging_backend_explains_so_many_and_no_more() -> None:
+    journal = Journal(troubles=[Trouble(f"{HANGS} of shaky-0.chaos.test", 8.0, 20.0)])
+    for _ in range(MOST_EACH + 3):
+        journal.broke(replace(STATUS, service="shaky-0.chaos.test", status=504))
+    assert len(Verdict(journal).unexplained) == 3
 
 
 def test_what_is_unexplained_is_told_with_what_was_done_before_it() -> None:
