@@ -206,11 +206,11 @@ class ProcessFaults:
         former = self._processes.children()
         for name, pid in former.items():
             await self._until(lambda pid=pid: self._processes.age(pid) > STEADY, f"{name} is old enough")  # type: ignore[misc]
-        former = self._processes.children()
+        former, supervisor = self._processes.children(), self._processes.supervisor
         self._journal.fault("upgrade", "SIGUSR2")
         with self._journal.trouble("upgrade"):
             self._proxy.signal(signal.SIGUSR2)
-            gone = frozenset(former.values())
+            gone = frozenset([supervisor, *former.values()])
 
             def is_taken_over() -> bool:
                 living = self._processes.pids()

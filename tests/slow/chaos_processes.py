@@ -11,35 +11,46 @@ from pathlib import Path
 
 
 class Processes:
-    """The supervisor with that pid, and its children: `control`, `worker 0`, `worker 1`, ..."""
+    """The main process with that pid, its supervisor, and whose children: `control`, `worker 0`, ...
 
-    def __init__(self, supervisor: int, port: int) -> None:
-        self.supervisor = supervisor
+    After an upgrade there are two supervisors for a while: the younger one counts.
+    """
+
+    def __init__(self, main: int, port: int) -> None:
+        self.main = main
         self._port = port
+
+    @property
+    def supervisor(self) -> int:
+        """Of the generation that serves, or is about to."""
+        return max(_children(self.main), key=lambda pid: float(_stat(pid)[19]))
 
     def children(self) -> dict[str, int]:
         """Name -> pid of those that live and have got their name."""
         found = {}
-        task = Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children")
-        for pid in task.read_text().split():
+        for pid in _children(self.supervisor):
             try:
                 comm = Path(f"/proc/{pid}/comm").read_text().strip()
-                state = _state(int(pid))
+                state = _state(pid)
             except OSError:
                 continue  # it ended meanwhile
             if comm.startswith("portero-") and state != "Z":
-                found[comm.removeprefix("portero-").replace("work", "worker ")] = int(pid)
+                found[comm.removeprefix("portero-").replace("work", "worker ")] = pid
         return found
 
     def pids(self) -> frozenset[int]:
-        """All children that live, whatever their names: those of an older generation too."""
-        task = Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children")
-        return frozenset(int(pid) for pid in task.read_text().split())
+        """All that live, whatever their names: those of an older generation too."""
+        found, to_look_at = set(), [self.main]
+        while to_look_at:
+            pid = to_look_at.pop()
+            found.add(pid)
+            to_look_at += _children(pid)
+        return frozenset(found)
 
     def memory(self) -> int:
         """Bytes that all of them hold, what they share counted once (PSS)."""
         total = 0
-        for pid in (self.supervisor, *self.pids()):
+        for pid in self.pids():
             try:
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             except OSError:
@@ -48,8 +59,8 @@ class Processes:
         return total
 
     def all(self) -> dict[str, int]:
-        """The same with the supervisor."""
-        return {"supervisor": self.supervisor, **self.children()}
+        """The same with the supervisor and the main process."""
+        return {"main": self.main, "supervisor": self.supervisor, **self.children()}
 
     def age(self, pid: int) -> float:
         """Seconds since it was forked."""
@@ -89,6 +100,13 @@ class Processes:
 
 
 # Private
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []  # it ended meanwhile
 
 
 def _links(pid: int) -> list[str]:

@@ -107,7 +107,7 @@ class Run:
     async def open(self) -> None:
         """Start the proxy and the fleet."""
         self.proxy.start(("prlimit", f"--nofile={NOFILE}:{NOFILE}"))
-        self.processes = Processes(self.proxy.generation, self.proxy.port)
+        self.processes = Processes(self.proxy.pid, self.proxy.port)
         for service in STEADY + SHAKY:
             for number in range(2):
                 backend = await self._add(
