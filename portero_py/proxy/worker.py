@@ -14,6 +14,7 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from portero_py.core.model import Standing
 from portero_py.core.retry_budget import WINDOW
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.connection import Connections
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from portero_py.core.counters import Counters
     from portero_py.core.health import Evidence
     from portero_py.core.limits import SharedCounts
-    from portero_py.core.model import Standing
     from portero_py.core.routing_table import RoutingTable
 
 
