@@ -34,9 +34,12 @@ TOLD = 2
 #: Seconds that a backend's answer may take (`timeouts.upstream_head` of the run).
 UPSTREAM_HEAD: Final = 2.0
 #: Seconds after which no request is sent to a backend that hangs, or answers 503 and says so to its probes:
-#: the first time-outs (or answers) have counted by then, and the probe has spoken.
+#: the first time-outs (or answers) have counted by then, and the probe has spoken. Where only the answers
+#: tell, because no probe asks for the health, a client tries it at the end of each pause: that is told so.
 SLOW_TO_HANG: Final = UPSTREAM_HEAD + 2.0
 SLOW_TO_FAIL: Final = 4.0
+#: How the services begin of whose backends the health is asked.
+PROBED: Final = "shaky-1"
 #: What the troubles of backends are called, before ` of ` and their service.
 HANGS: Final = "a backend hangs"
 FAILS: Final = "a backend fails"
@@ -84,7 +87,8 @@ def _of_a_backend(journal: Journal, breakage: Breakage) -> Trouble | None:
             disorder = journal.troubled(
                 trouble.begun, breakage.at, "control", "worker", "supervisor", "upgrade"
             )
-            if since <= slow or disorder is not None:
+            is_tried = not hangs and not breakage.service.startswith(PROBED)
+            if since <= slow or disorder is not None or is_tried:
                 return trouble
     return None
 

@@ -100,6 +100,10 @@ def test_a_backend_that_hangs_or_fails_explains_what_began_before_anybody_knew()
     assert explanation(Journal(troubles=[fails]), said) != ""
     assert explanation(Journal(troubles=[hangs]), said) == ""
     assert explanation(Journal(troubles=[fails]), replace(said, detail="no backend")) == ""
+    tried = replace(said, begun=19.0, at=19.1)
+    assert explanation(Journal(troubles=[fails]), tried) != ""
+    probed = Trouble(f"{FAILS} of shaky-1.chaos.test", 8.0, 20.0)
+    assert explanation(Journal(troubles=[probed]), replace(tried, service="shaky-1.chaos.test")) == ""
 
 
 def test_a_hanging_backend_explains_so_many_and_no_more() -> None:
