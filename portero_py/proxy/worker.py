@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from portero_py.core.model import Standing
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.connection import Connections
 from portero_py.proxy.downstream.listener import FrontServer, ListenerSite
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from portero_py.core.challenges import Challenges
     from portero_py.core.counters import Counters
     from portero_py.core.health import Evidence
-    from portero_py.core.model import Standing
     from portero_py.core.routing_table import RoutingTable
 
 
