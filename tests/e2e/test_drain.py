@@ -546,13 +546,13 @@ def test_ten_deploys_under_load_lose_nothing(workers: str, start_proxy: StartPro
     proxy = start_proxy(flags=("--workers", workers), toml=SHORT_GOODBYE)
     with contextlib.ExitStack() as stack:
         former = stack.enter_context(deployed(proxy, service))
-        load = stack.enter_context(Load(proxy, service))
-        for _ in range(10):
-            asked = load.asked
-            eventually(lambda asked=asked: load.asked > asked + 50, "the load goes on")  # type: ignore[misc]
-            new = stack.enter_context(deployed(proxy, service))
-            former.terminate()
-            assert former.wait(PATIENCE) == 0
-            former = new
+        with Load(proxy, service) as load:
+            for _ in range(10):
+                asked = load.asked
+                eventually(lambda asked=asked: load.asked > asked + 50, "the load goes on")  # type: ignore[misc]
+                new = stack.enter_context(deployed(proxy, service))
+                former.terminate()
+                assert former.wait(PATIENCE) == 0
+                former = new
     assert load.wrong == []
     assert load.asked > 500
