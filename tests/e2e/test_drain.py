@@ -449,7 +449,7 @@ def test_the_agent_ends_without_it_when_it_was_told_to(
             agent.terminate()
         status, _, err = ended(agent)
         assert status == 0
-        assert (" in flight\n" in err) == bool(flags)
+        assert (" in flight\n" in err) == bool(flags), err
         backend.gate.set()
         assert client.read_response().body == b"01234567890123456789"
 
