@@ -454,6 +454,33 @@ def test_the_agent_ends_without_it_when_it_was_told_to(
         assert client.read_response().body == b"01234567890123456789"
 
 
+@pytest.mark.slow
+def test_the_agent_does_not_leave_early_where_nobody_can_say_what_is_in_flight(
+    start_proxy: StartProxy, start_backend: StartBackend, service: str
+) -> None:
+    """The control process dies while it waits, the download in the worker goes on."""
+    proxy, backend = start_proxy(flags=("--workers", "2")), Backend(start_backend)
+    where = ("--service", service, "--host=127.0.0.1", f"--port={backend.port}")
+    agent = command(proxy, "agent", *where, "--drain=12")
+    with proxy.connect() as client, proxy.connect() as other:
+        eventually(lambda: other.ask(get(service)).status == 200, "it is registered")
+        client.send(get(service, "/download"))
+        eventually(lambda: backend.held == 1, "it is in flight")
+        agent.terminate()
+        eventually(lambda: other.ask(get(service)).status == 503, "nothing new goes there")
+        time.sleep(A_FEW_LOOKS)  # it waits by now
+        control = processes(proxy)["control"]
+        os.kill(control, signal.SIGKILL)
+        eventually(lambda: replaced(proxy, "control", control), "another control process")
+        eventually(lambda: _is_ready(proxy), "it is ready")
+        assert agent.poll() is None
+        backend.gate.set()
+        assert client.read_response().body == b"01234567890123456789"
+        status, _, err = ended(agent)
+    assert status == 0
+    assert "what is in flight is unknown: " in err
+
+
 # Deploys
 
 
