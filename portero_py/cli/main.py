@@ -1,8 +1,8 @@
 """The command line: flags become a mapping, a command is called, an error becomes one line.
 
-Nothing is decided here. `config_sources.py` knows what a flag means and which source wins, `backends.py` what
-the subcommands do, `supervisor.py` how portero runs. A parameter is called like its flag, with `_` for `-`:
-that is how the flags reach `config_sources.load`.
+Nothing is decided here. `config_sources.py` knows what a flag means and which source wins, `backends.py` and
+`actions.py` what the subcommands do, `supervisor.py` how portero runs. A parameter is called like its flag,
+with `_` for `-`: that is how the flags reach `config_sources.load`.
 
 Exit status: 0 when all went well, 2 for a flag, file or port that cannot be used, 1 for anything else.
 """
