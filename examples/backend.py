@@ -5,7 +5,8 @@ Start a proxy, then, with the same secrets in the environment:
     export PORTERO_REGISTER_SECRET=... PORTERO_JWT_HMAC_KEY=...
     python examples/backend.py app.example
 
-It takes a free port, registers it, renews the lease while it serves, and gives it back on Ctrl-C or SIGTERM.
+It takes a free port, registers it, renews the lease while it serves, and gives it back on Ctrl-C or SIGTERM:
+then it serves on until its last response is out, for half a minute at most, and ends.
 `PORTERO_REGISTER_URL` names another registration API than the one on this machine.
 """
 
@@ -50,7 +51,7 @@ async def serve(service_name: str) -> None:
         async with Registrar(api, Registration(service_name, HOST, port)):
             await stop.wait()
     finally:
-        # The lease is given back first: what is on its way still finds the backend serving.
+        # The lease was given back first: what was on its way has found the backend serving.
         await runner.cleanup()
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from portero_py.cli.api import OpenApi
+from portero_py.cli.api import OpenApi, require_text
 from portero_py.cli.options import (
     AnyHost,
     AnyPort,
@@ -27,7 +27,6 @@ from portero_py.cli.options import (
     Wait,
     flags_of,
 )
-from portero_py.config.values import shown
 from portero_py.control.api.body import MAX_MESSAGE, MAX_PAUSE
 from portero_py.core.names import normalise_service_name
 from portero_py.errors import ConfigError, RegistrationRefused
@@ -137,7 +136,7 @@ def _change_backends(
     *,
     as_json: bool,
 ) -> None:
-    _require_text(service=service, instance_id=instance_id, host=host)
+    require_text({"service": service, "instance_id": instance_id, "host": host})
     if bool(host) != bool(port):
         raise ConfigError(f"{verb} needs --host and --port together")
     which: Found = {}
@@ -159,8 +158,8 @@ def _change_service(
     verb: str, flags: dict[str, str | list[str] | bool | None], service: str, *, as_json: bool, **more: object
 ) -> str:
     """What to print."""
-    _require_text(service=service, message=str(more.get("message", "")))
     body = {"service_name": service, **more}
+    require_text(body)
     found = asyncio.run(_post(OpenApi(flags, os.environ), f"/services/{verb}", body))
     if as_json:
         return json.dumps(found)
@@ -215,11 +214,3 @@ def _line(found: Found) -> str:
     address = f"{host}:{found['port']}"
     instance = "" if found["instance_id"] == address else f" ({found['instance_id']})"
     return f"{found['service_name']} at {address}{instance}: {found['state']}, {found['in_flight']} in flight"
-
-
-def _require_text(**given: str) -> None:
-    """Raises `ConfigError` for what cannot be sent: a shell passes any bytes on, JSON does not."""
-    for name, value in given.items():
-        if not value.isprintable():
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag}: {shown(value)} is no text, or holds control characters")

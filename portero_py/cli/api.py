@@ -61,6 +61,14 @@ class OpenApi:
         )
 
 
+def require_text(given: Mapping[str, object]) -> None:
+    """Raises `ConfigError` for what cannot be sent: a shell passes any bytes on, JSON does not."""
+    for name, value in given.items():
+        if isinstance(value, str) and not value.isprintable():
+            flag = name.removesuffix("_name").replace("_", "-")
+            raise ConfigError(f"--{flag}: {shown(value)} is no text, or holds control characters")
+
+
 def url(flags: Flags, environ: Environ) -> str:
     """The API's root. Raises `ConfigError` when it is no URL."""
     given = flags.get("register-url") or environ.get("PORTERO_REGISTER_URL") or environ.get("PORTERO_API")

@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from portero_py.cli import certs
-from portero_py.cli.api import OpenApi, secret, url
+from portero_py.cli.api import OpenApi, require_text, secret, url
 from portero_py.client.agent import keep_registered
 from portero_py.client.registrar import Api, Registrar, Registration
 from portero_py.config import sources
@@ -63,7 +63,7 @@ def api(flags: Flags, environ: Environ) -> Api:
 
 def register(flags: Flags, environ: Environ, backend: Registration) -> str:
     """Register once; the API's answer."""
-    _require_text(backend)
+    require_text(asdict(backend))
     return json.dumps(asyncio.run(_register(api(flags, environ), backend)))
 
 
@@ -80,14 +80,14 @@ def deregister(
     if not instance_id and not (host and port):
         raise ConfigError("deregister needs --instance-id, or --host and --port")
     backend = Registration(service, host, port, instance_id=instance_id)
-    _require_text(backend)
+    require_text(asdict(backend))
     answer = asyncio.run(_deregister(api(flags, environ), backend, wait_seconds))
     return json.dumps(answer), 1 if wait_seconds and answer.get("in_flight") else 0
 
 
 def agent(flags: Flags, environ: Environ, backend: Registration, drain_seconds: float) -> None:
     """Keep `backend` registered until SIGTERM or SIGINT, and wait for what is in flight there."""
-    _require_text(backend)
+    require_text(asdict(backend))
     logs.set_up(sources.read_one("log", flags, environ) or "info", environ)
     asyncio.run(keep_registered(api(flags, environ), backend, drain_seconds=drain_seconds))
 
@@ -142,15 +142,6 @@ def check(flags: Flags, environ: Environ) -> int:
 
 
 # Private
-
-
-def _require_text(backend: Registration) -> None:
-    """Raises `ConfigError` for what cannot be sent: a shell passes any bytes on, JSON does not."""
-    for field in fields(backend):
-        value = getattr(backend, field.name)
-        if isinstance(value, str) and not value.isprintable():
-            flag = field.name.removesuffix("_name").replace("_", "-")
-            raise ConfigError(f"--{flag}: {shown(value)} is no text, or holds control characters")
 
 
 def _say(line: str) -> None:

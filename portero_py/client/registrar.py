@@ -13,10 +13,11 @@ The rules
 - Every request signs a fresh, short-lived token.
 - Leaving deregisters whenever there may be a lease: a failed renewal ends none, and an answer that got lost
   may have granted one; so may entering that was cancelled. That has `GOODBYE_TIMEOUT` and may fail, and is
-  then only logged: the lease ends by itself.
+  then only logged: the lease ends by itself. It is asked again where an answer got lost.
 - Leaving takes until nothing is in flight at the backend, `drain_seconds` at most: serve on until then, and
   no response is cut. A portero that is there says so within `GOODBYE_TIMEOUT`, and takes its time only after
-  that; one that has no place for another who waits is asked again. Whoever cancels the leaving ends it at
+  that; one that has no place for another who waits is asked again. When the answer breaks off, or comes early
+  with something in flight, the rest of the time is waited without it. Whoever cancels the leaving ends it at
   once: the lease is given back already, or ends by itself.
 """
 
@@ -35,7 +36,7 @@ import aiohttp
 
 from portero_py.client.call import call, seconds
 from portero_py.core.auth import sign_token
-from portero_py.errors import AnswerBrokeOff, ClientError, RegistrationRefused
+from portero_py.errors import AnswerBrokeOff, ClientError, PorteroUnreachable, RegistrationRefused
 
 #: Seconds that a token is good for: one request, and clocks that differ a little.
 TOKEN_TTL: Final = 60.0
@@ -243,11 +244,7 @@ class Registrar:
         name = self._registration.service_name
         try:
             if self._may_have_lease:
-                answer = await self._drain()
-                if answer.get("in_flight"):
-                    _log.warning("%s is deregistered, with %s in flight", name, answer["in_flight"])
-        except AnswerBrokeOff as error:
-            _log.warning("%s is deregistered, but what is in flight is unknown: %s", name, error)
+                await self._drain(time.monotonic() + self._drain_seconds)
         except ClientError as error:
             if isinstance(error, RegistrationRefused) and error.answered == _NO_SUCH_LEASE:
                 return  # it has ended: all that was wanted
@@ -255,20 +252,54 @@ class Registrar:
         finally:
             await self._close_session()
 
-    async def _drain(self) -> dict[str, Any]:
-        """Deregister, and wait for what is in flight as long as there is time."""
-        ends_at = time.monotonic() + self._drain_seconds
+    async def _drain(self, ends_at: float) -> None:
+        """Deregister, and return when nothing is in flight, as far as anybody says so, or the time is up."""
+        try:
+            answer = await self._deregister_empty(ends_at)
+        except AnswerBrokeOff as error:
+            why = f"what is in flight is unknown: {error}"
+        else:
+            if not answer.get("in_flight"):
+                return
+            why = f"{answer['in_flight']} in flight"
+        # Said early when portero ends or its control process died: the exchanges may well go on.
+        left = max(ends_at - time.monotonic(), 0.0)
+        _log.warning(
+            "%s is deregistered, it leaves in %.0f s: %s", self._registration.service_name, left, why
+        )
+        await asyncio.sleep(left)
+
+    async def _deregister_empty(self, ends_at: float) -> dict[str, Any]:
+        """Deregister, and wait for what is in flight as long as there is time; the API's answer."""
         left = self._drain_seconds
         while left > 0:
             try:
-                return await self._deregister(GOODBYE_TIMEOUT, left)
+                return await self._goodbye(left)
             except RegistrationRefused as error:
                 if error.reason_given != _TOO_MANY_WAITS:
                     raise
                 # It serves on meanwhile.
                 await asyncio.sleep(min(max(error.retry_after, LEAST_RETRY) * (0.5 + _draw()), left))
             left = ends_at - time.monotonic()
-        return await self._deregister(GOODBYE_TIMEOUT)
+        return await self._goodbye()
+
+    async def _goodbye(self, wait_seconds: float = 0.0) -> dict[str, Any]:
+        """Deregister; where the answer gets lost, ask again as long as there is time."""
+        ends_at = time.monotonic() + GOODBYE_TIMEOUT
+        timeout, was_lost = GOODBYE_TIMEOUT, False
+        while True:
+            try:
+                return await self._deregister(timeout, wait_seconds)
+            except PorteroUnreachable as error:
+                timeout = ends_at - time.monotonic() - LEAST_RETRY
+                if timeout <= 0 or not _was_reached(error):
+                    raise
+            except RegistrationRefused as error:
+                if was_lost and error.answered == _NO_SUCH_LEASE:
+                    raise AnswerBrokeOff(str(error)) from error  # the first one did it
+                raise
+            was_lost = True
+            await asyncio.sleep(LEAST_RETRY)
 
     async def _renew(self, wait: float) -> None:
         while True:
@@ -351,6 +382,11 @@ def _may_be_granted(error: ClientError) -> bool:
     """Whether the API may have granted the lease all the same: it was asked, and did not say no."""
     if isinstance(error, RegistrationRefused):
         return error.answered >= 500
+    return _was_reached(error)
+
+
+def _was_reached(error: ClientError) -> bool:
+    """Whether there was a connection."""
     return not isinstance(error.__cause__, aiohttp.ClientConnectorError)
 
 

@@ -191,7 +191,8 @@ async def _serve(places: Places, api: Api, stack: AsyncExitStack) -> dict[str, i
     leases = [(APP, "coral"), (APP, "teal"), (API, "teal")]
     for service, name in leases:
         registration = Registration(service, places.host, ports[name], ttl_seconds=30, instance_id=name)
-        await stack.enter_async_context(Registrar(api, registration))
+        # All of it ends together: a tab that keeps a WebSocket open is not waited for.
+        await stack.enter_async_context(Registrar(api, registration, drain_seconds=0))
     return ports
 
 

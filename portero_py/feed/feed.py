@@ -158,16 +158,17 @@ class Feed:
 
     async def standings(self, service: str = "") -> Standings:
         """What all workers say of the backends of a service, or of all. Who is late is not waited for."""
-        answers = [each.standings(service) for each in self._subscribers]
+        answers = [self._asked(each, service) for each in self._subscribers]
         awaited = [answer for answer in answers if isinstance(answer, asyncio.Future)]
         if awaited:
             await asyncio.wait(awaited, timeout=self._ack_seconds)
-        found = Standings({}, {}, {}, all(answer.done() and not answer.cancelled() for answer in awaited))
+        in_time = all(answer.done() and not answer.cancelled() for answer in awaited)
+        found = Standings({}, {}, {}, in_time and None not in answers)
         for answer in answers:
             if isinstance(answer, asyncio.Future):
                 said = answer.result() if answer.done() and not answer.cancelled() else []
             else:
-                said = answer
+                said = answer or []
             for each in said:
                 place = (each.service, each.host, each.port)
                 found.in_flight[place] = found.in_flight.get(place, 0) + each.in_flight
@@ -203,6 +204,17 @@ class Feed:
             return apply(what)
         except Exception:
             _log.exception("a worker could not be given %s", type(what).__name__)
+            self.count_fault(FeedError.reason)
+            return None
+
+    def _asked(
+        self, subscriber: Subscriber, service: str
+    ) -> list[Standing] | asyncio.Future[list[Standing]] | None:
+        """What it answers, None when it cannot."""
+        try:
+            return subscriber.standings(service)
+        except Exception:
+            _log.exception("a worker could not be asked for its standings")
             self.count_fault(FeedError.reason)
             return None
 

@@ -286,3 +286,39 @@ async def test_a_bug_is_logged_and_a_malformed_request_is_not(caplog: pytest.Log
         request = b"GET /bug HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         assert b" 500 " in await rest(*await sent(port, request))
         assert "a bug" in caplog.text
+
+
+async def test_an_answer_may_take_longer_and_hears_when_its_client_is_gone() -> None:
+    door, lost = Door("test", busy_seconds=0.05), asyncio.Event()
+
+    async def later(request: web.BaseRequest) -> web.Response:
+        gone = door.may_take(request, 30)
+        assert door.may_take(request, 30) is gone
+        if request.path == "/lost":
+            await gone
+            lost.set()
+        else:
+            await asyncio.sleep(0.2)
+            assert not gone.done()
+        return web.Response(text="later")
+
+    async with serving(door, later) as port:
+        assert (await rest(*await sent(port, LAST))).endswith(b"later")
+        _, writer = await sent(port, LAST.replace(b"/ ", b"/lost ", 1))
+        async with asyncio.timeout(10):
+            while not any(guest._lost for guest in door._inside.values()):
+                await asyncio.sleep(0.001)
+            writer.close()
+            await lost.wait()
+        await writer.wait_closed()
+
+
+async def test_but_not_longer_than_it_said() -> None:
+    door = Door("test")
+
+    async def never(request: web.BaseRequest) -> web.Response:
+        await door.may_take(request, 0.05)
+        return web.Response()
+
+    async with serving(door, never) as port:
+        assert await rest(*await sent(port, REQUEST)) == b""

@@ -38,6 +38,7 @@ class Worker:
     def __init__(self) -> None:
         self.counters = Counters()
         self.got: list[object] = []
+        self.standing: list[Standing] = []
 
     def apply(self, table: RoutingTable) -> None:
         self.got.append(table)
@@ -49,7 +50,7 @@ class Worker:
         self.got.append(challenges)
 
     def standings(self, service: str) -> list[Standing]:
-        return []
+        return self.standing
 
 
 async def test_every_subscriber_has_a_table_when_its_publication_returns() -> None:
@@ -77,6 +78,32 @@ async def test_who_comes_late_gets_what_was_published_last() -> None:
     feed.subscribe(late)
     # Certificates first: a handshake comes before a route.
     assert late.got == ["certificates", "challenges", RoutingTable(2)]
+
+
+async def test_standings_are_the_sum_of_what_all_workers_say() -> None:
+    feed, one, other = Feed(), Worker(), Worker()
+    feed.subscribe(one)
+    feed.subscribe(other)
+    one.standing = [Standing("a.example", "::1", 1, 2), Standing("a.example", "::1", 2, 1, error="refused")]
+    other.standing = [Standing("a.example", "::1", 1, 3, is_ejected=True)]
+    found = await feed.standings("a.example")
+    assert [found.in_flight_at("a.example", "::1", port) for port in (1, 2, 3)] == [5, 1, 0]
+    assert found.ejected["a.example", "::1", 1] == 1
+    assert found.errors == {("a.example", "::1", 2): "refused"}
+    assert found.is_complete
+
+
+async def test_who_cannot_be_asked_for_standings_is_missing_in_them(caplog: pytest.LogCaptureFixture) -> None:
+    feed, worker, faults = Feed(), Worker(), list[str]()
+    feed.count_fault = faults.append
+    feed.subscribe(Broken())
+    feed.subscribe(worker)
+    worker.standing = [Standing("a.example", "::1", 1, 2)]
+    found = await feed.standings()
+    assert found.in_flight_at("a.example", "::1", 1) == 2
+    assert not found.is_complete
+    assert faults == ["feed"]
+    assert "a fault" in caplog.text
 
 
 async def test_an_older_table_never_replaces_a_newer_one() -> None:
@@ -563,7 +590,7 @@ class Broken(Worker):
         raise RuntimeError("a fault")
 
     def standings(self, service: str) -> list[Standing]:
-        return []
+        raise RuntimeError("a fault")
 
 
 async def test_a_publication_never_fails_for_one_subscriber(caplog: pytest.LogCaptureFixture) -> None:
