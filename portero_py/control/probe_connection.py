@@ -159,8 +159,6 @@ class _Answer(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close, whatever may be on the way."""
-        if self._status.done() and not self._status.cancelled():
-            self._status.exception()  # who only wanted a connection has not asked for it
         self._transport.abort()
 
     # asyncio's side
@@ -175,16 +173,20 @@ class _Answer(asyncio.Protocol):
         try:
             status = self._read()
         except WireError as error:
-            self._status.set_exception(error)
+            self._fail(error)
             return
         if status:
             self._status.set_result(status)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._status.done():
-            self._status.set_exception(exc or ConnectionResetError())
+            self._fail(exc or ConnectionResetError())
 
     # Private
+
+    def _fail(self, error: Exception) -> None:
+        self._status.set_exception(error)
+        self._status.exception()  # seen: nobody may be waiting, when a connection was enough or the wrong one
 
     def _read(self) -> int:
         """The status of the answer, 0 while it is not complete."""

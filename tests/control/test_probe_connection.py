@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
 import resource
 import socket
@@ -53,6 +54,14 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     run.__signature__ = asked.replace(parameters=[loop, *asked.parameters.values()])  # type: ignore[attr-defined]
     parametrized: Callable[..., None] = pytest.mark.parametrize("loop", LOOPS)(run)
     return parametrized
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    gc.collect()
+    told = [record.getMessage() for record in (*caplog.get_records("call"), *caplog.records)]
+    assert not [line for line in told if "never retrieved" in line]
 
 
 @contextlib.asynccontextmanager
