@@ -40,10 +40,11 @@ server.serve_forever()
 
 
 class Patient:
-    """A script whose health path says what a test chooses; everything else is answered with its name."""
+    """A script whose health path answers `status`; everything else is answered with `serves` and its name."""
 
     def __init__(self, name: str = "served") -> None:
         self.status = 200
+        self.serves = 200
         self.probes = 0
         self.served = 0
         self._name = name.encode()
@@ -59,7 +60,7 @@ class Patient:
             else:
                 with self._lock:
                     self.served += 1
-                peer.send(ok(self._name, request))
+                peer.send(ok(self._name, request).replace(b"200", b"%d" % self.serves, 1))
 
 
 class BackendProcess:
