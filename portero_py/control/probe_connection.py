@@ -70,21 +70,19 @@ class Asker:
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        backend = probe.lease.backend
-        answer: _Answer | None = None
+        answer = _Answer(loop, self._parser)
         try:
             async with asyncio.timeout(seconds):
-                answer = await self._connected(loop, probe.lease)
+                await self._connect(loop, probe.lease, answer)
                 if probe.kind is Kind.CONNECT:
                     return Result.OK, ""
                 status = await answer.to(_question(probe, self._scheme))
         except TimeoutError as error:
             if error.errno is not None:  # the kernel gave up before us
-                return Result.TIMEOUT, f"connection to {backend.address}: {error.strerror}"
+                return Result.TIMEOUT, f"no connection: {error.strerror}"
             if loop.time() - began > seconds * (1 + LATE):
                 return Result.NO_VERDICT, "this process did not run for a while"
-            waited = "no connection" if answer is None else "no answer"
-            return Result.TIMEOUT, f"{waited} within {seconds:g} s"
+            return Result.TIMEOUT, f"no {'answer' if answer.was_asked else 'connection'} within {seconds:g} s"
         except (UpstreamTlsFailed, ssl.SSLError) as error:
             return Result.TLS, f"TLS: {error}"
         except ConfigError as error:
@@ -99,36 +97,28 @@ class Asker:
             said = error.strerror or str(error)
             return Result.NO_VERDICT if error.errno in _OUR_OWN else Result.UNREACHABLE, said
         finally:
-            if answer is not None:
-                answer.abort()
+            answer.abort()
         if probe.kind is Kind.GET and not 200 <= status <= 299:
             return Result.BAD_STATUS, f"status {status} at {probe.lease.health_path}"
         return Result.OK, ""
 
     # Private
 
-    async def _connected(self, loop: asyncio.AbstractEventLoop, lease: Lease) -> _Answer:
+    async def _connect(self, loop: asyncio.AbstractEventLoop, lease: Lease, answer: _Answer) -> None:
         backend = lease.backend
         if not backend.use_tls:
-            _, answer = await loop.create_connection(
-                lambda: _Answer(loop, self._parser), backend.host, backend.port
-            )
-            return answer
+            await loop.create_connection(lambda: answer, backend.host, backend.port)
+            return
         if self._tls is None:
             self._tls = self._make_tls()
-        transport, answer = await loop.create_connection(
-            lambda: _Answer(loop, self._parser),
+        transport, _ = await loop.create_connection(
+            lambda: answer,
             backend.host,
             backend.port,
             ssl=self._tls.context(backend),
             server_hostname=host_of(lease.service),
         )
-        try:
-            self._tls.check_pin(backend, transport)
-        except BaseException:
-            transport.abort()
-            raise
-        return answer
+        self._tls.check_pin(backend, transport)
 
 
 def host_of(service: str) -> str:
@@ -148,20 +138,28 @@ class _Answer(asyncio.Protocol):
         self._buffer = b""
         self._informational = 0
         self._status: asyncio.Future[int] = loop.create_future()
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
+        self._transport: asyncio.Transport | None = None
 
     async def to(self, question: tuple[bytes, bytes]) -> int:
         """Ask: a method, and all bytes of the request. Raises ConnectionError, OSError or WireError."""
         self._method, request = question
-        if not self._status.done():
+        if self._transport is not None and not self._status.done():
             self._transport.write(request)
         return await self._status
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether the question has been sent."""
+        return bool(self._method)
+
     def abort(self) -> None:
-        """Close, whatever may be on the way."""
-        if self._status.done() and not self._status.cancelled():
-            self._status.exception()  # who only wanted a connection has not asked for it
-        self._transport.abort()
+        """Close, whatever may be on the way.
+
+        Also when it is given up between its handshake and the end of `create_connection`: uvloop closes only
+        the TCP transport then, and would log a fault about the TLS above it.
+        """
+        if self._transport is not None:
+            self._transport.abort()
 
     # asyncio's side
 
@@ -175,16 +173,20 @@ class _Answer(asyncio.Protocol):
         try:
             status = self._read()
         except WireError as error:
-            self._status.set_exception(error)
+            self._fail(error)
             return
         if status:
             self._status.set_result(status)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._status.done():
-            self._status.set_exception(exc or ConnectionResetError())
+            self._fail(exc or ConnectionResetError())
 
     # Private
+
+    def _fail(self, error: Exception) -> None:
+        self._status.set_exception(error)
+        self._status.exception()  # seen: nobody may be waiting, when a connection was enough or the wrong one
 
     def _read(self) -> int:
         """The status of the answer, 0 while it is not complete."""

@@ -6,13 +6,15 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
 from portero_py.control import leases as module
 from portero_py.control.leases import Change, Leases, What
 from portero_py.core.counters import Counters
-from portero_py.core.model import API, Backend, LeaseRequest, Standing
+from portero_py.core.model import API, Backend, LeaseRequest, LeaseState, Standing
+from portero_py.core.probing import Verdict
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
@@ -295,3 +297,24 @@ async def test_when_too_much_was_released_nobody_who_reports_late_is_heard(
     await desk.leases.grant(ask(1))
     await desk.leases.release("app.example", host="::1", port=1)
     assert await desk.leases.adopt(former.table, {API}) == 0
+
+
+async def test_verdicts_are_one_table_and_what_became_another_lease_meanwhile_stays(desk: Desk) -> None:
+    for port in (1, 2, 3):
+        await desk.leases.grant(replace(ask(port), health_path="/up"))
+    probed = {port: desk.leases.at("app.example", "::1", port) for port in (1, 2, 3)}
+    desk.now += 1
+    await desk.leases.grant(replace(ask(1), health_path="/up"))  # a renewal is no other lease
+    await desk.leases.set_state("app.example", "::1", 2, LeaseState.DRAINING)
+    await desk.leases.release("app.example", host="::1", port=3)
+    assert desk.leases.at("app.example", "::1", 3) is None
+    desk.told.clear()
+    tables = desk.worker.tables
+    found = [Verdict(lease, LeaseState.READY, "a probe succeeded") for lease in probed.values() if lease]
+    await desk.leases.judge(found)
+    assert desk.worker.tables == tables + 1
+    assert desk.told == [("state", 1)]
+    states = [lease.state for lease in desk.worker.table.services["app.example"].leases]
+    assert states == [LeaseState.READY, LeaseState.DRAINING]
+    await desk.leases.judge(found)
+    assert desk.worker.tables == tables + 1

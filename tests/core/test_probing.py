@@ -186,6 +186,16 @@ def test_what_was_in_the_way_here_is_no_verdict_and_is_told() -> None:
 # Draining, ending, coming back
 
 
+def test_who_takes_the_place_of_one_that_hung_is_probed_once_at_a_time() -> None:
+    desk = Desk()
+    desk.put(lease())
+    desk.comes_to(Result.TIMEOUT)
+    desk.put(lease(instance_id="two"))
+    desk.next_probe()
+    desk.now += 60
+    assert desk.begun() == []
+
+
 def test_one_that_drains_is_not_probed_and_once_it_is_ready_it_is_again() -> None:
     desk = Desk()
     desk.put(lease(state=READY))

@@ -697,3 +697,17 @@ def test_an_adopted_lease_ends_the_lingering_of_its_service() -> None:
     assert registry.adopt(former.of_source(API), 1.0, {API}, ()) == 1
     registry.expire(LINGER + 1.0)
     assert addresses(registry) == ["[::1]:1"]
+
+
+def test_what_is_at_an_address_is_what_the_table_has_there() -> None:
+    registry = Registry()
+    assert registry.at("app.example", "::1", 1) is None
+    registry.register(ask(port=1), now=0.0)
+    registry.register(ask(port=2), now=0.0)
+    registry.register(ask(port=1), now=1.0, source="docker")
+    entries = registry.table.services["app.example"].leases
+    assert tuple(registry.at("app.example", "::1", port) for port in (1, 2)) == entries
+    registry.release("app.example", host="::1", port=1, now=2.0)
+    [other] = [lease for lease in registry.table.services["app.example"].leases if lease.backend.port == 1]
+    assert registry.at("app.example", "::1", 1) == other
+    assert other.source == "docker"

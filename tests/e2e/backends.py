@@ -98,16 +98,18 @@ class Peer:
 
 
 class RecordingBackend:
-    """A TCP or TLS server on a free loopback port that records what it gets and plays `script`."""
+    """A TCP or TLS server on `port`, or a free one, that records what it gets and plays `script`."""
 
-    def __init__(self, script: Script, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, script: Script, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.script = script
         self.host = host
         self.peers: list[Peer] = []
         self.violations: list[BaseException] = []
         self._tls = tls
-        self._listening = socket.create_server((host, 0), family=family, backlog=512)
+        self._listening = socket.create_server((host, port), family=family, backlog=512)
         self.port: int = self._listening.getsockname()[1]
         self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept, daemon=True)

@@ -98,11 +98,13 @@ def test_malloc_is_tuned_where_glibc_is() -> None:
 @pytest.mark.parametrize("files", [64, 256, 1024, 4096, 65536, 1 << 20])
 def test_descriptors_are_shared_out_with_some_in_reserve(files: int) -> None:
     both = tuning.shares(files, control=True, traffic=True)
-    assert both.registration + both.plain_http + 2 * both.clients + min(64, files // 4) <= files
-    assert min(both.registration, both.plain_http, both.clients) > 0
+    given = both.registration + both.plain_http + both.probes + 2 * both.clients
+    assert given + min(64, files // 4) <= files
+    assert min(both.registration, both.plain_http, both.clients, both.probes) > 0
+    assert both.probes <= 256
     assert both.registration <= 256
     assert both.clients >= files // 8
     alone = tuning.shares(files, control=False, traffic=True)
     assert alone.clients > both.clients
-    assert (alone.registration, alone.plain_http) == (0, 0)
+    assert (alone.registration, alone.plain_http, alone.probes) == (0, 0, 0)
     assert tuning.shares(files, control=True, traffic=False).clients == 0
