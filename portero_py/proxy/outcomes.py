@@ -64,7 +64,7 @@ class Outcomes:
         if verdict.pause:
             self._counters.ejections[reason] += 1
             if not verdict.is_again:
-                text = f"passed over for {verdict.pause:g} s and until it answers again: {error}"
+                text = f"passed over for {verdict.pause:g} s and until it answers again ({reason}): {error}"
                 self._say(logging.WARNING, lease, text, now)
         if verdict.is_evidence:
             mark = health.of(lease)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from portero_py.config.model import Config
-from portero_py.core.health import Failure
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.health import Evidence, Failure
+from portero_py.core.model import Backend, LeaseRequest, Standing
 from portero_py.core.registry import LINGER, Registry
 from portero_py.proxy.worker import Worker
 
@@ -28,5 +28,36 @@ async def test_it_forgets_what_it_counted_and_saw_of_services_that_are_gone() ->
                 await asyncio.sleep(0.005)
         assert set(worker.counters.services) == {"stays.example"}
         assert len(worker._surroundings.health) == 1
+    finally:
+        await worker.drain(0.0)
+
+
+async def test_it_tells_what_there_is_to_say_of_backends() -> None:
+    worker, registry = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), Registry()
+    told: list[Evidence] = []
+    worker.tell(told.append)
+    for service, port in (("one.example", 1), ("one.example", 2), ("two.example", 1)):
+        registry.register(LeaseRequest(service, Backend("::1", port), None), 0.0)
+    worker.apply(registry.table)
+    surroundings = worker._surroundings
+    try:
+        for name, port, times in (("one.example", 1, 3), ("two.example", 1, 1)):
+            service = registry.table.services[name]
+            [lease] = [each for each in service.leases if each.backend.port == port]
+            for _ in range(times):
+                surroundings.outcomes.failed(
+                    lease, service, Failure.HANGS, "slow", "too slow", began=1.0, now=1.0, trial=None
+                )
+        held = registry.table.services["one.example"].leases[1]
+        pool = surroundings.pools.of(held, b"one.example")
+        pool.claims += 2
+        assert sorted(worker.standings(""), key=lambda each: (each.service, each.port)) == [
+            Standing("one.example", "::1", 1, 0, True, "too slow"),
+            Standing("one.example", "::1", 2, 2, False, ""),
+            Standing("two.example", "::1", 1, 0, False, "too slow"),
+        ]
+        assert [each.port for each in worker.standings("two.example")] == [1]
+        pool.claims -= 2
+        assert told == [Evidence("one.example", "::1", 1, True, "too slow")]
     finally:
         await worker.drain(0.0)
