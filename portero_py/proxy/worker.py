@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from portero_py.core.model import Standing
 from portero_py.core.retry_budget import WINDOW
 from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.connection import Connections
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from portero_py.core.challenges import Challenges
     from portero_py.core.counters import Counters
     from portero_py.core.health import Evidence
-    from portero_py.core.model import Standing
     from portero_py.core.routing_table import RoutingTable
 
 

@@ -41,12 +41,11 @@ async def test_it_tells_what_there_is_to_say_of_backends() -> None:
     worker.apply(registry.table)
     surroundings = worker._surroundings
     try:
-        for name, port, times in (("one.example", 1, 3), ("two.example", 1, 1)):
-            service = registry.table.services[name]
-            [lease] = [each for each in service.leases if each.backend.port == port]
+        for name, times in (("one.example", 3), ("two.example", 1)):
+            of = registry.table.services[name]
             for _ in range(times):
                 surroundings.outcomes.failed(
-                    lease, service, Failure.HANGS, "slow", "too slow", began=1.0, now=1.0, trial=None
+                    of.leases[0], of, Failure.HANGS, "slow", "too slow", began=1.0, now=1.0, trial=None
                 )
         held = registry.table.services["one.example"].leases[1]
         pool = surroundings.pools.of(held, b"one.example")
