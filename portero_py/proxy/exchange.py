@@ -449,7 +449,7 @@ class Exchange(RequestSide):
     def _was_answered(self, status: int, now: float) -> None:
         """The backend has answered, whatever it may be."""
         lease, surroundings = self.lease, self._surroundings
-        if lease is not None:
+        if lease is not None and (status >= 500 or lease.service in surroundings.marks):
             trial, self._trial = self._trial, None
             surroundings.outcomes.answered(
                 lease,
