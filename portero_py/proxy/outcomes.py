@@ -11,6 +11,7 @@ next.
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.health import Evidence, Failure, Health, Mark
@@ -126,7 +127,7 @@ class Outcomes:
 
     def _say(self, level: int, lease: Lease, text: str, now: float) -> None:
         service = lease.service
-        last, unsaid = self._told.get(service, (now - QUIET, 0))
+        last, unsaid = self._told.get(service, (-math.inf, 0))
         if now < last + QUIET:
             self._told[service] = last, unsaid + 1
             return
