@@ -150,7 +150,7 @@ class Health:
     """The marks of one worker. To be configured before the first failure.
 
     `marks` and `ejected` are service -> instance id -> mark; who is ejected is in both. They are read on the
-    way of requests, and written here only.
+    way of requests and written here only; they stay the same two objects.
     """
 
     __slots__ = ("_fall", "_hanging_pause", "ejected", "marks", "statuses")

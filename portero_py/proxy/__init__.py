@@ -8,6 +8,7 @@ In reading order, which is the way of a request
 What all of these know
     endpoints     the two ends of an exchange, and what they may call of it
     surroundings  what connections and exchanges ask of the process that they are in
+    outcomes      what became of tries: told to health, the log and control; the retry budgets
     peer          who is at the other end of a client's connection
     replies       the responses that portero writes itself
     deadlines     one timer for everything

@@ -115,7 +115,6 @@ class Exchange(RequestSide):
     # The way of the request.
     _phase = _ROUTING
     _claim: BackendPool | None = None
-    _trial: Mark | None = None  # of the backend that is ejected, and that this exchange is to try
     _slot = NONE  # of a limited backend that is claimed
     _connecting: Connecting | None = None
     _excluded: set[str] | None = None  # instance ids of leases that failed
@@ -137,7 +136,9 @@ class Exchange(RequestSide):
         self.downstream = downstream
         self.head = head
         self.started = monotonic()
-        # Not above: of a protocol, the compiled build makes no default None.
+        # Not above: each exchange looks at it, and a default of the class is found last.
+        self._trial: Mark | None = None  # of the backend that is ejected, and that this exchange is to try
+        # Nor this one: of a protocol, the compiled build makes no default None.
         self._upstream: Upstream | None = None
         self._request_ended = head.body_length == 0
         surroundings.counters.exchanges_in_flight += 1
@@ -353,7 +354,7 @@ class Exchange(RequestSide):
         self._phase = _RESPONDING
         self.status = self.upstream_status = head.status
         self.upstream_seconds = now - self.upstream_started
-        if head.status >= 500 or self._surroundings.health.marks:
+        if head.status >= 500 or self._surroundings.marks:
             self._was_answered(head.status, now)
         self.downstream.send_head(head)
         if head.upgrade:
@@ -366,7 +367,7 @@ class Exchange(RequestSide):
         self.upstream_seconds = now - self.upstream_started
         self.bytes_out = len(body)
         self._upstream = None
-        if head.status >= 500 or self._surroundings.health.marks:
+        if head.status >= 500 or self._surroundings.marks:
             self._was_answered(head.status, now)
         self._release()
         self.downstream.send_response(head, body)
@@ -438,7 +439,7 @@ class Exchange(RequestSide):
         self.lease = lease
         self._claim = pool = surroundings.pools.of(lease, head.authority)
         pool.claims += 1
-        if surroundings.health.ejected:
+        if surroundings.ejected:
             self._trial = surroundings.health.begin_trial(lease, now)
         self.upstream_started = now
         if not self._fresh:
@@ -575,7 +576,7 @@ class Exchange(RequestSide):
     def _was_answered(self, status: int, now: float) -> None:
         """The backend has answered, whatever it may be."""
         lease, surroundings = self.lease, self._surroundings
-        if lease is not None:
+        if lease is not None and (status >= 500 or lease.service in surroundings.marks):
             trial, self._trial = self._trial, None
             surroundings.outcomes.answered(
                 lease,

@@ -11,6 +11,7 @@ next.
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.health import Evidence, Failure, Health, Mark
@@ -64,7 +65,7 @@ class Outcomes:
         if verdict.pause:
             self._counters.ejections[reason] += 1
             if not verdict.is_again:
-                text = f"passed over for {verdict.pause:g} s and until it answers again: {error}"
+                text = f"passed over for {verdict.pause:g} s and until it answers again ({reason}): {error}"
                 self._say(logging.WARNING, lease, text, now)
         if verdict.is_evidence:
             mark = health.of(lease)
@@ -126,7 +127,7 @@ class Outcomes:
 
     def _say(self, level: int, lease: Lease, text: str, now: float) -> None:
         service = lease.service
-        last, unsaid = self._told.get(service, (now - QUIET, 0))
+        last, unsaid = self._told.get(service, (-math.inf, 0))
         if now < last + QUIET:
             self._told[service] = last, unsaid + 1
             return

@@ -74,6 +74,9 @@ class Surroundings:
         self.draining = False
         self.router = Router()
         self.health = Health()
+        #: Those of `health`: most often they are empty, which is to be seen at a glance.
+        self.marks = self.health.marks
+        self.ejected = self.health.ejected
         self.outcomes = Outcomes(self.health, self.counters, monotonic())
         self._log_descriptor = log_descriptor
         self._log_lock = log_lock

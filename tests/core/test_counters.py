@@ -45,6 +45,7 @@ def test_merged_counters_are_the_sum_and_leave_the_other_alone() -> None:
     app, other = total.services["app.example"], total.services["other.example"]
     assert (app.by_status(), other.by_status()) == ({("GET", 200): 2}, {("PUT", 503): 1})
     assert (sum(app.by_duration()), sum(other.by_duration())) == (2, 1)
+    assert (app.finished(), other.finished()) == (2, 1)
     assert (app.seconds, other.seconds) == (1.0, 0.5)
     assert total.handshakes == {("TLSv1.3", "h2", "ok"): 2}
     assert (total.errors["no_backend"], total.retries["app.example", "stale"]) == (2, 2)

@@ -60,6 +60,8 @@ def test_before_its_first_retry_a_service_is_known_by_the_last_look() -> None:
     granted = sum(budgets.take("quiet.example", UNREMARKABLE, 1004.5) for _ in range(1000))
     assert granted == LEAST * WINDOW
     assert len(budgets) == 2
+    budgets.look({}, 1005.0)
+    assert not budgets.take("quiet.example", UNREMARKABLE, 1005.0)
     budgets.keep_only({"quiet.example"})
     assert len(budgets) == 1
 

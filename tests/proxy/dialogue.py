@@ -185,6 +185,7 @@ class ScriptedLoop:
     def __init__(self, clock: Clock) -> None:
         self.time = clock
         self.outcomes: list[OSError | asyncio.Event] = []
+        self.broken: dict[int, Exception] = {}  # what a connect to a port raises, whenever it is tried
         self.connections: list[ScriptedTransport] = []
         self.addresses: list[tuple[str, int]] = []
         self.greet: Callable[[ScriptedTransport], None] | None = None
@@ -209,6 +210,8 @@ class ScriptedLoop:
             await outcome.wait()
         elif outcome is not None:
             raise outcome
+        if port in self.broken:
+            raise self.broken[port]
         transport = ScriptedTransport()
         transport.protocol = factory()
         transport.protocol.connection_made(transport)

@@ -8,8 +8,8 @@ import socket
 import pytest
 
 from portero_py.config.model import Config
-from portero_py.core.health import Failure
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.health import Evidence, Failure
+from portero_py.core.model import Backend, LeaseRequest, Standing
 from portero_py.core.registry import LINGER, Registry
 from portero_py.proxy.worker import Worker
 
@@ -75,3 +75,33 @@ async def test_a_drain_is_over_for_those_who_do_not_finish_in_time() -> None:
     assert await reader.read() == b""
     writer.close()
     await writer.wait_closed()
+
+
+async def test_it_tells_what_there_is_to_say_of_backends() -> None:
+    worker, registry = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), Registry()
+    told: list[Evidence] = []
+    worker.tell(told.append)
+    for service, port in (("one.example", 1), ("one.example", 2), ("two.example", 1)):
+        registry.register(LeaseRequest(service, Backend("::1", port), None), 0.0)
+    worker.apply(registry.table)
+    surroundings = worker._surroundings
+    try:
+        for name, times in (("one.example", 3), ("two.example", 1)):
+            of = registry.table.services[name]
+            for _ in range(times):
+                surroundings.outcomes.failed(
+                    of.leases[0], of, Failure.HANGS, "slow", "too slow", began=1.0, now=1.0, trial=None
+                )
+        held = registry.table.services["one.example"].leases[1]
+        pool = surroundings.pools.of(held, b"one.example")
+        pool.claims += 2
+        assert sorted(worker.standings(""), key=lambda each: (each.service, each.port)) == [
+            Standing("one.example", "::1", 1, 0, True, "too slow"),
+            Standing("one.example", "::1", 2, 2, False, ""),
+            Standing("two.example", "::1", 1, 0, False, "too slow"),
+        ]
+        assert [each.port for each in worker.standings("two.example")] == [1]
+        pool.claims -= 2
+        assert told == [Evidence("one.example", "::1", 1, True, "too slow")]
+    finally:
+        await worker.drain(0.0)

@@ -33,11 +33,12 @@ class Balancers:
     `policy` names the one by which services are balanced.
     """
 
-    __slots__ = ("_choices", "_claims", "_health", "_policies", "_policy", "_start")
+    __slots__ = ("_choices", "_claims", "_ejected", "_health", "_policies", "_policy", "_start")
 
     def __init__(self, claims: Claims, health: Health, start: int = 0, policy: str = "round-robin") -> None:
         self._claims = claims
         self._health = health
+        self._ejected = health.ejected
         self._start = start
         self._policy = POLICIES[policy]
         self._policies: dict[str, Policy] = {}
@@ -63,7 +64,7 @@ class Balancers:
             policy = self._policies.get(service.name)
             if policy is None:
                 policy = self._policies[service.name] = self._policy(self._start, self._claims, self._health)
-            if service.is_plain and (not self._health.ejected or service.name not in self._health.ejected):
+            if service.is_plain and (not self._ejected or service.name not in self._ejected):
                 return policy.pick(service, now, excluded, head, retry)
             choice = self._choices.get(service.name)
             if choice is None:

@@ -38,41 +38,28 @@ from portero_py.wire.message import RequestHead
 class RoundRobin(Policy):
     """The turns of one service in one worker. `start` shifts the first round."""
 
-    __slots__ = ("_first", "_retries")
+    __slots__ = ("_credit", "_queue", "_retries", "_service", "_weighted")
 
     def __init__(self, start: int, claims: Claims, health: Health) -> None:
         super().__init__(start, claims, health)
-        self._first = Turns(start)
-        self._retries: Turns | None = None
+        self._service: Service | None = None
+        self._queue: deque[Lease] = deque()
+        self._weighted = False
+        self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
+        self._retries: RoundRobin | None = None
 
     def pick(
         self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
     ) -> Lease | None:
         """The lease whose turn it is, whatever is asked for; see `Policy.pick`."""
-        turns = self._first
         if retry:
             if self._retries is None:
-                self._retries = Turns(self.start)
-            turns = self._retries
-        if service is not turns.service:
-            turns.reconcile(service)
-        return turns.weighted(now, passed) if turns.is_weighted else turns.plain(now, passed)
-
-
-class Turns:
-    """Who was picked when, of the leases of one service."""
-
-    __slots__ = ("_credit", "_queue", "_start", "is_weighted", "service")
-
-    def __init__(self, start: int) -> None:
-        self.service: Service | None = None
-        self.is_weighted = False
-        self._start = start
-        self._queue: deque[Lease] = deque()
-        self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
-
-    def plain(self, now: float, passed: Container[str]) -> Lease | None:
-        """The next one, when all weights are the same."""
+                self._retries = RoundRobin(self.start, self.claims, self.health)
+            return self._retries.pick(service, now, passed, head, False)
+        if service is not self._service:
+            self._reconcile(service)
+        if self._weighted:
+            return self._pick_weighted(now, passed)
         queue = self._queue
         for _ in range(len(queue)):
             lease = queue[0]
@@ -81,8 +68,9 @@ class Turns:
                 return lease
         return None
 
-    def weighted(self, now: float, passed: Container[str]) -> Lease | None:
-        """The next one by weight."""
+    # Private
+
+    def _pick_weighted(self, now: float, passed: Container[str]) -> Lease | None:
         credit = self._credit
         best: Lease | None = None
         total = 0
@@ -96,23 +84,20 @@ class Turns:
             credit[best.instance_id] -= total
         return best
 
-    def reconcile(self, service: Service) -> None:
-        """Go on with the leases of `service`."""
+    def _reconcile(self, service: Service) -> None:
         former = self._queue
         now_held = {lease.instance_id: lease for lease in service.leases}
         queue = deque(now_held.pop(lease.instance_id) for lease in former if lease.instance_id in now_held)
         queue.extend(now_held.values())
-        if self.service is None and queue:
-            queue.rotate(-(self._start % len(queue)))
-        self.service = service
+        if self._service is None and queue:
+            queue.rotate(-(self.start % len(queue)))
+        self._service = service
         self._queue = queue
-        self.is_weighted = len({lease.weight for lease in queue}) > 1
-        if self.is_weighted:
+        self._weighted = len({lease.weight for lease in queue}) > 1
+        if self._weighted:
             self._convert_credit(_total(former))
         else:
             self._credit = {}
-
-    # Private
 
     def _convert_credit(self, former_total: int) -> None:
         """A turn cost `former_total`; now it costs what the weights in the queue say."""

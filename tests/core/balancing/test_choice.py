@@ -139,6 +139,29 @@ def test_the_only_one_has_its_limit_too_and_is_tried_in_any_state_but_one() -> N
     ]
 
 
+class CountingClock(float):
+    """A time that counts how often it is compared with the end of a lease."""
+
+    looks = 0
+
+    def __lt__(self, other: float) -> bool:
+        CountingClock.looks += 1
+        return float(self) < other
+
+
+@pytest.mark.parametrize("state", [READY, DOWN])
+def test_a_pick_does_not_look_at_all_of_a_thousand_because_of_one(state: LeaseState) -> None:
+    fleet = Fleet()
+    of = service(in_state("0", state), *(str(number) for number in range(1, 1000)))
+    if state is READY:
+        fleet.eject("0", of)
+    fleet.pick(of)  # what is said once for a Service
+    CountingClock.looks = 0
+    picked = [fleet.pick(of, now=CountingClock(10.0)) for _ in range(1000)]
+    assert of.leases[0] not in picked
+    assert CountingClock.looks <= 1002
+
+
 def test_what_is_known_of_a_service_is_forgotten_with_it() -> None:
     fleet = Fleet()
     of = limited(A=1, B=1)
