@@ -356,6 +356,7 @@ async def test_a_body_is_not_read_while_its_request_waits_and_goes_on_afterwards
     assert b"POST / HTTP/1.1" in backend.received
     assert b"3\r\none\r\n0\r\n\r\n" in backend.received
     backend.send(OK)
+    await settle()
     assert end.seen().status == 200
 
 
