@@ -84,8 +84,10 @@ def _obey(rooms: Rooms, word: str, *numbers: int) -> object:
     if word == "room":
         return rooms.has_room(lease(numbers[0]))
     if word == "give":
-        return rooms.give_back(lease(numbers[1]), numbers[0])
-    return rooms.wait(SERVICE) if word == "wait" else rooms.wait_no_more(SERVICE)
+        rooms.give_back(lease(numbers[1]), numbers[0])
+        return ""
+    (rooms.wait if word == "wait" else rooms.wait_no_more)(SERVICE)
+    return ""
 
 
 def main() -> None:

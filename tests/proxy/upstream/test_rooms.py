@@ -1,4 +1,4 @@
-"""The limit of a backend that several processes keep together, whatever they do and whatever happens to them."""
+"""The limit of a backend that several processes keep together, whatever happens to them."""
 
 from __future__ import annotations
 
