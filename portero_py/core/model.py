@@ -152,11 +152,14 @@ class Service:
     is_even: bool = field(init=False, repr=False, compare=False)
     #: Whether any of them has a limit.
     is_limited: bool = field(init=False, repr=False, compare=False)
+    #: Whether an exchange may have to wait: any of them has a limit, or it is halted.
+    is_scarce: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         even = all(lease.state is LeaseState.READY for lease in self.leases)
         object.__setattr__(self, "is_even", even)
         object.__setattr__(self, "is_limited", any(lease.max_in_flight for lease in self.leases))
+        object.__setattr__(self, "is_scarce", self.is_limited or self.halt is not None)
 
 
 @dataclass(frozen=True, slots=True)
