@@ -425,6 +425,7 @@ class Exchange(RequestSide):
             while lease is not None and lease.max_in_flight:
                 self._slot = surroundings.pools.take_slot(lease)
                 if self._slot != NONE:
+                    self.lease = lease
                     surroundings.pools.of(lease, self.head.authority).is_limited = True
                     break
                 # Another worker was faster: that was the backend's last slot.
@@ -552,7 +553,10 @@ class Exchange(RequestSide):
             claim.claims -= 1
             if claim.is_limited:
                 self._give_slot_back()
-        elif self._phase is _QUEUED:
+            return
+        if self._slot != NONE:
+            self._give_slot_back()  # something broke before there was a claim
+        if self._phase is _QUEUED:
             self._leave_queue(monotonic())
 
     def _give_slot_back(self) -> None:
