@@ -1,8 +1,8 @@
 """The command line: flags become a mapping, a command is called, an error becomes one line.
 
 Nothing is decided here. `config/sources.py` knows what a flag means and which source wins, `backends.py` and
-`actions.py` what the subcommands do, `supervisor.py` how portero runs, `outcome.py` what a shell hears of the end. A parameter
-is called like its flag, with `_` for `-`: that is how the flags reach `sources.load`.
+`actions.py` what the subcommands do, `supervisor.py` how portero runs, `outcome.py` what a shell hears of the
+end. A parameter is called like its flag, with `_` for `-`: that is how the flags reach `sources.load`.
 
 A proxy that is started with nothing but its flags never loads this file (`plain_flags`).
 """

@@ -154,6 +154,8 @@ class Service:
     is_limited: bool = field(init=False, repr=False, compare=False)
     #: Even, and without limits.
     is_plain: bool = field(init=False, repr=False, compare=False)
+    #: Whether an exchange may have to wait: any of them has a limit, or it is halted.
+    is_scarce: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         even = all(lease.state is LeaseState.READY for lease in self.leases)
@@ -161,6 +163,7 @@ class Service:
         object.__setattr__(self, "is_even", even)
         object.__setattr__(self, "is_limited", limited)
         object.__setattr__(self, "is_plain", even and not limited)
+        object.__setattr__(self, "is_scarce", limited or self.halt is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ class Exchange(RequestSide):
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
             return Turn.GONE
-        if service.name != self.service or not (service.is_limited or service.halt is not None):
+        if service.name != self.service or not service.is_scarce:
             self._release()
             self.service = service.name
             self._try_next(service, None, monotonic())
@@ -424,7 +424,7 @@ class Exchange(RequestSide):
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
         surroundings = self._surroundings
-        if service.is_limited or service.halt is not None:
+        if service.is_scarce:
             lease = self._pick_scarce(service, error, now)
             if lease is None:
                 return
@@ -468,6 +468,8 @@ class Exchange(RequestSide):
             while lease is not None and lease.max_in_flight:
                 self._slot = surroundings.pools.take_slot(lease)
                 if self._slot != NONE:
+                    self.lease = lease
+                    surroundings.pools.of(lease, self.head.authority).is_limited = True
                     break
                 # Another worker was faster: that was the backend's last slot.
                 tries -= 1
@@ -636,17 +638,21 @@ class Exchange(RequestSide):
             if self._trial is not None:
                 trial, self._trial = self._trial, None
                 self._surroundings.health.end_trial(trial)
-            if self._slot != NONE:
+            if claim.is_limited:
                 self._give_slot_back()
-        elif self._phase is _QUEUED:
+            return
+        if self._slot != NONE:
+            self._give_slot_back()  # something broke before there was a claim
+        if self._phase is _QUEUED:
             self._leave_queue(monotonic())
 
     def _give_slot_back(self) -> None:
         slot, self._slot = self._slot, NONE
-        surroundings = self._surroundings
-        assert self.lease is not None
-        surroundings.pools.give_slot_back(self.lease, slot)
-        surroundings.queues.freed(self.lease.service)
+        lease = self.lease
+        assert lease is not None
+        if slot != NONE:  # it may have been sent before there was a limit
+            self._surroundings.pools.give_slot_back(lease, slot)
+        self._surroundings.queues.freed(lease.service)
 
     def _finish(self) -> None:
         """Count and log, once."""

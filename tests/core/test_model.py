@@ -62,3 +62,5 @@ def test_a_service_knows_whether_its_leases_differ_in_state_or_have_limits() -> 
     found = [Service("app.example", leases) for leases in ((), (plain,), (plain, starting), (plain, limited))]
     assert [service.is_even for service in found] == [True, True, False, True]
     assert [service.is_limited for service in found] == [False, False, False, True]
+    assert [service.is_scarce for service in found] == [False, False, False, True]
+    assert replace(found[0], halt=Halt(None)).is_scarce

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,8 +14,11 @@ import pytest
 from portero_py.core.model import Backend, Halt, Lease, Service
 from portero_py.core.routing_table import RoutingTable
 from portero_py.proxy.exchange import CONNECT_PATIENCE, Exchange
+from portero_py.proxy.queues import SHARED_LOOK
+from portero_py.proxy.upstream.rooms import NONE, Rooms
 from tests.proxy.client_ends import CLIENT_ENDS, ClientEnd
 from tests.proxy.dialogue import GET, OK, ScriptedTransport, World, get, post, settle, statuses
+from tests.proxy.upstream.slot_holder import Holder, lease
 
 if TYPE_CHECKING:
     from portero_py.config.model import Limits
@@ -810,3 +814,94 @@ async def test_an_exchange_that_breaks_at_its_turn_ends_and_the_next_one_goes(
     assert "a fault of portero's own" in caplog.text
     backend.send(OK)
     assert statuses(second.received) == [200]
+
+
+# Limits that are shared with other workers
+
+
+@pytest.fixture
+async def shared(hall: Hall) -> AsyncIterator[tuple[Hall, Holder]]:
+    """A worker and another one, a process of its own, that share the limits."""
+    file = os.memfd_create("limits")
+    rooms = Rooms(file, 0, 2)
+    hall.world.pools._rooms = cast("Any", hall.world.queues)._rooms = rooms
+    other = Holder(file, 1, 2)
+    yield hall, other
+    await settle()
+    other.kill()
+    left = rooms.take(lease(1))
+    os.close(file)
+    assert left != NONE, "a slot was not given back"
+
+
+async def test_a_slot_that_another_worker_gives_back_is_found_soon(shared: tuple[Hall, Holder]) -> None:
+    hall, other = shared
+    world = hall.world
+    assert other.take(1)
+    client = world.client()
+    client.send(GET)
+    await hall.pass_time(0.1)
+    assert hall.queued == 1
+    other.give_back(1)
+    await hall.pass_time(SHARED_LOOK[1])
+    assert not other.take(1)
+    (await world.backend()).send(OK)
+    await settle()
+    assert statuses(client.received) == [200]
+    assert other.take(1)
+    other.give_back(1)
+
+
+async def test_others_know_while_somebody_waits(shared: tuple[Hall, Holder]) -> None:
+    hall, other = shared
+    rooms = cast("Any", hall.world.queues)._rooms
+    assert other.take(1)
+    client = hall.world.client()
+    client.send(GET)
+    assert list(rooms._waiting) == ["app.example"]
+    client.vanish()
+    assert list(rooms._waiting) == []
+    other.give_back(1)
+
+
+async def test_who_finds_that_another_worker_was_faster_tries_the_next_backend(
+    shared: tuple[Hall, Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hall, other = shared
+    world = hall.world
+    hall.serve(1, 1)
+    has_room = Rooms.has_room
+
+    def slow(rooms: Rooms, asked: Lease) -> bool:
+        found = has_room(rooms, asked)
+        if found and asked.backend.port == 9000 and not other.slots:
+            assert other.take(1)
+        return found
+
+    monkeypatch.setattr(Rooms, "has_room", slow)
+    client = world.client()
+    client.send(GET)
+    (await world.backend()).send(OK)
+    await settle()
+    assert statuses(client.received) == [200]
+    assert [port for _, port in world.loop.addresses] == [9001]
+    other.give_back(1)
+
+
+async def test_a_slot_is_given_back_though_the_exchange_breaks_before_it_has_its_claim(
+    shared: tuple[Hall, Holder], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hall, other = shared
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(hall.world.pools), "of", broken)
+    assert other.take(1)
+    client = hall.world.client()
+    client.send(GET)
+    other.give_back(1)
+    await hall.pass_time(1)
+    assert statuses(client.received) == [500]
+    assert "a fault of portero's own" in caplog.text
+    monkeypatch.undo()

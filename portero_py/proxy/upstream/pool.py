@@ -86,6 +86,7 @@ class BackendPool:
         self.backend = backend
         self.server_name = server_name
         self.claims = 0
+        self.is_limited = False  # somebody had to take a slot for it
         self._pools = pools
         self._idle: list[UpstreamConnection] = []
         self._tasks: set[asyncio.Task[None]] = set()
