@@ -38,7 +38,7 @@ from portero_py import __version__
 from portero_py.config import sources
 from portero_py.config.model import Config
 from portero_py.config.sources import Environ, Flags
-from portero_py.control import server_first
+from portero_py.control import lean_imports
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.run import held_signals, logs, preflight, tuning
@@ -86,7 +86,7 @@ def run(flags: Flags, environ: Environ) -> int:
     listening = open_sockets(config, inherited_sockets(environ, os.getpid()))
     try:
         if config.workers == 1:
-            server_first.load()
+            lean_imports.load_parts()
             from portero_py.run.single_process import SingleProcess  # it holds both planes: not for a parent
 
             return uvloop.run(SingleProcess(config, read, listening, notifier).serve())
