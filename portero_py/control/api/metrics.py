@@ -19,22 +19,16 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily as _Counter
-from prometheus_client.metrics_core import GaugeMetricFamily as _Gauge
-from prometheus_client.metrics_core import HistogramMetricFamily as _Histogram
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
 import portero_py
+from portero_py.control.api.metric_kinds import Family, Kind
 from portero_py.core.counters import DURATION_BUCKETS, Counters
 from portero_py.core.model import LeaseState
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 
-#: The Content-Type of `Metrics.scrape`'s answer.
-CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_Gauge: Final = Kind.GAUGE
+_Counter: Final = Kind.COUNTER
+_Histogram: Final = Kind.HISTOGRAM
 
 _BOUNDS: Final = (*(str(bound) for bound in DURATION_BUCKETS), "+Inf")
 
@@ -97,7 +91,7 @@ class Metrics:
         self._expiries = dict(expiries)
 
     async def scrape(self) -> bytes:
-        """The text exposition of everything, as of now; its type is `CONTENT_TYPE`."""
+        """The text exposition of everything, as of now; its Content-Type is `content_type`."""
         if self._refresh is not None:
             await self._refresh()
         snapshot = _Snapshot(
@@ -120,11 +114,18 @@ class Metrics:
         return await asyncio.to_thread(_text, snapshot)
 
 
+def content_type() -> str:
+    """The Content-Type of a scrape that was written."""
+    from portero_py.control.api import exposition
+
+    return exposition.CONTENT_TYPE
+
+
 # Private
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Snapshot(Collector):
+class _Snapshot:
     hosts: int
     services: int
     backends: int
@@ -141,14 +142,14 @@ class _Snapshot(Collector):
     subscribers: int
     tasks: int  # of this process
 
-    def collect(self) -> Iterator[Metric]:
+    def families(self) -> Iterator[Family]:
         for row in ROWS:
-            family = row.kind(f"portero_{row.name}", row.meaning, labels=row.labels)
             found = row.read(self)
-            for label, value in (found if row.labels else {(): found}).items():
-                values = value if isinstance(value, tuple) else (value,)
-                family.add_metric((label,) if isinstance(label, str) else label, *values)
-            yield family
+            values = {
+                (label,) if isinstance(label, str) else label: value if isinstance(value, tuple) else (value,)
+                for label, value in (found if row.labels else {(): found}).items()
+            }
+            yield Family(row.kind, f"portero_{row.name}", row.meaning, row.labels, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class _Row:
     one of tuples of them. A histogram has (cumulative buckets, sum) for a number.
     """
 
-    kind: type[_Gauge | _Counter | _Histogram]
+    kind: Kind
     name: str
     meaning: str
     labels: tuple[str, ...]
@@ -315,7 +316,11 @@ ROWS: Final = (
     ),
     _Row(_Gauge, "connections_open", "Downstream connections", (), lambda s: s.counters.connections_open),
     _Row(
-        _Counter, "connections", "Downstream connections accepted", (), lambda s: s.counters.connections_total
+        _Counter,
+        "connections",
+        "Downstream connections accepted",
+        (),
+        lambda s: s.counters.connections_total,
     ),
     _Row(
         _Counter,
@@ -349,6 +354,6 @@ ROWS: Final = (
 
 
 def _text(snapshot: _Snapshot) -> bytes:
-    registry = CollectorRegistry()
-    registry.register(snapshot)
-    return generate_latest(registry)
+    from portero_py.control.api import exposition  # 1 MB that nobody needs who is never asked
+
+    return exposition.text(snapshot.families())

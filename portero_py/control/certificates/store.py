@@ -27,8 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from watchfiles import awatch
-from watchfiles.main import FileChange
+from watchfiles.main import FileChange, awatch
 
 from portero_py.control.certificates.files import CertificateFiles, Entry, FileState, Scan, Trial
 from portero_py.core.acme.schedule import ends_soon

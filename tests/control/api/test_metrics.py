@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 import portero_py
-from portero_py.control.api.metrics import CONTENT_TYPE, Metrics
+from portero_py.control.api.metrics import Metrics, content_type
 from portero_py.core.counters import Counters
 from portero_py.core.model import Backend, LeaseRequest, LeaseState
 from portero_py.core.registry import Registry
@@ -202,7 +202,7 @@ async def test_the_build_is_shown_and_nothing_is_process_wide() -> None:
     text = (await Metrics(Registry(), Counters).scrape()).decode()
     assert 'portero_build_info{python_version="3.' in text
     assert f'version="{portero_py.__version__}"}} 1.0' in text
-    assert CONTENT_TYPE.startswith("text/plain")
+    assert content_type().startswith("text/plain")
     assert not any(metric.name.startswith("portero") for metric in REGISTRY.collect())
 
 

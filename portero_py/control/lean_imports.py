@@ -1,12 +1,12 @@
-"""aiohttp's server without its client, until somebody asks for the client.
+"""Of large packages the part that control needs, without the rest, until somebody asks for that.
 
-`import aiohttp` loads the client too, whatever is wanted: 4 MB that stay, and 85 of the 450 ms of CPU time of
+`import aiohttp` loads its client too, whatever is wanted: 4 MB that stay, and 85 of the 450 ms of CPU time of
 a start (35 of them to read all CAs of the system). A control process always has a server, and a client only
-when somebody else answers ACME's challenges, say.
+when somebody else answers ACME's challenges, say. watchfiles brings what starts programs anew.
 
 So an empty package is put in its place, whose modules (`aiohttp.web`) are found as ever. Whoever wants
 anything else of it (`aiohttp.ClientSession`) has its real code run first, and then it is what it always was.
-When the server cannot be loaded so, because some version of aiohttp is made differently, all is loaded.
+When the part cannot be loaded so, because some version of the package is made differently, all is loaded.
 """
 
 from __future__ import annotations
@@ -23,28 +23,37 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-#: What the server says in its Server field, and hence takes from the package.
+#: Package -> the part of it that is needed.
+PARTS: Final = {"aiohttp": "aiohttp.web", "watchfiles": "watchfiles.main"}
+
+#: What aiohttp's server says in its Server field, and hence takes from the package.
 _VERSION: Final = re.compile(r'^__version__ = "([^"\n]+)"$', re.MULTILINE)
 
 _log = logging.getLogger(__name__)
 
 
-def load(package: str = "aiohttp", server: str = "aiohttp.web") -> None:
-    """Load the server, and its package only if that has to be. Raises ImportError as an import does."""
+def load_parts() -> None:
+    """Load the parts: before whoever imports these packages. Raises ImportError as an import does."""
+    for package, part in PARTS.items():
+        load(package, part)
+
+
+def load(package: str, part: str) -> None:
+    """Load a part, and its package only if that has to be. Raises ImportError as an import does."""
     if package in sys.modules:
         return
     spec = find_spec(package)
     if spec is None or spec.origin is None or not spec.submodule_search_locations:
-        import_module(server)  # it knows what is wrong
+        import_module(part)  # it knows what is wrong
         return
     sys.modules[package] = _empty(spec, spec.origin)
     try:
-        import_module(server)
+        import_module(part)
     except (ImportError, AttributeError) as error:
-        _log.debug("%s is loaded with its client: %s", package, error)
+        _log.debug("all of %s is loaded: %s", package, error)
         for name in [name for name in sys.modules if name.partition(".")[0] == package]:
             del sys.modules[name]
-        import_module(server)
+        import_module(part)
 
 
 # Private

@@ -1,4 +1,4 @@
-"""A package's server is loaded without the package's own code, until somebody wants that."""
+"""A part of a package is loaded without the package's own code, until somebody wants that."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from portero_py.control import server_first
+from portero_py.control import lean_imports
 
 NAME = "portero_test_package"
 
 _REAL = """
 import sys
-from portero_py.control import server_first
-server_first.load()
+from portero_py.control import lean_imports
+lean_imports.load_parts()
 assert "aiohttp.web" in sys.modules
 assert "aiohttp.client" not in sys.modules
 from aiohttp import web
@@ -29,6 +29,9 @@ from aiohttp import ClientSession
 assert ClientSession is aiohttp.client.ClientSession
 assert aiohttp.web is web and "ClientTimeout" in aiohttp.__all__
 assert not hasattr(aiohttp, "nothing_of_the_kind")
+import watchfiles
+assert "watchfiles.run" not in sys.modules
+assert watchfiles.run_process is watchfiles.run.run_process and watchfiles.awatch is watchfiles.main.awatch
 """
 
 
@@ -54,7 +57,7 @@ def runs() -> list[int]:
 
 
 def test_the_server_is_there_and_the_rest_comes_when_it_is_wanted(package: Path) -> None:
-    server_first.load(NAME, f"{NAME}.server")
+    lean_imports.load(NAME, f"{NAME}.server")
     server = sys.modules[f"{NAME}.server"]
     assert server.version == "1.2"
     assert runs() == []
@@ -69,7 +72,7 @@ def test_the_server_is_there_and_the_rest_comes_when_it_is_wanted(package: Path)
 
 
 def test_who_asks_for_what_nobody_has_hears_that(package: Path) -> None:
-    server_first.load(NAME, f"{NAME}.server")
+    lean_imports.load(NAME, f"{NAME}.server")
     with pytest.raises(AttributeError, match="nothing"):
         _ = sys.modules[NAME].nothing
     assert not hasattr(sys.modules[NAME], "__nothing__")
@@ -78,7 +81,7 @@ def test_who_asks_for_what_nobody_has_hears_that(package: Path) -> None:
 def test_a_server_that_needs_its_package_gets_it(package: Path) -> None:
     (package / "server.py").write_text("from . import client\nversion = client\n")
     (package / "__init__.py").write_text("from .counting import runs\nruns.append(1)\nclient = 7\n")
-    server_first.load(NAME, f"{NAME}.server")
+    lean_imports.load(NAME, f"{NAME}.server")
     assert sys.modules[f"{NAME}.server"].version == 7
     assert runs() == [1]
 
@@ -91,23 +94,23 @@ def test_a_server_that_cannot_be_loaded_so_is_loaded_as_ever(package: Path) -> N
         "version = 3\n"
     )
     (package / "__init__.py").write_text("__all__ = ()\nclient = 7\n")
-    server_first.load(NAME, f"{NAME}.server")
+    lean_imports.load(NAME, f"{NAME}.server")
     assert sys.modules[f"{NAME}.server"].version == 3
     assert importlib.import_module(NAME).client == 7
 
 
 def test_a_package_that_is_loaded_already_is_left_alone(package: Path) -> None:
     whole = importlib.import_module(NAME)
-    server_first.load(NAME, f"{NAME}.server")
+    lean_imports.load(NAME, f"{NAME}.server")
     assert sys.modules[NAME] is whole
     assert runs() == [1]
 
 
 def test_a_package_that_is_not_there_is_an_import_error() -> None:
     with pytest.raises(ModuleNotFoundError, match=NAME):
-        server_first.load(NAME, f"{NAME}.server")
+        lean_imports.load(NAME, f"{NAME}.server")
     assert NAME not in sys.modules
 
 
-def test_aiohttp_itself_can_be_loaded_so() -> None:
+def test_the_packages_themselves_can_be_loaded_so() -> None:
     subprocess.run([sys.executable, "-c", _REAL], check=True, timeout=60)
