@@ -71,6 +71,8 @@ class Worker:
         )
         self._front_tls.counters = surroundings.counters
         surroundings.pools.connector = HttpConnector(surroundings, upstream_tls)
+        self._connections.descriptors = lambda: len(self._deadlines) + len(self._handshakes)
+        self._connections.make_room = surroundings.pools.close_idle
         self._server = FrontServer(surroundings, self._front_tls, self._handshakes)
         self._runner = web.ServerRunner(self._server, handle_signals=False)
         self._pruning: asyncio.Handle | None = None

@@ -52,8 +52,15 @@ class Connections:
         self._live: dict[Asked, float] = {}  # and when each was opened; the oldest first
         self._emptied = asyncio.Event()
         self._refusals: Refusals | None = None
+        #: How many descriptors these connections and those to backends take, and what gives some back.
+        self.descriptors: Callable[[], int] = self.__len__
+        self.make_room: Callable[[], object] = int
         self.arrivals = Arrivals(loop, shared)
         self.doors = Doors(loop, most, self._live, self._count, shutting=self._shutting)
+
+    def __len__(self) -> int:
+        """How many clients there are, those included that are in the middle of a handshake."""
+        return len(self._live) + self._greeting()
 
     def configure(self, limits: Limits, workers: int, refusals: Refusals) -> None:
         """Take over the limits; this is one of so many workers."""
@@ -80,7 +87,7 @@ class Connections:
     def opened(self, connection: Connection) -> None:
         """A connection begins to live."""
         self._live[connection] = monotonic()
-        if len(self._live) >= self._most:
+        if len(self._live) >= self._most or self.descriptors() >= 2 * self._descriptors:
             self.doors.filled()
 
     def succeeded(self, former: Connection, successor: Connection) -> None:
@@ -113,13 +120,18 @@ class Connections:
     # Private
 
     def _count(self) -> int:
-        """Return how many clients there are, those included that are in the middle of a handshake."""
-        return len(self._live) + self._greeting()
+        """Return how many clients there are; more when descriptors are shorter than that says.
+
+        A client counts for two. One of HTTP/2 may have a hundred connections to backends.
+        """
+        return max(len(self), self._most + self.descriptors() - 2 * self._descriptors)
 
     def _shutting(self) -> None:
+        if self.descriptors() >= 2 * self._descriptors:
+            self.make_room()
         if self._refusals is not None:
-            own = self._most < self._descriptors
-            self._refusals.count(CONNECTIONS if own else DESCRIPTORS, f"{self._most} in this process")
+            own = len(self) >= self._most < self._descriptors
+            self._refusals.count(CONNECTIONS if own else DESCRIPTORS, f"{len(self)} in this process")
 
     async def _wait_until_empty(self, seconds: float) -> None:
         if self._live:
