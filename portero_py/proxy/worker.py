@@ -98,6 +98,8 @@ class Worker:
         self._front_tls.counters = surroundings.counters
         surroundings.pools.connector = HttpConnector(surroundings, upstream_tls)
         self._front = Front(surroundings, self._front_tls, self._handshakes)
+        self._connections.descriptors = lambda: len(self._deadlines) + len(self._handshakes)
+        self._connections.make_room = surroundings.pools.close_idle
         self._pruning: asyncio.Handle | None = None
         self._looking: asyncio.Handle = loop.call_later(WINDOW, self._look)
 

@@ -16,6 +16,8 @@ from tests.e2e.waiting import PATIENCE, eventually
 #: Where abuse comes from, and where honest clients do.
 BAD, GOOD = "127.0.0.66", "127.0.0.7"
 
+_NO_PORT_YET = 24  # IP_BIND_ADDRESS_NO_PORT, which Python 3.11 does not know
+
 
 class Strangers:
     """Raw connections to one port, all from one address."""
@@ -41,6 +43,9 @@ class Strangers:
             if self._receive_buffer:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
             raw.settimeout(PATIENCE)
+            raw.setsockopt(
+                socket.IPPROTO_IP, _NO_PORT_YET, 1
+            )  # of thousands the kernel looks long for a free one
             raw.bind((self._source, 0))
             raw.connect(("127.0.0.1", self._port))
             self.sockets.append(raw)

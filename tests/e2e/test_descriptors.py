@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.backends import Peer
 from tests.e2e.conftest import StartBackend
 from tests.e2e.http1_client import get
+from tests.e2e.http2_client import Http2Client, fields_of
 from tests.e2e.proxy_process import ProxyProcess, free_port
 from tests.e2e.waiting import eventually
 
@@ -63,16 +66,18 @@ def test_silent_strangers_at_the_api_and_at_port_80_cost_the_traffic_nothing(
     proxy.stop()
 
 
-@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("tls", "workers"), [(False, 1), (True, 1), (True, 2)])
 def test_more_clients_than_descriptors_wait_and_all_are_served(
     tmp_path: Path,
     start_backend: StartBackend,
     certificate_folder: Path,
     client_tls: ssl.SSLContext,
     tls: bool,
+    workers: int,
 ) -> None:
     certificates = certificate_folder if tls else None
-    proxy = start(ProxyProcess(tmp_path / "proxy", certificates=certificates))
+    flags = ["--workers", str(workers)]
+    proxy = start(ProxyProcess(tmp_path / "proxy", certificates=certificates, flags=flags))
     proxy.serve("one.other.test", start_backend())
     most: list[int] = []
 
@@ -100,4 +105,37 @@ def test_more_clients_than_descriptors_wait_and_all_are_served(
     assert max(most) < FILES
     assert "others wait" in proxy.operator_log()
     eventually(lambda: proxy.metric("portero_connections_open") == 0, "all have gone")
+    proxy.stop()
+
+
+def test_streams_that_take_all_descriptors_make_new_clients_wait_and_all_are_served(
+    tmp_path: Path, start_backend: StartBackend, opened: ExitStack
+) -> None:
+    gate = threading.Event()
+
+    def hold(peer: Peer) -> None:
+        request = peer.read_request()
+        if request.path == b"/held":
+            gate.wait(60)
+        peer.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+
+    backend = start_backend(hold)
+    proxy = start(ProxyProcess(tmp_path / "proxy"))
+    proxy.serve("app.example", backend)
+    address = ("127.0.0.1", proxy.port)
+    many = [opened.enter_context(Http2Client(address, None, "")) for _ in range(3)]
+    streams = [(each, each.request(fields_of("app.example", b"/held"))) for each in many for _ in range(45)]
+    eventually(lambda: len(backend.peers) == len(streams), "each stream has a connection")
+    clients = [connected(opened, proxy.port) for _ in range(200)]
+    for client in clients:
+        client.sendall(get("app.example"))
+    eventually(lambda: proxy.metric("portero_refused_total", reason="descriptors") >= 1, "they wait")
+    assert proxy.open_files() < FILES
+    gate.set()
+    assert [each.outcome(stream).status for each, stream in streams] == [200] * len(streams)
+    for each in many:
+        each.close()
+    for waiting in clients:
+        assert waiting.recv(65536).startswith(b"HTTP/1.1 200")
+        waiting.close()
     proxy.stop()

@@ -88,6 +88,9 @@ class Connections:
         self._greeting = greeting
         self._live: dict[Connection, float] = {}  # and when each was opened; the oldest first
         self._refusals: Refusals | None = None
+        #: How many descriptors these connections and those to backends take, and what gives some back.
+        self.descriptors: Callable[[], int] = self.__len__
+        self.make_room: Callable[[], object] = int
         self.arrivals = Arrivals(loop, shared)
         self.doors = Doors(loop, most, self._asked, self._count, shutting=self._shutting)
         # once it drains
@@ -96,6 +99,10 @@ class Connections:
         self._told: set[Connection] = set()  # those that are asked to go as soon as they have nothing in hand
         self._asking: list[asyncio.TimerHandle] = []
         self._sweeping: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """How many clients there are, those included that are in the middle of a handshake."""
+        return len(self._live) + self._greeting()
 
     def configure(self, limits: Limits, workers: int, refusals: Refusals) -> None:
         """Take over the limits; this is one of so many workers."""
@@ -122,7 +129,7 @@ class Connections:
     def opened(self, connection: Connection) -> None:
         """A connection begins to live."""
         self._live[connection] = monotonic()
-        if len(self._live) >= self._most:
+        if len(self._live) >= self._most or self.descriptors() >= 2 * self._descriptors:
             self.doors.filled()
         if self._spread is not None:
             self._ask_later(self._spread, connection)
@@ -207,13 +214,18 @@ class Connections:
         return cast("dict[Asked, float]", self._live)
 
     def _count(self) -> int:
-        """Return how many clients there are, those included that are in the middle of a handshake."""
-        return len(self._live) + self._greeting()
+        """Return how many clients there are; more when descriptors are shorter than that says.
+
+        A client counts for two. One of HTTP/2 may have a hundred connections to backends.
+        """
+        return max(len(self), self._most + self.descriptors() - 2 * self._descriptors)
 
     def _shutting(self) -> None:
+        if self.descriptors() >= 2 * self._descriptors:
+            self.make_room()
         if self._refusals is not None:
-            own = self._most < self._descriptors
-            self._refusals.count(CONNECTIONS if own else DESCRIPTORS, f"{self._most} in this process")
+            own = len(self) >= self._most < self._descriptors
+            self._refusals.count(CONNECTIONS if own else DESCRIPTORS, f"{len(self)} in this process")
 
     def _ask_later(self, seconds: float, connection: Connection) -> None:
         self._asking.append(self._loop.call_later(seconds, self._ask, connection))
