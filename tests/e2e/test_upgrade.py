@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-import websockets.sync.server
-from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.backends import Peer, RecordingBackend, ok
 from tests.e2e.certificates import Authority, client_context
@@ -28,25 +26,6 @@ from tests.e2e.waiting import eventually
 
 #: Long enough for the slow downloads of the load.
 DRAIN = "[timeouts]\ndrain = 6\nshutdown = 3\n"
-
-
-@pytest.fixture
-def chat_backend() -> Iterator[int]:
-    """The port of a WebSocket server that echoes."""
-
-    def echo(connection: websockets.sync.server.ServerConnection) -> None:
-        try:
-            for message in connection:
-                connection.send(message)
-        except ConnectionClosed:
-            return
-
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.socket.getsockname()[1]
-        server.shutdown()
-        thread.join(20)
 
 
 class Upgraded:

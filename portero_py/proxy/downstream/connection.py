@@ -6,7 +6,7 @@ A drain
 - Who has nothing in hand is asked to go later, those first who have been idle longest, spread over `spread`
   seconds: a request that is on its way is still served, and not all come back in one moment. A new connection
   gets as long for its first request, and so does one that is still shaking hands.
-- Whose answer had begun before could not be told: after it such a client has a moment to send another request.
+- Whose answer had begun before could not be told: after it such a client has a moment for another request.
 - WebSockets are asked to close one after the other, over half of the time.
 - Where others wait for the same port (`wait_for_busy`), the listeners stay open until those have ended who
   were at work when it began.
