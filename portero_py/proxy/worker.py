@@ -39,6 +39,8 @@ LONG_SPREAD: Final = 10.0
 SHORT_SPREAD: Final = 1.0
 #: Seconds of a drain that are left for who came last, when clients are accepted while it goes on.
 LAST_SECONDS: Final = 3.0
+#: Seconds that they have for their request then: everybody else waits for the successor.
+HURRY_SECONDS: Final = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +146,8 @@ class Worker:
         most = LONG_SPREAD if leave is Leave.TO_SUCCESSOR else SHORT_SPREAD
         connections.drain(timeout, min(most, timeout / 4))
         if leave is Leave.SOCKETS_STAY:
-            await connections.wait_for_busy(timeout - min(LAST_SECONDS, timeout / 2))
+            await connections.wait_for_former(timeout - min(LAST_SECONDS, timeout / 2))
+            connections.hurry(HURRY_SECONDS)
         await self.stop_accepting()
         cut_off, tunnels = await connections.wait(max(ends_at - self._loop.time(), 0.0))
         if cut_off:
