@@ -72,7 +72,7 @@ class KeptLeases:
         payload = encode(TableUpdate.between(None, table)) + encode(Departed(0, departed))
         self._written += 1
         descriptor = self.descriptors[self._written % 2]
-        head = _HEAD.pack(self._written, len(payload), zlib.crc32(payload))
+        head = _HEAD.pack(self._written, len(payload), _checksum(self._written, payload))
         os.ftruncate(descriptor, _HEAD.size + len(payload))
         view = memoryview(head + payload)
         at = 0
@@ -109,7 +109,7 @@ class KeptLeases:
                 continue
             number, length, checksum = _HEAD.unpack(head)
             payload = _read(descriptor, length)
-            if len(payload) == length and zlib.crc32(payload) == checksum:
+            if len(payload) == length and checksum == _checksum(number, payload):
                 found.append((number, payload))
         return found
 
@@ -119,6 +119,10 @@ class KeptLeases:
 
 def _file() -> int:
     return os.memfd_create("portero-leases", os.MFD_CLOEXEC)
+
+
+def _checksum(number: int, payload: bytes) -> int:
+    return zlib.crc32(payload, number & 0xFFFF_FFFF)
 
 
 def _read(descriptor: int, length: int) -> bytes:

@@ -45,6 +45,8 @@ LONG_SPREAD: Final = 10.0
 SHORT_SPREAD: Final = 1.0
 #: Seconds of a drain that are left for who came last, when clients are accepted while it goes on.
 LAST_SECONDS: Final = 3.0
+#: Seconds that they have for their request then: everybody else waits for the successor.
+HURRY_SECONDS: Final = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -173,7 +175,8 @@ class Worker:
         # What waits may still be served; who has not been by then gets an answer instead of an end.
         ending = self._loop.call_later(timeout * WAITING_SHARE, surroundings.queues.end)
         if leave is Leave.SOCKETS_STAY:
-            await connections.wait_for_busy(timeout - min(LAST_SECONDS, timeout / 2))
+            await connections.wait_for_former(timeout - min(LAST_SECONDS, timeout / 2))
+            connections.hurry(HURRY_SECONDS)
         await self.stop_accepting()
         await asyncio.sleep(0)  # whom the loop has accepted in this turn already is there in the next one
         cut_off, tunnels = await connections.wait(max(ends_at - self._loop.time(), 0.0))

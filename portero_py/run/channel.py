@@ -135,7 +135,7 @@ def _message(content: bytes, descriptors: list[int]) -> Message | None:
     try:
         fields = json.loads(content)
         return Message(Word(fields.pop("word")), fields, descriptors)
-    except (ValueError, KeyError, AttributeError):  # of another version
+    except (ValueError, KeyError, TypeError, AttributeError):  # of another version
         for descriptor in descriptors:
             os.close(descriptor)
         return None

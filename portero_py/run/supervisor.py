@@ -80,6 +80,9 @@ def run(flags: Flags, environ: MutableMapping[str, str]) -> int:
     Raises `ConfigError` for whatever keeps it from starting.
     """
     held_signals.hold()  # the program has done so long before
+    resumed = main_process.resume(environ)  # `__main__` knows it earlier; not everybody comes from there
+    if resumed is not None:
+        return resumed
     place = Generation.inherited(environ) or main_process.begin(environ)
     if isinstance(place, int):
         return place

@@ -13,11 +13,14 @@ import re
 import shutil
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+import websockets.sync.server
+from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.backends import RecordingBackend, Script, echo_each
 from tests.e2e.certificates import Authority, client_context
@@ -239,3 +242,22 @@ def _stop_all(proxies: list[ProxyProcess]) -> None:
         for proxy in proxies:
             if proxy.is_running:
                 proxy.kill()
+
+
+@pytest.fixture
+def chat_backend() -> Iterator[int]:
+    """The port of a WebSocket server that echoes."""
+
+    def echo(connection: websockets.sync.server.ServerConnection) -> None:
+        try:
+            for message in connection:
+                connection.send(message)
+        except ConnectionClosed:
+            return
+
+    with websockets.sync.server.serve(echo, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.socket.getsockname()[1]
+        server.shutdown()
+        thread.join(20)

@@ -44,7 +44,10 @@ def answers(peer: Peer) -> None:
 
 
 class SteadyLoad:
-    """Threads of each kind of client against `proxy`, a TLS one, until the end of the `with`."""
+    """Threads of each kind of client against `proxy`, a TLS one, until the end of the `with`.
+
+    `chat` is the service whose WebSockets echo.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,9 @@ class SteadyLoad:
         service: str,
         clients: ssl.SSLContext,
         http2: ssl.SSLContext,
-        chat: str = "",
+        chat: str,
+        *,
+        registers: bool = True,
     ) -> None:
         self.answered: Counter[str] = Counter()
         self.lost: list[str] = []
@@ -70,10 +75,13 @@ class SteadyLoad:
             self._downloads,
             self._http2,
             self._http2,
-            self._registers,
+            self._chats,
+            self._chats,
         ]
-        if chat:
-            kinds += [self._chats, self._chats]
+        self._kinds = {"fresh", "kept", "upload", "download", "h2", "chat"}
+        if registers:
+            kinds.append(self._registers)
+            self._kinds.add("register")
         self._threads = [threading.Thread(target=self._until_done, args=(kind,)) for kind in kinds]
 
     def __enter__(self) -> SteadyLoad:
@@ -95,8 +103,9 @@ class SteadyLoad:
     def goes_on(self) -> None:
         """Wait until every kind of client has been answered again."""
         before = self.answered.copy()
-        kinds = {"fresh", "kept", "upload", "download", "h2", "register", *(["chat"] if self._chat else [])}
-        eventually(lambda: all(self.answered[kind] > before[kind] for kind in kinds), "everybody is served")
+        eventually(
+            lambda: all(self.answered[kind] > before[kind] for kind in self._kinds), "everybody is served"
+        )
 
     # Private
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-import websockets.sync.server
-from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.backends import Peer, RecordingBackend, ok
 from tests.e2e.certificates import Authority, client_context
@@ -30,34 +28,17 @@ from tests.e2e.waiting import eventually
 DRAIN = "[timeouts]\ndrain = 6\nshutdown = 3\n"
 
 
-@pytest.fixture
-def chat_backend() -> Iterator[int]:
-    """The port of a WebSocket server that echoes."""
-
-    def echo(connection: websockets.sync.server.ServerConnection) -> None:
-        try:
-            for message in connection:
-                connection.send(message)
-        except ConnectionClosed:
-            return
-
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.socket.getsockname()[1]
-        server.shutdown()
-        thread.join(20)
-
-
 class Upgraded:
     """A TLS proxy that is upgraded, and the load on it."""
 
-    def __init__(
-        self, folder: Path, certificates: Path, workers: str, *flags: str, toml: str = DRAIN
-    ) -> None:
-        self.proxy = ProxyProcess(
-            folder, certificates=certificates, toml=toml, flags=("--workers", workers, *flags)
-        )
+    def __init__(self, proxy: ProxyProcess) -> None:
+        self.proxy = proxy
+
+    @classmethod
+    def with_workers(cls, workers: str, folder: Path, certificates: Path) -> Upgraded:
+        """One that is not started yet."""
+        flags = ("--workers", workers)
+        return cls(ProxyProcess(folder, certificates=certificates, toml=DRAIN, flags=flags))
 
     def upgrade(self) -> None:
         """SIGUSR2, and wait until the new version serves and the main process is the new one too."""
@@ -94,7 +75,7 @@ def _descendants(pid: int) -> list[int]:
 
 @pytest.fixture(params=["1", "2"])
 def upgraded(request: pytest.FixtureRequest, tmp_path: Path, certificate_folder: Path) -> Iterator[Upgraded]:
-    one = Upgraded(tmp_path / "upgraded", certificate_folder, request.param)
+    one = Upgraded.with_workers(request.param, tmp_path / "upgraded", certificate_folder)
     one.proxy.start()
     yield one
     one.proxy.kill()
@@ -111,13 +92,19 @@ def _load(
     )
 
 
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_upgrades_under_load_lose_no_request_and_no_registration(
-    upgraded: Upgraded, authority: Authority, start_backend: StartBackend, service: str, chat_backend: int
+    times: int,
+    upgraded: Upgraded,
+    authority: Authority,
+    start_backend: StartBackend,
+    service: str,
+    chat_backend: int,
 ) -> None:
     proxy, pid = upgraded.proxy, upgraded.proxy.pid
     with _load(upgraded, authority, start_backend(answers), service, chat_backend) as load:
         first = upgraded.descendants()
-        for _ in range(2):
+        for _ in range(times):
             upgraded.upgrade()
             load.goes_on()
         eventually(lambda: not set(first) & set(upgraded.descendants()), "the first version has ended")
@@ -127,6 +114,7 @@ def test_upgrades_under_load_lose_no_request_and_no_registration(
     assert found >= {service, *load.registered}
     eventually(upgraded.is_alone, "the former generations have ended")
     assert proxy.pid == pid
+    print(f"{load.sent} requests of all kinds: {dict(load.answered)}")  # shown by pytest -rP
     assert proxy.metric("portero_requests_in_flight") == 0
     proxy.stop()
 
@@ -184,6 +172,31 @@ def test_an_old_worker_that_drains_still_counts_and_routes_by_new_leases(
     upgraded.proxy.stop()
 
 
+def test_with_a_state_directory_the_new_version_writes_it_also_with_another_number_of_workers(
+    tmp_path: Path, authority: Authority, certificate_folder: Path, start_backend: StartBackend, service: str
+) -> None:
+    state = f'state_dir = "{tmp_path / "state"}"\n'
+    proxy = ProxyProcess(tmp_path / "changing", certificates=certificate_folder, toml=f"{state}{DRAIN}")
+    one, backend = Upgraded(proxy), start_backend(answers)
+    proxy.start()
+    try:
+        proxy.serve(service, backend)
+        for workers in (2, 1):
+            (proxy.folder / "portero.toml").write_text(f"workers = {workers}\n{state}{DRAIN}")
+            one.upgrade()
+            _serves(one, authority, service)
+            proxy.register(f"w{workers}-{service}", "127.0.0.1", 9)
+        eventually(one.is_alone, "the former generations have ended")
+        proxy.stop()
+        proxy.start()
+        found = {each["service_name"] for each in proxy.call("GET", "/backends").json["services"]}
+        assert found == {service, f"more-{service}", f"w1-{service}", f"w2-{service}"}
+        assert [each.name for each in (tmp_path / "state").glob("*.json")] == ["leases.json"]
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
 # What does not come up
 
 
@@ -227,7 +240,7 @@ def test_a_configuration_that_cannot_work_changes_nothing(
 def test_a_port_that_is_new_and_taken_changes_nothing_and_one_that_is_free_is_opened(
     tmp_path: Path, authority: Authority, certificate_folder: Path, start_backend: StartBackend, service: str
 ) -> None:
-    one = Upgraded(tmp_path / "ports", certificate_folder, "2")
+    one = Upgraded.with_workers("2", tmp_path / "ports", certificate_folder)
     file, port = one.proxy.folder / "portero.toml", free_port()
     one.proxy.start()
     try:
@@ -268,7 +281,7 @@ def test_a_broken_release_changes_nothing(
     code, why = BROKEN[how]
     site = tmp_path / "site"
     site.mkdir()
-    one = Upgraded(tmp_path / "broken", certificate_folder, workers)
+    one = Upgraded.with_workers(workers, tmp_path / "broken", certificate_folder)
     seconds = "1" if how == "it hangs" else "60"
     one.proxy.start([*PROXY[:2], "-c", _WITH_A_RELEASE_TO_COME, str(site), seconds])
     try:

@@ -656,3 +656,49 @@ async def test_counts_of_a_service_that_is_gone_are_not_in_the_sum_and_begin_ane
     assert "a.example" not in feed.counters().services
     one.counters.exchange_done("a.example", b"GET", 200, 0.1)
     assert feed.counters().services["a.example"].by_status() == {("GET", 200): 1}
+
+
+async def test_a_worker_of_the_generation_before_is_a_guest() -> None:
+    """It gets every table and counts, but nobody takes anything over from it, and it makes nobody ready."""
+    loop = asyncio.get_running_loop()
+    feed, own, former = Feed(), Rendezvous(), Rendezvous()
+    told: list[int] = []
+    server = FeedServer(feed, own.socket, 1, told.append)
+    late: list[RoutingTable] = []
+    server.on_late = late.append
+    before = Counters()
+    before.connections_total = 5
+    server.counted_before(before)
+    await server.start()
+    assert await server.recover() is None
+    await server.welcome(former.socket)
+    registry = Registry()
+    registry.register(LeaseRequest("a.example", Backend("192.0.2.1", 80), 60), 0.0)
+    await feed.publish(registry.table)
+    worker = Worker()
+    worker.counters.connections_total = 2
+    client = FeedClient(worker, former.path, 0, loop.time)
+    client._table = RoutingTable(99)
+    client.serving()
+    running = asyncio.create_task(client.run())
+    try:
+        async with asyncio.timeout(20):
+            await client.supplied()
+            assert worker.got == [RoutingTable(registry.table.version, registry.table.services)]
+            assert (server.serving, server.connected, late) == (0, 0, [])
+            assert feed.counters().connections_total == 7
+            worker.counters.connections_total = 3
+            await server.refresh()
+            assert feed.counters().connections_total == 8
+            running.cancel()
+            await asyncio.wait([running])
+            worker.counters.connections_total = 4
+            await client.close()
+            while feed.subscribers:
+                await asyncio.sleep(0.001)
+            assert feed.counters().connections_total == 9
+    finally:
+        running.cancel()
+        await server.close()
+        own.close()
+        former.close()

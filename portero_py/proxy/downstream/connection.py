@@ -8,8 +8,9 @@ A drain
   gets as long for its first request, and so does one that is still shaking hands.
 - Whose answer had begun before could not be told: after it such a client has a moment for another request.
 - WebSockets are asked to close one after the other, over half of the time.
-- Where others wait for the same port (`wait_for_busy`), the listeners stay open until those have ended who
-  were at work when it began.
+- Where a successor will have the same port once this process has ended, the listeners stay open until those
+  have gone who were there when it began (`wait_for_former`). Who came in between is served one request and
+  has little time for it (`hurry`): from then on clients wait for the successor.
 - What remains when the time is up is cut off, and counted in one line of the log.
 """
 
@@ -95,7 +96,7 @@ class Connections:
         self.doors = Doors(loop, most, self._asked, self._count, shutting=self._shutting)
         # once it drains
         self._spread: float | None = None
-        self._busy: set[Connection] = set()  # those that were at work when it began, and still are
+        self._former: set[Connection] = set()  # those that were there when it began, and still are
         self._told: set[Connection] = set()  # those that are asked to go as soon as they have nothing in hand
         self._asking: list[asyncio.TimerHandle] = []
         self._sweeping: asyncio.TimerHandle | None = None
@@ -146,7 +147,7 @@ class Connections:
         self.arrivals.leave(connection)
         if self.doors.are_shut:
             self.doors.left()
-        self._busy.discard(connection)
+        self._former.discard(connection)
         self._told.discard(connection)
 
     def start_drain(self) -> None:
@@ -157,6 +158,7 @@ class Connections:
     def drain(self, seconds: float, spread: float) -> None:
         """Ask every connection to finish: the idle ones within `spread` seconds; all have `seconds`."""
         self._spread = spread
+        self._former.update(self._live)
         now = monotonic()
         idle: list[tuple[float, Connection]] = []
         tunnels: list[Connection] = []
@@ -165,7 +167,6 @@ class Connections:
             if seconds_idle > 0.0:
                 idle.append((seconds_idle, connection))
                 continue
-            self._busy.add(connection)
             self._told.add(connection)
             connection.announce_drain()
             if connection.is_tunnel:
@@ -180,11 +181,17 @@ class Connections:
         self._asking.append(self._loop.call_later(seconds / 2, self._end_tunnels))
         self._sweep()
 
-    async def wait_for_busy(self, seconds: float) -> None:
-        """Wait until those have ended who were at work when the drain began, `seconds` at most."""
+    async def wait_for_former(self, seconds: float) -> None:
+        """Wait until those have gone who were there when the drain began, `seconds` at most."""
         ends_at = monotonic() + seconds
-        while self._busy and monotonic() < ends_at:  # noqa: ASYNC110 - looked at for seconds, once
+        while self._former and monotonic() < ends_at:  # noqa: ASYNC110 - looked at for seconds, once
             await asyncio.sleep(LOOK_SECONDS)
+
+    def hurry(self, seconds: float) -> None:
+        """Nobody else comes: who has nothing in hand is asked to go in `seconds`."""
+        self._spread = min(self._spread or 0.0, seconds)
+        for connection in list(self._live):
+            self._ask_later(self._spread, connection)
 
     async def wait(self, seconds: float) -> tuple[int, int]:
         """Wait until the connections are gone, `seconds` at most.
@@ -245,8 +252,6 @@ class Connections:
         now, moment = monotonic(), min(self._spread or 0.0, MOMENT)
         for connection in list(self._told):
             seconds = connection.idle_seconds(now)
-            if seconds > 0.0:
-                self._busy.discard(connection)
             if seconds > moment:
                 self._told.discard(connection)
                 connection.start_drain()

@@ -102,12 +102,39 @@ async def test_who_is_at_work_is_told_at_once_and_asked_to_go_when_it_was_idle_f
     busy = room.enter("busy")
     room.connections.drain(NEVER, NEVER)
     assert room.told == ["busy announced"]
-    waiting = asyncio.create_task(room.connections.wait_for_busy(20.0))
     busy.idle = module.MOMENT / 2  # its answer is out, and may not have said that it was the last
-    await waiting
+    for _ in range(20):
+        await asyncio.sleep(0.001)
     assert room.told == ["busy announced"]
     busy.idle = module.MOMENT * 2
     await room.until_told("busy go")
+    await room.leave()
+
+
+async def test_those_are_waited_for_who_were_there_and_who_came_later_has_to_hurry() -> None:
+    room = Room()
+    former = room.enter("former")
+    room.connections.drain(NEVER, NEVER)
+    room.enter("later", idle=0.1)
+    waiting = asyncio.create_task(room.connections.wait_for_former(NEVER))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    room.connections.closed(former)
+    async with asyncio.timeout(20):
+        await waiting
+    assert "later go" not in room.told
+    room.connections.hurry(0.01)
+    await room.until_told("later go")
+    await room.leave()
+
+
+async def test_those_who_were_there_are_not_waited_for_for_ever() -> None:
+    room = Room()
+    room.enter("former")
+    room.connections.drain(NEVER, NEVER)
+    async with asyncio.timeout(20):
+        await room.connections.wait_for_former(0.01)
     await room.leave()
 
 

@@ -79,6 +79,22 @@ def test_nothing_of_what_is_held_is_of_the_periods_before_the_last(clock: Clock)
     assert not before & {value for value in vars(keys).values() if isinstance(value, bytes)}
 
 
+def test_a_successor_goes_on_with_the_keys_that_were_written(clock: Clock) -> None:
+    keys = TicketKeys(clock=clock)
+    clock.now += PERIOD
+    keys.turn()
+    clock.now += 7
+    successor = TicketKeys(keys.written, clock=clock)
+    for _ in range(3):
+        assert (successor.current, successor.former) == (keys.current, keys.former)
+        clock.now += PERIOD - 7
+        assert keys.turn() == successor.turn()
+
+
+def test_what_are_no_keys_is_as_if_nothing_was_written(clock: Clock) -> None:
+    assert len({TicketKeys(written, clock=clock).current for written in (b"", b"x", b"x" * 999)}) == 3
+
+
 def test_beginnings_differ(clock: Clock) -> None:
     assert TicketKeys(clock=clock).current != TicketKeys(clock=clock).current
 
