@@ -64,7 +64,8 @@ class Nginx(Peer):
         self._configure()
         command = ["nginx", "-c", str(self.stage.folder / "nginx.conf")]
         self.stage.spawn("nginx", command, descriptors=self.descriptors)
-        until("nginx accepts", self.is_alive)
+        # It listens before it becomes a daemon, and only then it has a pid file.
+        until("nginx accepts", lambda: self._pid_file.exists() and self.is_alive())
         self._groups.add(os.getpgid(self._pid()))
 
     def add(self, backend: str) -> None:
@@ -94,6 +95,8 @@ class Nginx(Peer):
         until("nginx ends", lambda: not _lives(pid), DRAIN_SECONDS + 10)
 
     def close(self) -> None:
+        if self._pid_file.exists() and _lives(self._pid()):
+            self._groups.add(os.getpgid(self._pid()))
         for group in self._groups:
             try:
                 os.killpg(group, signal.SIGKILL)
@@ -117,9 +120,13 @@ class Nginx(Peer):
         )
         write(self.stage.folder / "nginx.conf", text)
 
+    @property
+    def _pid_file(self) -> Path:
+        return self.stage.folder / "nginx.pid"
+
     def _pid(self) -> int:
         try:
-            return int((self.stage.folder / "nginx.pid").read_text())
+            return int(self._pid_file.read_text())
         except (OSError, ValueError) as error:
             raise self.fail("there is no pid file") from error
 
@@ -145,8 +152,7 @@ class Nginx(Peer):
 
     def _is_replaced(self, before: int) -> bool:
         """Whether there is a pid file again, of another master, who has workers."""
-        path = self.stage.folder / "nginx.pid"
-        return path.exists() and self._pid() != before and bool(_children(self._pid()))
+        return self._pid_file.exists() and self._pid() != before and bool(_children(self._pid()))
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
         try:
