@@ -64,7 +64,8 @@ class Nginx(Peer):
         self._configure()
         command = ["nginx", "-c", str(self.stage.folder / "nginx.conf")]
         self.stage.spawn("nginx", command, descriptors=self.descriptors)
-        until("nginx accepts", self.is_alive)
+        # It listens before it becomes a daemon, and only then it has a pid file.
+        until("nginx accepts", lambda: bool(self._written_pid()) and self.is_alive())
         self._groups.add(os.getpgid(self._pid()))
 
     def add(self, backend: str) -> None:
@@ -94,6 +95,8 @@ class Nginx(Peer):
         until("nginx ends", lambda: not _lives(pid), DRAIN_SECONDS + 10)
 
     def close(self) -> None:
+        if _lives(self._written_pid()):
+            self._groups.add(os.getpgid(self._written_pid()))
         for group in self._groups:
             try:
                 os.killpg(group, signal.SIGKILL)
@@ -118,10 +121,16 @@ class Nginx(Peer):
         write(self.stage.folder / "nginx.conf", text)
 
     def _pid(self) -> int:
+        if pid := self._written_pid():
+            return pid
+        raise self.fail("there is no pid file")
+
+    def _written_pid(self) -> int:
+        """The master's; 0 while there is no pid file, or nothing in it yet."""
         try:
             return int((self.stage.folder / "nginx.pid").read_text())
-        except (OSError, ValueError) as error:
-            raise self.fail("there is no pid file") from error
+        except (FileNotFoundError, ValueError):
+            return 0
 
     def _apply(self) -> None:
         """A new generation of workers, and until it is there: SIGHUP itself does not wait."""
@@ -145,8 +154,7 @@ class Nginx(Peer):
 
     def _is_replaced(self, before: int) -> bool:
         """Whether there is a pid file again, of another master, who has workers."""
-        path = self.stage.folder / "nginx.pid"
-        return path.exists() and self._pid() != before and bool(_children(self._pid()))
+        return self._written_pid() not in (0, before) and bool(_children(self._written_pid()))
 
     def _signal(self, pid: int, number: signal.Signals) -> None:
         try:

@@ -57,7 +57,9 @@ def merged(
 
 
 def summary(rows: Sequence[Row], titles: Mapping[str, str]) -> str:
-    """One line a scenario, one column a peer: what was lost of what was sent, and the slowest answer."""
+    """One line a scenario, one column a peer: how many GETs and POSTs were lost, how many downloads and
+    WebSockets, of how many, and the slowest answer.
+    """
     peers = list(dict.fromkeys(row.peer for row in rows))
     lines = ["| | " + " | ".join(peers) + " |", "|---|" + "--:|" * len(peers)]
     for key, title in titles.items():
@@ -111,7 +113,7 @@ def _slowest(tally: Tally) -> float:
 
 
 def _cell(row: Row) -> str:
-    lost = row.tally.lost_of(*Kind)
+    asked, begun = row.tally.lost_of(Kind.GET, Kind.POST), row.tally.lost_of(Kind.DOWNLOAD, Kind.WEBSOCKET)
     mark = " *" if remarks(row) else ""
-    count = f"**{lost}**" if lost else "0"
-    return f"{count} of {row.tally.total_sent:,}, {_slowest(row.tally):.1f} s{mark}"
+    count = f"**{asked}**" if asked else "0"
+    return f"{count} + {begun} of {row.tally.total_sent:,}, {_slowest(row.tally):.1f} s{mark}"

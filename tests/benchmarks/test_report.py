@@ -21,11 +21,12 @@ def row(scenario: str, peer: str, lost: int = 0, late: float = 0.0, repeated: in
 
 def test_a_summary_has_a_line_a_scenario_and_a_column_a_peer() -> None:
     rows = [row("frozen", "portero"), row("frozen", "nginx", lost=3), row("500", "nginx", late=1.0)]
+    rows[2].tally.lost["WebSocket"] = {"cut": 1}
     assert report.summary(rows, TITLES).splitlines() == [
         "| | portero | nginx |",
         "|---|--:|--:|",
-        "| one is frozen | 0 of 1,000, 2.5 s | **3** of 1,000, 2.5 s |",
-        "| one answers 500 |  | 0 of 1,000, 2.5 s * |",
+        "| one is frozen | 0 + 0 of 1,000, 2.5 s | **3** + 0 of 1,000, 2.5 s |",
+        "| one answers 500 |  | 0 + 1 of 1,000, 2.5 s * |",
     ]
 
 
