@@ -27,6 +27,10 @@ TICK: Final = 1.0
 #: A round. Shorter: forgotten moves are noticed sooner. Longer: fewer looks at idle connections (100,000 of
 #: them cost 12 ms of CPU a second).
 SLOTS: Final = 6
+#: Seconds by which a look may be late before the process itself counts as having been away.
+AWAY: Final = 0.5
+#: Seconds that it has then for reading what has come.
+CATCH_UP: Final = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -127,11 +131,16 @@ class DeadlineWheel:
 
 
 class Deadlines(DeadlineWheel):
-    """The wheel on a running event loop: one timer for everything."""
+    """The wheel on a running event loop: one timer for everything.
+
+    When the process itself stood still (SIGSTOP, a frozen container, a suspended machine), what peers sent
+    meanwhile is still in the sockets, and whom it comes from must not be blamed: that is read first.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop.time())
         self._loop = loop
+        self._looked_at = loop.time()
         self._timer: asyncio.TimerHandle | None = loop.call_later(TICK, self._on_timer)
 
     def close(self) -> None:
@@ -143,5 +152,8 @@ class Deadlines(DeadlineWheel):
     # Private
 
     def _on_timer(self) -> None:
-        self._timer = self._loop.call_later(TICK, self._on_timer)
-        self.advance(self._loop.time())
+        now = self._loop.time()
+        was_away, self._looked_at = now > self._looked_at + TICK + AWAY, now
+        self._timer = self._loop.call_later(CATCH_UP if was_away else TICK, self._on_timer)
+        if not was_away:
+            self.advance(now)

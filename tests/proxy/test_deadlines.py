@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -216,3 +217,36 @@ async def test_on_a_loop_one_timer_turns_the_wheel_until_it_is_closed(
     assert len(timers) == 2
     deadlines.close()
     deadlines.close()
+
+
+class Loop:
+    """A loop whose clock the test turns; `timer` is the last that was asked for."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timer: tuple[float, Callable[[], None]] = (0.0, lambda: None)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        self.timer = self.now + seconds, callback
+
+    def run_timer(self, late: float = 0.0) -> None:
+        due, callback = self.timer
+        self.now = due + late
+        callback()
+
+
+def test_a_process_that_stood_still_reads_first_and_judges_then() -> None:
+    loop = Loop()
+    deadlines = Deadlines(cast("asyncio.AbstractEventLoop", loop))
+    slow, answered = Item(102.0), Item(102.0)
+    deadlines.watch(slow)
+    deadlines.watch(answered)
+    loop.run_timer(late=30.0)
+    assert slow.called == answered.called == []
+    answered.deadline = 0.0  # its bytes lay in the socket
+    loop.run_timer()
+    assert (len(slow.called), len(answered.called)) == (1, 0)
+    assert loop.now < 132.0
