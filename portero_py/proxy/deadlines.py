@@ -141,6 +141,7 @@ class Deadlines(DeadlineWheel):
         super().__init__(loop.time())
         self._loop = loop
         self._looked_at = loop.time()
+        self._catches_up = False
         self._timer: asyncio.TimerHandle | None = loop.call_later(TICK, self._on_timer)
 
     def close(self) -> None:
@@ -153,7 +154,9 @@ class Deadlines(DeadlineWheel):
 
     def _on_timer(self) -> None:
         now = self._loop.time()
-        was_away, self._looked_at = now > self._looked_at + TICK + AWAY, now
-        self._timer = self._loop.call_later(CATCH_UP if was_away else TICK, self._on_timer)
-        if not was_away:
+        # Not twice in a row: a loop that is always late would never judge.
+        self._catches_up = not self._catches_up and now > self._looked_at + TICK + AWAY
+        self._looked_at = now
+        self._timer = self._loop.call_later(CATCH_UP if self._catches_up else TICK, self._on_timer)
+        if not self._catches_up:
             self.advance(now)

@@ -211,7 +211,7 @@ async def test_on_a_loop_one_timer_turns_the_wheel_until_it_is_closed(
         item = Item(loop.time())
         deadlines.watch(item)
         now = loop.time()
-        patched.setattr(loop, "time", lambda: now + 1.5)
+        patched.setattr(loop, "time", lambda: now + 1.2)
         timers[0]()
     assert len(item.called) == 1
     assert len(timers) == 2
@@ -247,6 +247,5 @@ def test_a_process_that_stood_still_reads_first_and_judges_then() -> None:
     loop.run_timer(late=30.0)
     assert slow.called == answered.called == []
     answered.deadline = 0.0  # its bytes lay in the socket
-    loop.run_timer()
+    loop.run_timer(late=30.0)  # once is enough: who is always late has to judge some time
     assert (len(slow.called), len(answered.called)) == (1, 0)
-    assert loop.now < 132.0
