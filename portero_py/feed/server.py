@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 OTHERS_SECONDS: Final = 0.3
 #: Seconds that it waits for any worker at all.
 ANY_SECONDS: Final = 5.0
+#: Seconds that it waits for the first worker of a former generation.
+GUEST_SECONDS: Final = 1.0
 #: Seconds between two looks at whether a slow worker is still there.
 LOOK_SECONDS: Final = 0.1
 #: Seconds that a scrape waits for the workers' newest counters.
@@ -119,6 +121,16 @@ class FeedServer:
         """Accept the workers of a former generation, which connect to `sock`."""
         await self._accept(sock, are_guests=True)
 
+    async def welcomed(self) -> None:
+        """Wait a moment for the first of them: they come at once, if they are there."""
+        try:
+            async with asyncio.timeout(GUEST_SECONDS):
+                while not self._guests:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            _log.warning("no worker of the former version has reported")
+
     async def close(self) -> None:
         """Let every worker go."""
         for server in self._servers:
@@ -168,7 +180,7 @@ class FeedServer:
 
     async def certificates_of(self, names: list[str]) -> list[Certificate]:
         """What the workers present for these names; of several for one name that which began last."""
-        answers = [worker.ask_certificates(names) for worker in self._connected]
+        answers = [worker.ask_certificates(names) for worker in (*self._connected, *self._guests)]
         if not answers:
             return []
         done, _ = await asyncio.wait(answers, timeout=ACK_SECONDS)
@@ -201,6 +213,7 @@ class FeedServer:
         if worker.is_guest:
             self._guests.add(worker)
             self.feed.subscribe(worker)
+            self._changed.set()
             return
         self._connected[worker] = hello
         if self._heard is not None and hello.worker not in self._heard:

@@ -294,13 +294,16 @@ class _Control(_Process):
         table = await self._server.recover(self._serves, PATIENCE) if self._again else None
         if kept is not None and (table is None or table.version < kept.table.version):
             table = kept.table  # of another generation, which had served for a moment, or is gone
-        certificates = self._server.certificates_of if self._again else None
+        for sock in self.inherited.former_feeds:
+            await self._server.welcome(sock)
+        if self.inherited.former_feeds and not self._again:
+            await self._server.welcomed()
+        knows_others = self._again or self.inherited.former_feeds
+        certificates = self._server.certificates_of if knows_others else None
         if table is None:
             await self._plane.load(certificates)
         else:
             await self._plane.take_over(table, certificates)
-        for sock in self.inherited.former_feeds:
-            await self._server.welcome(sock)
         await self._plane.serve()
         self._plane.own(self._adopt, "late workers")
         self.inherited.board.ready(self.slot)

@@ -301,7 +301,7 @@ class ControlPlane:
         if self._acme is not None:
             await self._acme.recover()
         if self._store is not None and self._is_prepared:
-            await self._store.rescan()
+            await self._store.rescan(former)
         elif self._store is not None:
             try:
                 await self._store.load(former)

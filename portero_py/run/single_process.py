@@ -142,14 +142,17 @@ class SingleProcess:
             await self._control.prepare()
             place.prepared()
             await self._may_go.wait()
-        kept = self._kept.load()
+        kept, former_feeds = self._kept.load(), place.take_sockets(FEED)
+        for sock in former_feeds:
+            await self._guests.welcome(sock)
+        if former_feeds:
+            await self._guests.welcomed()
+        certificates = self._guests.certificates_of if former_feeds else None
         if kept is None:
-            await self._control.load()
+            await self._control.load(certificates)
         else:
             self._guests.counted_before(kept.departed)
-            await self._control.take_over(kept.table, None)
-        for sock in place.take_sockets(FEED):
-            await self._guests.welcome(sock)
+            await self._control.take_over(kept.table, certificates)
         place.drop_rest()
         await self._worker.start(listening.proxy, tls=config.tls.enabled)
         await self._open_control()

@@ -143,11 +143,7 @@ class CertificateStore:
         """
         async with self._turn:
             try:
-                scan = await asyncio.to_thread(self._files.scan)
-                bad = [entry.name for entry in scan.entries if entry.name and entry.certificate is None]
-                if bad and former is not None:
-                    self._files.adopt(await former(bad))
-                    scan = await asyncio.to_thread(self._files.scan)
+                scan = await self._scan(former)
             except OSError as error:
                 raise ConfigError(self._unreadable(error)) from error
             await self._take(scan)
@@ -155,11 +151,14 @@ class CertificateStore:
             self._warn_of_ends()
         return self.table
 
-    async def rescan(self) -> None:
-        """Read what has changed, publish it, and log what is wrong. Whatever happens, it raises nothing."""
+    async def rescan(self, former: Former | None = None) -> None:
+        """Read what has changed, publish it, and log what is wrong. Whatever happens, it raises nothing.
+
+        `former` is as for `load`.
+        """
         async with self._turn:
             try:
-                await self._look()
+                await self._look(former)
             except OSError as error:
                 text = f"{self._unreadable(error)}; the certificates loaded before stay"
                 self._say({_Complaint(logging.ERROR, text)})
@@ -183,8 +182,16 @@ class CertificateStore:
 
     # Private
 
-    async def _look(self) -> None:
+    async def _scan(self, former: Former | None) -> Scan:
         scan = await asyncio.to_thread(self._files.scan)
+        bad = [entry.name for entry in scan.entries if entry.name and entry.certificate is None]
+        if bad and former is not None:
+            self._files.adopt(await former(bad))
+            scan = await asyncio.to_thread(self._files.scan)
+        return scan
+
+    async def _look(self, former: Former | None) -> None:
+        scan = await self._scan(former)
         await self._take(scan)
         if scan.unsettled:
             await asyncio.sleep(self._retry_seconds)
