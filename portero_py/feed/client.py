@@ -96,6 +96,10 @@ class FeedClient:
         # connection
         self._connection: _Connection | None = None
 
+    def presents(self, certificates: CertificateTable) -> None:
+        """Before `run`: the worker has had these from somebody else, and control may ask for them."""
+        self._certificates = certificates
+
     async def run(self) -> None:
         """Stay connected."""
         loop = asyncio.get_running_loop()

@@ -233,6 +233,8 @@ class SingleProcess:
         await self._guests.close()
         if self._rendezvous is not None:
             client = FeedClient(self._worker, self._rendezvous.path, 0, time.monotonic)
+            if self._feed.certificates is not None:
+                client.presents(self._feed.certificates)
             self._worker.tell(client.found)
             self._follows = client, asyncio.create_task(client.run(), name="feed")
         self._place.yielded()

@@ -172,6 +172,32 @@ def test_an_old_worker_that_drains_still_counts_and_routes_by_new_leases(
     upgraded.proxy.stop()
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_good_pair_outlives_an_upgrade_when_its_files_are_spoilt(
+    workers: str, tmp_path: Path, authority: Authority, start_backend: StartBackend
+) -> None:
+    name, folder = "spoilt.upgrade.test", tmp_path / "certs"
+    pair = authority.issue(name)
+    pair.write(folder / name)
+    one = Upgraded.with_workers(workers, tmp_path / "upgraded", folder)
+    one.proxy.start()
+    try:
+        one.proxy.serve(name, start_backend(answers))
+        (folder / name / "fullchain.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+        eventually(lambda: one.times("the one loaded before stays") > 0, "the spoilt file was seen")
+        one.upgrade()
+        eventually(one.is_alone, "the former generation has ended")
+        tls = client_context(authority.pem, "http/1.1")
+        for _ in range(2):  # and the one after it
+            with Http1Client(("127.0.0.1", one.proxy.port), tls=tls, sni=name) as client:
+                assert client.ask(get(name)).status == 200
+            one.upgrade()
+            eventually(one.is_alone, "the former generation has ended")
+        one.proxy.stop()
+    finally:
+        one.proxy.kill()
+
+
 def test_with_a_state_directory_the_new_version_writes_it_also_with_another_number_of_workers(
     tmp_path: Path, authority: Authority, certificate_folder: Path, start_backend: StartBackend, service: str
 ) -> None:
