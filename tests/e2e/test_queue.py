@@ -139,7 +139,7 @@ def test_clients_that_leave_never_reach_the_backend(
         busy.gate.set()
         assert [first.read_response().status, last.read_response().status] == [200, 200]
     assert len(backend.requests) == 2
-    assert len(proxy.access_log(status=499)) == 20
+    eventually(lambda: len(proxy.access_log(status=499)) == 20, "each is in the log")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
