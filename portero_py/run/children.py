@@ -31,7 +31,6 @@ from typing import Any, Final
 import uvloop
 
 from portero_py.config.model import Config
-from portero_py.control import lean_imports
 from portero_py.control.api.state import State
 from portero_py.control.kept_leases import KeptLeases
 from portero_py.core.limits import SharedCounts
@@ -245,8 +244,7 @@ class _Control(_Process):
         self._late: asyncio.Queue[RoutingTable] = asyncio.Queue()  # one table a worker at most
 
     async def serve(self) -> None:
-        lean_imports.load_parts()
-        from portero_py.run.control_plane import ControlPlane  # 20 MB that no other process needs
+        from portero_py.run.control_plane import ControlPlane  # the supervisor has loaded it
 
         heartbeat = await self.listen_to(signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         inherited, loop = self.inherited, asyncio.get_running_loop()

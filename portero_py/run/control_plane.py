@@ -14,6 +14,7 @@ A successor (another process, after an upgrade) prepares while this one runs, th
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import socket
 import time
@@ -55,6 +56,12 @@ HAND_OVER_SECONDS: Final = 2.0
 CUT_OFF_SECONDS: Final = 0.1
 
 _log = logging.getLogger(__name__)
+
+
+def load_features(config: Config) -> None:
+    """Import what only those need who use it: whoever forks calls it before."""
+    if config.acme.enabled:
+        importlib.import_module("portero_py.control.acme.renewals")
 
 
 class ControlPlane:

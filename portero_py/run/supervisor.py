@@ -174,6 +174,7 @@ class Supervisor:
         former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignored it had the kernel take our children
         self._place.channel.signal_arrivals()
+        self._load_for_children()
         gc.collect()
         gc.freeze()  # a collection in a child would write to, and so copy, every page
         try:
@@ -197,6 +198,17 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     # Private: start
+
+    def _load_for_children(self) -> None:
+        """Load what only control needs here too, before the fork.
+
+        Who is forked later, in a dead one's place, must not read files that an installation has replaced
+        meanwhile; and it is there 0.3 s sooner. Shared, it costs 1.5 MB in all.
+        """
+        lean_imports.load_parts()
+        from portero_py.run import control_plane
+
+        control_plane.load_features(self._inherited.config)
 
     def _start(self) -> bool | None:
         """Fork until all are ready; True when told to stop meanwhile, None when a new generation failed.
