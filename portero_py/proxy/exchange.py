@@ -310,7 +310,8 @@ class Exchange(RequestSide):
             self._refuse(error)
             return
         if not unsent:
-            if self._resent >= MAX_RETRIES or not (stale or self._may_repeat()):
+            outcomes = self._surroundings.outcomes
+            if self._resent >= MAX_RETRIES or not (stale or outcomes.may_repeat(self.service, monotonic())):
                 self._refuse(error)
                 return
             self._resent += 1
@@ -561,36 +562,16 @@ class Exchange(RequestSide):
 
     def _went_wrong(self, error: PorteroError, failure: Failure) -> None:
         """The try has failed, and it was the backend's failure."""
-        lease, surroundings = self.lease, self._surroundings
-        if lease is not None:
-            trial, self._trial = self._trial, None
-            surroundings.outcomes.failed(
-                lease,
-                surroundings.table.services.get(lease.service),
-                failure,
-                error.reason,
-                str(error),
-                began=self.upstream_started,
-                now=monotonic(),
-                trial=trial,
-            )
+        surroundings = self._surroundings
+        trial, self._trial = self._trial, None
+        surroundings.outcomes.failed(self, surroundings.table, failure, error, trial, monotonic())
 
     def _was_answered(self, status: int, now: float) -> None:
         """The backend has answered, whatever it may be."""
-        lease, surroundings = self.lease, self._surroundings
-        if lease is not None and (status >= 500 or lease.service in surroundings.marks):
+        surroundings = self._surroundings
+        if status >= 500 or self.service in surroundings.marks:
             trial, self._trial = self._trial, None
-            surroundings.outcomes.answered(
-                lease,
-                surroundings.table.services.get(lease.service),
-                status,
-                began=self.upstream_started,
-                now=now,
-                trial=trial,
-            )
-
-    def _may_repeat(self) -> bool:
-        return self._surroundings.outcomes.may_repeat(self.service, monotonic())
+            surroundings.outcomes.answered(self, surroundings.table, status, trial, now)
 
     def _retry(self, error: PorteroError, reason: str) -> None:
         surroundings = self._surroundings

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from portero_py.core.counters import Counters
     from portero_py.core.model import Lease, Service
     from portero_py.core.routing_table import RoutingTable
+    from portero_py.errors import PorteroError
+    from portero_py.proxy.endpoints import Record
 
 #: Seconds between two lines of the log about one service.
 QUIET: Final = 1.0
@@ -49,45 +51,26 @@ class Outcomes:
 
     def failed(
         self,
-        lease: Lease,
-        service: Service | None,
+        exchange: Record,
+        table: RoutingTable,
         failure: Failure,
-        reason: str,
-        error: str,
-        *,
-        began: float,
-        now: float,
+        error: PorteroError,
         trial: Mark | None,
+        now: float,
     ) -> None:
-        """A try at `lease` that began at `began` has failed. `service` is its service as it is now."""
-        health = self._health
-        verdict = health.failed(lease, service, failure, error, began=began, now=now, trial=trial)
-        if verdict.pause:
-            self._counters.ejections[reason] += 1
-            if not verdict.is_again:
-                text = f"passed over for {verdict.pause:g} s and until it answers again ({reason}): {error}"
-                self._say(logging.WARNING, lease, text, now)
-        if verdict.is_evidence:
-            mark = health.of(lease)
-            hangs = mark is not None and mark.hangs
-            backend = lease.backend
-            self.on_evidence(Evidence(lease.service, backend.host, backend.port, hangs, error))
+        """The try that `exchange` was at has failed; `trial` is the mark that it was to try."""
+        self._failed(exchange, table, failure, error.reason, str(error), trial, now)
 
     def answered(
-        self,
-        lease: Lease,
-        service: Service | None,
-        status: int,
-        *,
-        began: float,
-        now: float,
-        trial: Mark | None,
+        self, exchange: Record, table: RoutingTable, status: int, trial: Mark | None, now: float
     ) -> None:
-        """A try at `lease` was answered: which is a success, if `status` does not say otherwise."""
+        """The try that `exchange` was at was answered: a success, if `status` does not say otherwise."""
+        lease = exchange.lease
+        if lease is None:
+            return
         if status in self._health.statuses:
-            error = f"backend {lease.backend.address} answered {status}"
-            reason = f"status_{status}"
-            self.failed(lease, service, Failure.PROMPT, reason, error, began=began, now=now, trial=trial)
+            text = f"backend {lease.backend.address} answered {status}"
+            self._failed(exchange, table, Failure.PROMPT, f"status_{status}", text, trial, now)
             return
         seconds = self._health.succeeded(lease, now)
         if seconds:
@@ -124,6 +107,33 @@ class Outcomes:
         self._forget_lines(table.services)
 
     # Private
+
+    def _failed(
+        self,
+        exchange: Record,
+        table: RoutingTable,
+        failure: Failure,
+        reason: str,
+        text: str,
+        trial: Mark | None,
+        now: float,
+    ) -> None:
+        lease, health = exchange.lease, self._health
+        if lease is None:
+            return
+        service = table.services.get(lease.service)
+        began = exchange.upstream_started
+        verdict = health.failed(lease, service, failure, text, began=began, now=now, trial=trial)
+        if verdict.pause:
+            self._counters.ejections[reason] += 1
+            if not verdict.is_again:
+                line = f"passed over for {verdict.pause:g} s and until it answers again ({reason}): {text}"
+                self._say(logging.WARNING, lease, line, now)
+        if verdict.is_evidence:
+            mark = health.of(lease)
+            hangs = mark is not None and mark.hangs
+            backend = lease.backend
+            self.on_evidence(Evidence(lease.service, backend.host, backend.port, hangs, text))
 
     def _say(self, level: int, lease: Lease, text: str, now: float) -> None:
         service = lease.service

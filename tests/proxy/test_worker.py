@@ -11,6 +11,8 @@ from portero_py.config.model import Config
 from portero_py.core.health import Evidence, Failure
 from portero_py.core.model import Backend, LeaseRequest, Standing
 from portero_py.core.registry import LINGER, Registry
+from portero_py.errors import UpstreamTimeout
+from portero_py.proxy.endpoints import Record
 from portero_py.proxy.worker import Worker
 
 
@@ -89,9 +91,10 @@ async def test_it_tells_what_there_is_to_say_of_backends() -> None:
         for name, times in (("one.example", 3), ("two.example", 1)):
             of = registry.table.services[name]
             for _ in range(times):
-                surroundings.outcomes.failed(
-                    of.leases[0], of, Failure.HANGS, "slow", "too slow", began=1.0, now=1.0, trial=None
-                )
+                tried = Record()
+                tried.lease = of.leases[0]
+                late = UpstreamTimeout("too slow")
+                surroundings.outcomes.failed(tried, registry.table, Failure.HANGS, late, None, 1.0)
         held = registry.table.services["one.example"].leases[1]
         pool = surroundings.pools.of(held, b"one.example")
         pool.claims += 2
