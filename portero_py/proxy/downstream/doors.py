@@ -12,8 +12,8 @@ While it is full those who have been idle longest are asked to finish, an eighth
 connection closes, another one after its response (`start_drain`). Only when nobody has been idle for `TURN`
 seconds, and it has been full for twice as long, so that whoever came last and says nothing has been, others
 are asked too, those at work last: a client whose connection closes in the moment in which it sends a request
-has lost that. So clients that keep their connections take
-turns. Each has `TURN` seconds at least: a new one must have the time to say what it wants. With half a
+has lost that. So clients that keep their connections take turns. Each has `TURN` seconds at least: a new one
+must have the time to say what it wants, and has twice as long if it has not been served yet. With half a
 million descriptors none of this ever happens; a connection then costs a comparison and a look at the clock.
 """
 

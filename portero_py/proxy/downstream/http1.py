@@ -312,12 +312,16 @@ class Http1Downstream(asyncio.Protocol):
                 self._transport.write(goodbye)
 
     def idle_seconds(self, now: float) -> float:
-        """For how long no request has come; told by the deadline, so that no request has to note the time."""
+        """For how long no request has come; told by the deadline, so that no request has to note the time.
+
+        Half as long for a client that has not been served yet: those that have been make room for it.
+        """
         if self._state is not _HEAD or self._buffer:
             return 0.0
         timeouts = self._surroundings.timeouts
-        patience = timeouts.head if self._head is None else timeouts.keep_alive
-        return max(now - (self.deadline - patience), 0.0)
+        if self._head is None:
+            return max(now - (self.deadline - timeouts.head), 0.0) / 2
+        return max(now - (self.deadline - timeouts.keep_alive), 0.0)
 
     def kill(self) -> None:
         """End at once, whatever is going on."""

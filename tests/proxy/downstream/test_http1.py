@@ -378,6 +378,17 @@ async def test_a_body_that_stops_coming_is_a_408(world: World) -> None:
     assert [exchange.status for exchange in world.done] == [408]
 
 
+async def test_a_client_that_has_been_served_counts_as_idle_before_one_that_has_not(world: World) -> None:
+    served, new = world.client(), world.client()
+    served.send(NOWHERE)
+    for client, idle in ((served, 4.0), (new, 2.0)):
+        protocol = client.protocol
+        assert isinstance(protocol, Http1Downstream)
+        assert protocol.idle_seconds(world.clock.now + 4) == idle
+        client.send(NOWHERE[:10])
+        assert protocol.idle_seconds(world.clock.now + 4) == 0.0
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_a_body_that_comes_too_slowly_is_a_408(world: World, chunked: bool) -> None:
     world.limits = replace(world.limits, body_rate=100)
