@@ -3,6 +3,9 @@
 A change ends the WebSockets of the configuration before it: there is no other way in this version (2.7 has
 `stream_close_delay`). It takes no socket over from anybody; but it sets SO_REUSEPORT, so a second process can
 serve the port while the first one ends.
+
+Requests are buffered: a body that was not, it closes when connecting fails, and the next backend, which is
+well, gets the blame when it cannot be sent there (864 of 4,801 lost with one black hole of two, not 1).
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ https://{host}:{port} {{
     bind 127.0.0.1
     tls {pair}/fullchain.pem {pair}/privkey.pem
     reverse_proxy {backends} {{
+        buffer_requests
+        max_buffer_size 1MB
         lb_policy round_robin
         lb_try_duration 10s
         lb_try_interval 100ms
