@@ -112,7 +112,10 @@ def test_the_file_in_the_docs_holds_every_time_and_limit_with_its_default() -> N
     config = Config()
     for name, values in tomllib.loads(example[1]).items():
         group = getattr(config, name)
-        assert values == {key: getattr(group, key) for key in group.__slots__}, name
+        defaults = {key: getattr(group, key) for key in group.__slots__}
+        assert values == {
+            key: list(each) if isinstance(each, tuple) else each for key, each in defaults.items()
+        }
 
 
 def test_the_defaults_in_the_table_are_those_of_the_configuration() -> None:
