@@ -230,7 +230,7 @@ class MainProcess:
                 self._current.channel.say(Word.YIELD)
         elif word is Word.YIELDED and member is self._current and self._stage is _YIELDING:
             self._take_over()
-        elif word is Word.READY:
+        elif word is Word.READY and member in (self._current, self._next):  # not one that came too late
             member.is_ready = True
             member.patience = float(message.fields.get("patience", PATIENCE))
             self._serves(member)
