@@ -38,18 +38,33 @@ def _many_files() -> Iterator[None]:
 
 
 @pytest.fixture
+def proxies() -> Iterator[list[ProxyProcess]]:
+    """What a test has started: none of them outlives it."""
+    made: list[ProxyProcess] = []
+    yield made
+    for proxy in made:
+        proxy.kill()
+
+
+@pytest.fixture
 def backend() -> Iterator[EndlessBackend]:
     with EndlessBackend() as made:
         yield made
 
 
 def started(
-    folder: Path, backend: EndlessBackend, workers: int, limits: str, certificates: Path | None = None
+    proxies: list[ProxyProcess],
+    folder: Path,
+    backend: EndlessBackend,
+    workers: int,
+    limits: str,
+    certificates: Path | None = None,
 ) -> ProxyProcess:
     toml = f"[timeouts]\ndrain = 2\nshutdown = 2\nkeep_alive = 600\nhead = 600\n[limits]\n{limits}\n"
     proxy = ProxyProcess(
         folder / "proxy", certificates=certificates, toml=toml, flags=["--workers", str(workers)]
     ).start()
+    proxies.append(proxy)
     proxy.register(SERVICE, backend.host, backend.port)
     return proxy
 
@@ -76,8 +91,10 @@ def files(proxy: ProxyProcess) -> int:
 
 
 @EACH_COUNT
-def test_twenty_thousand_idle_connections(tmp_path: Path, backend: EndlessBackend, workers: int) -> None:
-    proxy = started(tmp_path, backend, workers, f"connections_per_client = {MANY}")
+def test_twenty_thousand_idle_connections(
+    tmp_path: Path, backend: EndlessBackend, proxies: list[ProxyProcess], workers: int
+) -> None:
+    proxy = started(proxies, tmp_path, backend, workers, f"connections_per_client = {MANY}")
     honest(proxy, SERVICE, 20)
     open_before, before = files(proxy), memory(proxy)
     with Strangers(proxy.port) as strangers:
@@ -102,10 +119,10 @@ def test_twenty_thousand_idle_connections(tmp_path: Path, backend: EndlessBacken
 
 @EACH_COUNT
 def test_two_thousand_clients_that_read_nothing(
-    tmp_path: Path, backend: EndlessBackend, workers: int
+    tmp_path: Path, backend: EndlessBackend, proxies: list[ProxyProcess], workers: int
 ) -> None:
-    budget = 64 << 20
-    proxy = started(tmp_path, backend, workers, f"buffered_bytes = {budget // workers}")
+    budget = 64 << 20  # twice what is set
+    proxy = started(proxies, tmp_path, backend, workers, f"buffered_bytes = {budget // 2 // workers}")
     honest(proxy, SERVICE, 20)
     before = memory(proxy)
     with Strangers(proxy.port, receive_buffer=4096) as strangers:
@@ -122,10 +139,13 @@ def test_two_thousand_clients_that_read_nothing(
 
 
 @EACH_COUNT
-def test_floods_of_handshakes_begun_and_whole(tmp_path: Path, backend: EndlessBackend, workers: int) -> None:
+def test_floods_of_handshakes_begun_and_whole(
+    tmp_path: Path, backend: EndlessBackend, proxies: list[ProxyProcess], workers: int
+) -> None:
     authority = Authority()
     authority.issue(SERVICE).write(tmp_path / "certs" / SERVICE)
     proxy = started(
+        proxies,
         tmp_path,
         backend,
         workers,

@@ -201,6 +201,16 @@ class Scripted(RequestSide):
         self.said.append(type(error))
 
 
+class Nobody:
+    """Holds bytes."""
+
+    def held_bytes(self) -> int:
+        raise AssertionError("there is no reason to ask")
+
+    def kill(self) -> None:
+        raise AssertionError("there is no reason to end it")
+
+
 class Stage:
     """A connection that has exchanged its greetings."""
 
@@ -573,6 +583,48 @@ def test_a_body_is_not_measured_while_its_backend_is_behind_nor_in_a_conversatio
     assert waiting.said[-1] is BodyTimeout, "now it is the client who is slow"
     assert BodyTimeout not in talking.said
     assert BodyTimeout not in grpc.said
+
+
+def test_what_waits_for_a_client_is_in_the_budget_until_it_is_taken() -> None:
+    stage = Stage()
+    budget = stage.surroundings.budget
+    first, second = stage.request(1), stage.request(3)
+    for exchange in (first, second):
+        exchange.downstream.send_head(OK)
+    first.downstream.send_body(b"x" * 165_535)
+    assert budget.total >= 100_000
+    second.downstream.send_body(b"y" * 50_000)
+    assert budget.total >= 150_000
+    stage.send(window_frame(0, 1 << 20) + window_frame(1, 1 << 20))
+    assert "resumed" in first.said
+    stage.wait(1)
+    assert budget.total == 0
+    second.downstream.send_body(b"y" * 100_000)
+    assert budget.total >= 80_000
+    stage.send(frame(RST_STREAM, 0, 3, bytes(4)))
+    stage.wait(6)
+    assert budget.total == 0
+
+
+def test_a_stream_that_was_behind_waits_for_room_before_its_backend_is_read_again() -> None:
+    stage = Stage()
+    budget = stage.surroundings.budget
+    exchange, lost = stage.request(1), stage.request(3)
+    stage.send(window_frame(0, 1 << 20))
+    for each in (exchange, lost):
+        each.downstream.send_head(OK)
+        each.downstream.send_body(b"x" * 165_535)
+    budget.most = 11 << 20
+    budget.holds(Nobody(), 10 << 20)
+    stage.send(window_frame(1, 1 << 20) + window_frame(3, 1 << 20))
+    assert "resumed" not in exchange.said
+    assert budget.waiting == 2
+    stage.send(frame(RST_STREAM, 0, 3, bytes(4)))
+    assert budget.waiting == 1
+    budget.most = 0
+    stage.wait(1)
+    assert exchange.said[-1] == "resumed"
+    assert lost.said[-1] is ClientGone
 
 
 def test_a_response_that_the_client_does_not_take_is_given_up() -> None:
