@@ -93,6 +93,7 @@ class FeedServer:
         self._on_serving = on_serving
         self._connected: dict[RemoteWorker, Hello | None] = {}  # what it said, until that is not needed
         self._guests: set[RemoteWorker] = set()
+        self._guests_wait = False  # they have what their former control gave them, and may be asked for it
         self._changed = asyncio.Event()  # somebody came or went
         self._recovering = False
         self.on_late: Callable[[RoutingTable], None] | None = None
@@ -118,8 +119,15 @@ class FeedServer:
             await self._accept(self._socket, are_guests=False)
 
     async def welcome(self, sock: socket.socket) -> None:
-        """Accept the workers of a former generation, which connect to `sock`."""
+        """Accept the workers of a former generation, which connect to `sock`. First they only tell."""
+        self._guests_wait = True
         await self._accept(sock, are_guests=True)
+
+    def feed_guests(self) -> None:
+        """From now on they get what the others get."""
+        self._guests_wait = False
+        for worker in self._guests:
+            self.feed.subscribe(worker)
 
     async def welcomed(self) -> None:
         """Wait a moment for the first of them: they come at once, if they are there."""
@@ -212,7 +220,8 @@ class FeedServer:
             raise FeedError("a worker says hello once")
         if worker.is_guest:
             self._guests.add(worker)
-            self.feed.subscribe(worker)
+            if not self._guests_wait:
+                self.feed.subscribe(worker)
             self._changed.set()
             return
         self._connected[worker] = hello
@@ -231,6 +240,9 @@ class FeedServer:
         if worker in self._guests:
             self._guests.remove(worker)
             hello = None
+            if self._guests_wait:
+                self.feed.add_departed(worker.counters)
+                return
         elif worker in self._connected:
             hello = self._connected.pop(worker)
         else:

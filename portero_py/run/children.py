@@ -302,6 +302,7 @@ class _Control(_Process):
             await self._plane.load(certificates)
         else:
             await self._plane.take_over(table, certificates)
+        self._server.feed_guests()
         await self._plane.serve()
         self._plane.own(self._adopt, "late workers")
         self.inherited.board.ready(self.slot)

@@ -153,6 +153,7 @@ class SingleProcess:
         else:
             self._guests.counted_before(kept.departed)
             await self._control.take_over(kept.table, certificates)
+        self._guests.feed_guests()
         place.drop_rest()
         await self._worker.start(listening.proxy, tls=config.tls.enabled)
         await self._open_control()

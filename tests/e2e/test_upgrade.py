@@ -177,8 +177,8 @@ def test_a_good_pair_outlives_an_upgrade_when_its_files_are_spoilt(
     workers: str, tmp_path: Path, authority: Authority, start_backend: StartBackend
 ) -> None:
     name, folder = "spoilt.upgrade.test", tmp_path / "certs"
-    pair = authority.issue(name)
-    pair.write(folder / name)
+    authority.issue(name).write(folder / name)
+    authority.issue("good.upgrade.test").write(folder / "good.upgrade.test")
     one = Upgraded.with_workers(workers, tmp_path / "upgraded", folder)
     one.proxy.start()
     try:

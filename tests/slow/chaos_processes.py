@@ -96,7 +96,7 @@ class Processes:
         """What it holds open, by kind: `socket`, `pipe`, a path, ..."""
         # libuv keeps one in reserve for connections that it cannot accept: /dev/null at first, later /.
         links = ("/dev/null" if link == "/" else link for link in _links(pid))
-        return Counter(re.sub(r":?\[\d+\]$|\d{4,}", "", link) for link in links)
+        return Counter(re.sub(r":?\[\d+\]$|\d{4,}|(?<=/portero-)\w+", "", link) for link in links)
 
 
 # Private
