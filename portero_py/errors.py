@@ -81,6 +81,13 @@ class NoSuchLease(RegistrationError):
     reason = "no_such_lease"
 
 
+class UnknownService(RegistrationError):
+    """A service that was to be paused, stopped or resumed, and that nobody knows."""
+
+    status = 404
+    reason = "no_such_service"
+
+
 class RegistryFull(RegistrationError):
     """The registry holds as many services or leases as it is willing to."""
 

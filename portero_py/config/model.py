@@ -57,6 +57,20 @@ class Limits:
     header_fields: int = 100
     body_bytes: int = 0  # 0: no limit
     h2_streams: int = 128
+    # exchanges of one service that wait for a backend with room
+    queue_seconds: float = 0  # 0: none waits
+    queue_length: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Probes of backends, and what counts against them in a worker. Seconds, counts and statuses."""
+
+    interval: float = 5
+    timeout: float = 2
+    rise: int = 1
+    fall: int = 3
+    statuses: tuple[int, ...] = ()  # answers that count as failures, of 502, 503, 504 and other 5xx
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +144,7 @@ class Config:
     acme: Acme = Acme()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
+    health: Health = Health()
     log: Log = Log()
     workers: int = 1
     state_dir: str = ""

@@ -21,7 +21,7 @@ from enum import Enum
 from typing import Final
 
 from portero_py.control.tasks import Tasks
-from portero_py.core.model import API, Lease, LeaseRequest, Service
+from portero_py.core.model import API, Halt, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import RegistryFull
@@ -44,6 +44,7 @@ class What(Enum):
     MOVED = "moved"
     DEREGISTERED = "deregistered"
     EXPIRED = "expired"
+    STATE = "state"  # it is ready, down, ...: another than `former`
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Change:
     what: What
     lease: Lease
     former: Lease | None = None
+    why: str = ""
 
     @property
     def is_end(self) -> bool:
@@ -175,6 +177,21 @@ class Leases:
         if full is not None:
             raise full
 
+    async def set_state(
+        self, service: str, host: str, port: int, state: LeaseState, why: str = ""
+    ) -> list[Lease]:
+        """Let the backend at an address be in `state`: its leases now, none when that is no step for it."""
+        changed = self._registry.set_state(service, host, port, state, self._clock())
+        if changed:
+            await self._in_force([Change(What.STATE, lease, former, why) for former, lease in changed])
+        return [lease for _, lease in changed]
+
+    async def halt(self, service: str, halt: Halt | None) -> None:
+        """Pause or stop a service, or let it go on: in force when this returns. Raises UnknownService."""
+        if self._registry.halt(service, halt):
+            _log.info("%s is %s", service, "resumed" if halt is None else halt.state)
+            await self._publish()
+
     async def sweep(self) -> None:
         """Drop what has expired by now and, if anything did, publish the table."""
         version = self.table.version
@@ -236,6 +253,9 @@ def _log_change(change: Change) -> None:
     elif change.what is What.MOVED:
         assert change.former is not None
         _log.info("moved: %s, was %s", said, change.former.backend.address)
+    elif change.what is What.STATE:
+        why = f": {change.why}" if change.why else ""
+        _log.info("%s: %s%s", lease.state.value, said, why)
     else:
         _log.info("%s: %s", change.what.value, said)
 

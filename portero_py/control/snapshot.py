@@ -10,7 +10,8 @@ The rules
 - A steady clock says nothing after a restart: times in the file are wall-clock times. What has expired
   meanwhile is dropped, and if the clock was set back no lease is longer than it was when it was granted. Null
   is the time of what never ends.
-- Each source's lease is written by itself, also where several have one address.
+- Each source's lease is written by itself, also where several have one address. What is paused or stopped is
+  written too.
 - A file that cannot be used is no reason not to start: it is set aside, named in the log, and backends
   register again. What is in it is looked at as closely as what a backend sends: one lease that could never
   have been granted, and the file is none. Neither is a disk that is full: leases go on in memory, and saving
@@ -30,7 +31,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +40,8 @@ import orjson
 
 from portero_py.control.api.body import lease_request
 from portero_py.control.slots import PATIENCE, Slot, claim, claim_late
-from portero_py.core.model import API, NEVER, Backend, Lease, Service
+from portero_py.core.model import API, NEVER, Backend, Halt, Lease, Service
+from portero_py.core.names import normalise_service_name
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadField, BadSnapshot
 from portero_py.feed.messages import lease_from
@@ -122,7 +124,8 @@ class Snapshot:
         if self._homeless:
             return []
         try:
-            return self._services(self._leases(orjson.loads(self._read())))
+            content = orjson.loads(self._read())
+            return self._services(self._leases(content), _halts_from(content))
         except FileNotFoundError:
             return []
         except BadSnapshot as error:
@@ -264,25 +267,32 @@ class Snapshot:
             raise BadSnapshot(f"{self._path} was written by another version of portero-py")
         return [_lease_from(each) for each in content["leases"]]
 
-    def _services(self, leases: list[Lease]) -> list[Service]:
+    def _services(self, leases: list[Lease], halts: Mapping[str, Halt]) -> list[Service]:
         shift, now = self._wall_clock() - self._clock(), self._clock()
         services: dict[str, list[Lease]] = {}
         for lease in leases:
             longest = NEVER if lease.ttl_seconds is None else now + lease.ttl_seconds
             expires_at = min(lease.expires_at - shift, longest)
             if now < expires_at:
-                services.setdefault(lease.service, []).append(replace(lease, expires_at=expires_at))
-        return [Service(name, tuple(found)) for name, found in services.items()]
+                since = min(lease.since - shift, now) if lease.since else now
+                there = services.setdefault(lease.service, [])
+                there.append(replace(lease, expires_at=expires_at, since=since))
+        halted = {name: halt for name, halt in halts.items() if name not in services}
+        return [
+            *(Service(name, tuple(found), halts.get(name)) for name, found in services.items()),
+            *(Service(name, (), halt) for name, halt in halted.items()),
+        ]
 
     def _content(self, table: RoutingTable) -> bytes:
         shift = self._wall_clock() - self._clock()
         leases = [
-            replace(lease, expires_at=lease.expires_at + shift)
+            replace(lease, expires_at=lease.expires_at + shift, since=lease.since + shift)
             for service in table.services.values()
             for entry in service.leases
             for lease in entry.grants
         ]
-        return orjson.dumps({"format": _FORMAT, "leases": leases})
+        halts = {name: service.halt for name, service in table.services.items() if service.halt is not None}
+        return orjson.dumps({"format": _FORMAT, "leases": leases, "halts": halts})
 
     def _write(self, content: bytes) -> None:
         part = self._path.with_name(f".{self._path.name}.part")
@@ -320,15 +330,37 @@ def _lease_from(written: dict[str, Any]) -> Lease:
             "ttl_seconds": ttl,
             "weight": lease.weight,
             "health_path": lease.health_path,
+            "max_in_flight": lease.max_in_flight or None,
             **{name: getattr(lease.backend, name) for name in _BACKEND},
         }
     )
-    was = lease.service, instance_id, lease.backend, lease.weight, lease.health_path
-    if was != (asked.service, asked.instance_id, asked.backend, asked.weight, asked.health_path):
+    was = lease.service, instance_id, lease.backend, lease.weight, lease.health_path, lease.max_in_flight
+    if was != (
+        asked.service,
+        asked.instance_id,
+        asked.backend,
+        asked.weight,
+        asked.health_path,
+        asked.max_in_flight,
+    ):
         raise ValueError("a lease that was never granted in that form")
     if type(lease.expires_at) not in (int, float) or math.isnan(lease.expires_at) or not instance_id:
         raise ValueError("a lease without an end or an id")
+    if type(lease.since) not in (int, float) or not math.isfinite(lease.since):
+        raise ValueError("a state without a beginning")
     return lease
+
+
+def _halts_from(content: dict[str, Any]) -> dict[str, Halt]:
+    """The services that are paused or stopped. Raises as `_lease_from`."""
+    found = {}
+    for name, written in content.get("halts", {}).items():
+        seconds, message = written["seconds"], written["message"]
+        is_time = seconds is None or (type(seconds) in (int, float) and 0 < seconds < math.inf)
+        if normalise_service_name(name) != name or not is_time or not isinstance(message, str):
+            raise ValueError("a service that was never paused in that form")
+        found[name] = Halt(seconds, message)
+    return found
 
 
 def _sync(directory: Path) -> None:

@@ -14,8 +14,24 @@ Nothing is decided here: a policy sees the marks (`balancing/policy.py`) and pas
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from portero_py.core.model import Backend, Lease
 from portero_py.core.routing_table import RoutingTable
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a worker tells control when a backend has failed it too often in a row, ejected or not.
+
+    `hangs`: it takes connections and does not answer, so that a connection to it proves nothing.
+    """
+
+    service: str
+    host: str
+    port: int
+    hangs: bool
+    error: str
 
 
 class Mark:

@@ -8,6 +8,7 @@ because a call costs more than the comparison.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
@@ -20,12 +21,24 @@ NEVER: Final = math.inf
 
 
 class LeaseState(Enum):
-    """Whether a backend is to be tried. Nothing probes or drains one yet: all begin READY."""
+    """Whether a backend is to be tried, and before whom (`balancing/choice`).
+
+    STARTING: it named a health path, and no probe has succeeded yet. DOWN: probes fail. DRAINING: never.
+    """
 
     STARTING = "starting"
     READY = "ready"
     DOWN = "down"
     DRAINING = "draining"
+
+
+#: The steps that may happen while a lease lives. Back to STARTING goes who moves to another address.
+TRANSITIONS: Final[Mapping[LeaseState, frozenset[LeaseState]]] = {
+    LeaseState.STARTING: frozenset({LeaseState.READY, LeaseState.DRAINING}),
+    LeaseState.READY: frozenset({LeaseState.STARTING, LeaseState.DOWN, LeaseState.DRAINING}),
+    LeaseState.DOWN: frozenset({LeaseState.STARTING, LeaseState.READY, LeaseState.DRAINING}),
+    LeaseState.DRAINING: frozenset({LeaseState.READY}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,8 @@ class Lease:
     health_path: str = ""
     source: str = API
     state: LeaseState = LeaseState.READY
+    since: float = 0.0  # when that state began, seconds of the registry's clock
+    max_in_flight: int = 0  # exchanges at a time, of all workers together; 0: no limit
     also: tuple[Lease, ...] = ()
     #: It may take an exchange while `now < serves_until`.
     serves_until: float = field(init=False, repr=False, compare=False)
@@ -103,6 +118,24 @@ class LeaseRequest:
     instance_id: str = ""
     weight: int = 1
     health_path: str = ""
+    max_in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Why a service takes no exchange for now, until somebody resumes it.
+
+    Paused when it has `seconds`: an exchange is held for so long at most, then it is a 503. Else stopped:
+    each is a 503 at once. `message` is the text that clients are shown, or "".
+    """
+
+    seconds: float | None
+    message: str = ""
+
+    @property
+    def state(self) -> str:
+        """`paused` or `stopped`."""
+        return "stopped" if self.seconds is None else "paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +147,25 @@ class Service:
 
     name: str
     leases: tuple[Lease, ...]
+    halt: Halt | None = None
+    #: Whether all of its leases are READY: then whose turn it is is all that there is to ask.
+    is_even: bool = field(init=False, repr=False, compare=False)
+    #: Whether any of them has a limit.
+    is_limited: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        even = all(lease.state is LeaseState.READY for lease in self.leases)
+        object.__setattr__(self, "is_even", even)
+        object.__setattr__(self, "is_limited", any(lease.max_in_flight for lease in self.leases))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What one worker says of one backend of a service; of those about which there is something to say."""
+
+    service: str
+    host: str
+    port: int
+    in_flight: int = 0  # exchanges that hold it
+    is_ejected: bool = False
+    error: str = ""  # the last one that counted against it

@@ -10,7 +10,10 @@ The rules
 - What several sources have at one address is one backend with one turn: one lease in the table, the oldest,
   whose terms hold (weight, TLS, health path), with the others in its `also`. Each of them ends by itself, and
   the backend is there until the last one does: what one source releases stays by the other.
-- A lease keeps its state when it is renewed or moves; whoever joins others at an address takes theirs on.
+- A lease begins READY, or STARTING when it names a health path; it keeps its state when it is renewed. One
+  that moves to another address begins anew, unless it drains. Whoever joins others at an address takes theirs
+  on: a state is the address's, of all who were granted it. Who changes states obeys `model.TRANSITIONS`.
+- A service that is halted (paused or stopped) stays known, with leases or without.
 - A lease takes exchanges while `now < serves_until` (`core.model`); some never end. `expire(now)` only tidies
   up: the balancer looks at the time too.
 - A service whose last lease expired or was released stays known, without leases, for `LINGER` seconds:
@@ -30,10 +33,20 @@ from dataclasses import replace
 from typing import Final
 
 from portero_py.core.expiry_queue import ExpiryQueue
-from portero_py.core.model import API, NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.model import (
+    API,
+    NEVER,
+    TRANSITIONS,
+    Backend,
+    Halt,
+    Lease,
+    LeaseRequest,
+    LeaseState,
+    Service,
+)
 from portero_py.core.names import normalise_service_name
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import ConfigError, NoSuchLease, RegistryFull
+from portero_py.errors import ConfigError, NoSuchLease, RegistryFull, UnknownService
 
 #: Seconds for which a service without leases stays known.
 LINGER: Final = 300.0
@@ -69,6 +82,7 @@ class Registry:
         # service, host, port -> instance ids, the oldest first: one for each source that has it
         self._held: dict[tuple[str, str, int], tuple[str, ...]] = {}
         self._joined: dict[str, int] = {}  # service -> leases at an address that an older one has too
+        self._halts: dict[str, Halt] = {}  # service -> why it takes no exchange
         self._lease_ends: ExpiryQueue[tuple[str, str]] = ExpiryQueue()  # service, instance id
         self._linger_ends: ExpiryQueue[str] = ExpiryQueue()  # services without leases
         self._services: dict[str, Service] = {default: Service(default, ())} if default else {}
@@ -141,6 +155,7 @@ class Registry:
             self._forget(evicted)
         if former is not None and not _same_address(former.backend, backend):
             self._leave(former)
+        state, since = self._state_of(request, former, now)
         lease = Lease(
             service=service,
             instance_id=instance_id,
@@ -150,7 +165,9 @@ class Registry:
             weight=request.weight,
             health_path=request.health_path,
             source=source,
-            state=self._state_at(backend, former, service),
+            state=state,
+            since=since,
+            max_in_flight=request.max_in_flight,
         )
         if former is None or former.backend != backend:
             self.generation += 1
@@ -192,6 +209,38 @@ class Registry:
             self._left(lease.service, now)
         return ended
 
+    def set_state(
+        self, service: str, host: str, port: int, state: LeaseState, now: float
+    ) -> list[tuple[Lease, Lease]]:
+        """Let what is granted at an address be in `state`: each lease there as it was and as it is now.
+
+        None when nobody has the address, it is in that state, or the step is none (`model.TRANSITIONS`).
+        """
+        held_by = self._held.get((service, host, port), ())
+        leases = self._leases.get(service, {})
+        former = [leases[instance_id] for instance_id in held_by]
+        if not former or state not in TRANSITIONS[former[0].state]:
+            return []
+        for lease in former:
+            leases[lease.instance_id] = replace(lease, state=state, since=now)
+        self.generation += 1
+        self._changed(service)
+        return [(lease, leases[lease.instance_id]) for lease in former]
+
+    def halt(self, service: str, halt: Halt | None) -> bool:
+        """Pause or stop a service, or let it go on (None); whether that is news. Raises UnknownService."""
+        if service not in self._services:
+            raise UnknownService(f"no such service: {service}")
+        if self._halts.get(service) == halt:
+            return False
+        if halt is None:
+            del self._halts[service]
+        else:
+            self._halts[service] = halt
+        self.generation += 1
+        self._changed(service)
+        return True
+
     def expire(self, now: float) -> list[Lease]:
         """Drop what has ended: leases, which are returned, and services that lingered long enough."""
         ended = []
@@ -202,7 +251,10 @@ class Registry:
         for service in dict.fromkeys(lease.service for lease in ended):
             self._left(service, now)
         for service in self._linger_ends.pop_due(now):
-            self._drop(service)
+            if service in self._halts:
+                self._linger_ends.set(service, now + LINGER)
+            else:
+                self._drop(service)
         return ended
 
     def next_expiry(self) -> float | None:
@@ -232,6 +284,8 @@ class Registry:
                     restored += 1
             if service.name not in self._leases and service.name != self._default:
                 self._linger_ends.set(service.name, now + LINGER)
+            if service.halt is not None:
+                self._halts[service.name] = service.halt
             self._changed(service.name)
         self._version = max(self._version, version + 1)
         return restored
@@ -269,11 +323,19 @@ class Registry:
 
     # Private
 
-    def _state_at(self, backend: Backend, former: Lease | None, service: str) -> LeaseState:
-        held_by = self._held.get((service, backend.host, backend.port))
+    def _state_of(self, request: LeaseRequest, former: Lease | None, now: float) -> tuple[LeaseState, float]:
+        """In which state what is asked for is, and since when."""
+        backend = request.backend
+        held_by = self._held.get((request.service, backend.host, backend.port))
         if held_by:
-            return self._leases[service][held_by[0]].state
-        return LeaseState.READY if former is None else former.state
+            there = self._leases[request.service][held_by[0]]
+            alone = former is not None and held_by == (former.instance_id,)
+            if there.state is LeaseState.STARTING and alone and not request.health_path:
+                return LeaseState.READY, now  # there is nothing to wait for any more
+            return there.state, there.since
+        if former is not None and former.state is LeaseState.DRAINING:
+            return former.state, former.since
+        return LeaseState.STARTING if request.health_path else LeaseState.READY, now
 
     def _make_room(self, service: str, leases_of_service: int) -> None:
         if self.lease_count >= self._max_leases:
@@ -286,6 +348,7 @@ class Registry:
         if lingering is None:
             raise RegistryFull(f"the registry is full: {self._max_services} services")
         self._linger_ends.discard(lingering)
+        self._halts.pop(lingering, None)
         self._drop(lingering)
 
     def _hold(self, lease: Lease) -> None:
@@ -330,7 +393,7 @@ class Registry:
     def _changed(self, service: str) -> None:
         leases = self._leases.get(service, {})
         entries = self._entries(leases) if service in self._joined else leases.values()
-        self._services[service] = Service(service, tuple(entries))
+        self._services[service] = Service(service, tuple(entries), self._halts.get(service))
         self._new_version(service)
 
     def _entries(self, leases: dict[str, Lease]) -> list[Lease]:

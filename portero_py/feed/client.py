@@ -27,6 +27,7 @@ from portero_py.feed.messages import (
     Ack,
     Ask,
     AskCertificates,
+    AskStandings,
     CertificateUpdate,
     Counted,
     Departed,
@@ -34,6 +35,7 @@ from portero_py.feed.messages import (
     Hello,
     Message,
     Serving,
+    Standings,
     TableUpdate,
     Unknown,
     encode,
@@ -41,6 +43,8 @@ from portero_py.feed.messages import (
 
 if TYPE_CHECKING:
     from portero_py.core.counters import Counters
+    from portero_py.core.health import Evidence
+    from portero_py.core.model import Standing
 
 #: Seconds between two reports of counters, at least.
 REPORT_SECONDS: Final = 1.0
@@ -67,6 +71,8 @@ class Fed(Protocol):
     def apply_certificates(self, certificates: CertificateTable) -> None: ...
 
     def apply_challenges(self, challenges: Challenges) -> None: ...
+
+    def standings(self, service: str) -> list[Standing]: ...
 
 
 class FeedClient:
@@ -122,6 +128,10 @@ class FeedClient:
         self._serving = True
         self._send(Serving())
 
+    def found(self, evidence: Evidence) -> None:
+        """Tell control that a backend fails; when there is none, it is told by the next one."""
+        self._send(evidence)
+
     async def close(self) -> None:
         """Send the last counters. To be called when `run` was cancelled."""
         connection = self._connection
@@ -173,6 +183,9 @@ class FeedClient:
                 self._departed = message
             elif isinstance(message, Ask):
                 connection.send(self._counted())
+            elif isinstance(message, AskStandings):
+                connection.send(Standings(tuple(worker.standings(message.service))), number)
+                return  # that is the acknowledgement too
             elif isinstance(message, AskCertificates):
                 names = frozenset(message.names)
                 held = [each for each in self._certificates.certificates if each.name in names]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from portero_py.core.counters import Counters
@@ -28,6 +29,8 @@ from portero_py.errors import FeedError
 if TYPE_CHECKING:
     from portero_py.core.certificates import CertificateTable
     from portero_py.core.challenges import Challenges
+    from portero_py.core.health import Evidence
+    from portero_py.core.model import Standing
 
 #: Seconds that a publication waits for workers that do not answer.
 ACK_SECONDS: Final = 1.0
@@ -56,6 +59,23 @@ class Subscriber(Protocol):
     def apply_challenges(self, challenges: Challenges) -> InForce:
         """Answer these ACME challenges in new handshakes."""
 
+    def standings(self, service: str) -> list[Standing] | asyncio.Future[list[Standing]]:
+        """What it says of the backends of a service, or of all ("")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """What all workers say of backends, by service, host and port."""
+
+    in_flight: dict[tuple[str, str, int], int]
+    ejected: dict[tuple[str, str, int], int]  # by how many workers
+    errors: dict[tuple[str, str, int], str]
+    is_complete: bool  # every worker has answered
+
+    def in_flight_at(self, service: str, host: str, port: int) -> int:
+        """How many exchanges hold that backend."""
+        return self.in_flight.get((service, host, port), 0)
+
 
 class Feed:
     """Hands the newest tables to every subscriber, and adds up their counters.
@@ -67,6 +87,8 @@ class Feed:
     def __init__(self, *, ack_seconds: float = ACK_SECONDS) -> None:
         self.count_fault: Callable[[str], None] = _count_nothing
         self.on_table: list[Callable[[], None]] = []
+        #: A worker has seen a backend fail too often.
+        self.on_evidence: Callable[[Evidence], None] | None = None
         self._ack_seconds = ack_seconds
         self._subscribers: list[Subscriber] = []
         self._table: RoutingTable | None = None
@@ -132,6 +154,31 @@ class Feed:
         """Give every subscriber these challenges, and return when all have them."""
         self._challenges = challenges
         await self._in_force([self._told(each.apply_challenges, challenges) for each in self._subscribers])
+
+    async def standings(self, service: str = "") -> Standings:
+        """What all workers say of the backends of a service, or of all. Who is late is not waited for."""
+        answers = [each.standings(service) for each in self._subscribers]
+        awaited = [answer for answer in answers if isinstance(answer, asyncio.Future)]
+        if awaited:
+            await asyncio.wait(awaited, timeout=self._ack_seconds)
+        found = Standings({}, {}, {}, all(answer.done() and not answer.cancelled() for answer in awaited))
+        for answer in answers:
+            if isinstance(answer, asyncio.Future):
+                said = answer.result() if answer.done() and not answer.cancelled() else []
+            else:
+                said = answer
+            for each in said:
+                place = (each.service, each.host, each.port)
+                found.in_flight[place] = found.in_flight.get(place, 0) + each.in_flight
+                found.ejected[place] = found.ejected.get(place, 0) + each.is_ejected
+                if each.error:
+                    found.errors[place] = each.error
+        return found
+
+    def found(self, evidence: Evidence) -> None:
+        """A worker says that a backend fails."""
+        if self.on_evidence is not None:
+            self.on_evidence(evidence)
 
     def counters(self) -> Counters:
         """The sum over all subscribers, a copy; without services that the last table does not know."""

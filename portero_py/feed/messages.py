@@ -27,7 +27,8 @@ import orjson
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters, ServiceCounters
-from portero_py.core.model import NEVER, Backend, Lease, LeaseState, Service
+from portero_py.core.health import Evidence
+from portero_py.core.model import NEVER, Backend, Halt, Lease, LeaseState, Service, Standing
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
 
@@ -122,6 +123,20 @@ class AskCertificates:
 
 
 @dataclass(frozen=True, slots=True)
+class AskStandings:
+    """Control wants `Standings` of one service, or of all ("")."""
+
+    service: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """What the worker says of backends: the answer to `AskStandings`, under its number."""
+
+    standings: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """A worker's first word: who it is, what it has, and what control may have forgotten."""
 
@@ -161,6 +176,9 @@ Message = (
     | Departed
     | Ask
     | AskCertificates
+    | AskStandings
+    | Standings
+    | Evidence
     | Hello
     | Serving
     | Counted
@@ -221,6 +239,15 @@ def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
     return Lease(**found)
 
 
+def service_from(fields_of_service: Mapping[str, Any]) -> Service:
+    """The service that orjson wrote. Raises as `lease_from`."""
+    found = _known(Service, fields_of_service)
+    found["leases"] = tuple(map(lease_from, found["leases"]))
+    if found.get("halt") is not None:
+        found["halt"] = Halt(**_known(Halt, found["halt"]))
+    return Service(**found)
+
+
 # Private
 
 
@@ -251,10 +278,7 @@ def _decode(payload: bytes) -> tuple[int, Message]:
 
 
 def _table_from(content: dict[str, Any]) -> TableUpdate:
-    changed = tuple(
-        Service(**{**_known(Service, each), "leases": tuple(map(lease_from, each["leases"]))})
-        for each in content["changed"]
-    )
+    changed = tuple(map(service_from, content["changed"]))
     known = _known(TableUpdate, content)
     return TableUpdate(**{**known, "changed": changed, "dropped": tuple(content["dropped"])})
 
@@ -366,6 +390,14 @@ def _hello_from(content: dict[str, Any]) -> Hello:
     )
 
 
+def _standings_from(content: dict[str, Any]) -> Standings:
+    return Standings(tuple(Standing(**_known(Standing, each)) for each in content["standings"]))
+
+
+def _evidence_from(content: dict[str, Any]) -> Evidence:
+    return Evidence(**_known(Evidence, content))
+
+
 _TO_JSON: Final[Mapping[type, Callable[[Any], Any]]] = {
     CertificateUpdate: _certificates_to,
     Challenges: _challenges_to,
@@ -383,6 +415,9 @@ _FROM_JSON: Final[Mapping[str, Callable[[Any], Message]]] = {
     "Hello": _hello_from,
     "Ask": lambda _: Ask(),
     "AskCertificates": lambda content: AskCertificates(tuple(content["names"])),
+    "AskStandings": lambda content: AskStandings(content["service"]),
+    "Standings": _standings_from,
+    "Evidence": _evidence_from,
     "Serving": lambda _: Serving(),
     "Ack": lambda _: Ack(),
 }

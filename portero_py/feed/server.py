@@ -31,6 +31,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from portero_py.core.counters import Counters
+from portero_py.core.health import Evidence
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
 from portero_py.feed.feed import ACK_SECONDS, Feed, InForce
@@ -38,6 +39,7 @@ from portero_py.feed.messages import (
     Ack,
     Ask,
     AskCertificates,
+    AskStandings,
     CertificateUpdate,
     Counted,
     Departed,
@@ -45,6 +47,7 @@ from portero_py.feed.messages import (
     Hello,
     Message,
     Serving,
+    Standings,
     TableUpdate,
     Unknown,
     encode,
@@ -53,6 +56,7 @@ from portero_py.feed.messages import (
 if TYPE_CHECKING:
     from portero_py.core.certificates import Certificate, CertificateTable
     from portero_py.core.challenges import Challenges
+    from portero_py.core.model import Standing
 
 #: Seconds that a new control process waits for the other workers' hellos after the first one.
 OTHERS_SECONDS: Final = 0.3
@@ -304,6 +308,7 @@ class RemoteWorker(asyncio.Protocol):
         self._unanswered: deque[_Unanswered] = deque()
         self._is_late = False
         self._asked: asyncio.Future[None] | None = None
+        self._asked_standings: dict[int, asyncio.Future[list[Standing]]] = {}  # by the number of the question
         self._asked_certificates: asyncio.Future[tuple[Certificate, ...]] | None = None
         # what it was sent, and what it should have
         self._sent: RoutingTable | None = None
@@ -330,6 +335,19 @@ class RemoteWorker(asyncio.Protocol):
     def apply_challenges(self, challenges: Challenges) -> InForce:
         """Send all of them: there are never many."""
         return self._send(challenges)
+
+    def standings(self, service: str) -> asyncio.Future[list[Standing]]:
+        """Ask for them: the answer; cancelled when it is gone."""
+        answer: asyncio.Future[list[Standing]] = self._loop.create_future()
+        if self._is_gone or self._transport.is_closing():
+            answer.set_result([])  # its exchanges are gone with it
+        elif self._transport.get_write_buffer_size() > MAX_UNSENT:
+            answer.cancel()
+        else:
+            self._number += 1
+            self._asked_standings[self._number] = answer
+            self._write(AskStandings(service), self._number)
+        return answer
 
     # What the server wants of it
 
@@ -383,6 +401,10 @@ class RemoteWorker(asyncio.Protocol):
             _done(self._unanswered.popleft().answer)
         _done(self._asked)
         self._answer_certificates(())
+        for asked in self._asked_standings.values():
+            if not asked.done():
+                asked.set_result([])
+        self._asked_standings.clear()
         self._server.left(self)
 
     # Private
@@ -404,6 +426,13 @@ class RemoteWorker(asyncio.Protocol):
             self._server.tell_serving()
         elif isinstance(message, CertificateUpdate):
             self._answer_certificates(message.changed)
+        elif isinstance(message, Standings):
+            asked = self._asked_standings.pop(number, None)
+            if asked is not None and not asked.done():
+                asked.set_result(list(message.standings))
+            self._acknowledged(number)
+        elif isinstance(message, Evidence):
+            self._server.feed.found(message)
         elif not isinstance(message, Unknown):
             raise FeedError(f"a worker does not say {type(message).__name__}")
 

@@ -348,7 +348,7 @@ class Exchange(RequestSide):
             return
         head = self.head
         self.lease = lease
-        self._claim = pool = surroundings.pools.of(lease.backend, head.authority)
+        self._claim = pool = surroundings.pools.of(lease, head.authority)
         pool.claims += 1
         if not self._fresh:
             upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.counters import Counters
-from portero_py.core.health import Health
+from portero_py.core.health import Evidence, Health
 from portero_py.core.names import normalise_host
 from portero_py.core.router import Router
 from portero_py.core.routing_table import RoutingTable
@@ -63,6 +63,8 @@ class Surroundings:
         self.draining = False
         self.router = Router()
         self.health = Health()
+        #: Told when a backend has failed too often in a row.
+        self.on_evidence: Callable[[Evidence], None] = _to_nobody
         self._log_descriptor = log_descriptor
         self._log_lock = log_lock
         self._request_prefix = secrets.token_hex(8).encode()
@@ -73,7 +75,7 @@ class Surroundings:
         # routing table
         self.table = RoutingTable()
         self.certificates = CertificateTable()
-        self.pools = Pools(loop, self.router, self.table)
+        self.pools = Pools(loop, self.table)
         self.balancers = Balancers(self.pools, self.health, start)
         # configuration
         self.access_log = self._open_log(config)
@@ -151,3 +153,7 @@ class Surroundings:
     def _open_log(self, config: Config) -> AccessLog:
         style = config.log.access
         return AccessLog(self.loop, self.counters, style, self._log_descriptor, self._log_lock)
+
+
+def _to_nobody(evidence: Evidence) -> None:
+    """Stand in for `on_evidence`."""

@@ -25,12 +25,14 @@ from portero_py.proxy.upstream.tls import UpstreamTls
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from portero_py.config.model import Config
     from portero_py.core.certificates import CertificateTable
     from portero_py.core.challenges import Challenges
     from portero_py.core.counters import Counters
+    from portero_py.core.health import Evidence
+    from portero_py.core.model import Standing
     from portero_py.core.routing_table import RoutingTable
 
 
@@ -98,6 +100,10 @@ class Worker:
         """Everything that was counted here."""
         return self._surroundings.counters
 
+    def tell(self, found: Callable[[Evidence], None]) -> None:
+        """Call `found` from now on when a backend has failed too often in a row."""
+        self._surroundings.on_evidence = found
+
     def reconfigure(self, config: Config) -> None:
         """Take over times, limits and the log's style; connections that live already see them at once."""
         self._surroundings.configure(config)
@@ -121,6 +127,11 @@ class Worker:
     def apply_challenges(self, challenges: Challenges) -> None:
         """Answer these tls-alpn-01 challenges in new handshakes."""
         self._front_tls.apply_challenges(challenges)
+
+    def standings(self, service: str) -> list[Standing]:
+        """What there is to say of the backends of a service, or of all ("")."""
+        held = self._surroundings.pools.claims_by_backend(service)
+        return [Standing(name, host, port, claims) for (name, host, port), claims in held.items()]
 
     # The life cycle
 

@@ -177,6 +177,7 @@ class _Worker(_Process):
             most=tuning.shares(tuning.open_files(), control=False, traffic=True).clients,
         )
         feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)
+        worker.tell(feed.found)
         fed = asyncio.create_task(feed.run(), name="feed")
         fed.add_done_callback(self._unfed)
         inherited.board.prepared(self.slot)

@@ -1,8 +1,8 @@
 """What changes while portero runs, when the configuration is read again (SIGHUP).
 
-Timeouts, limits and the log change at once; what else changed is named in the log as waiting for a restart. A
-configuration that cannot be used changes nothing and says why. Nor does a fault of portero's own in reading
-it: what runs goes on as it was.
+Timeouts, limits, health and the log change at once; what else changed is named in the log as waiting for a
+restart. A configuration that cannot be used changes nothing and says why. Nor does a fault of portero's own
+in reading it: what runs goes on as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from portero_py.errors import ConfigError
 from portero_py.run import logs, preflight
 
 #: The groups of `Config` that change while portero runs.
-LIVE: Final = frozenset({"timeouts", "limits", "log"})
+LIVE: Final = frozenset({"timeouts", "limits", "health", "log"})
 
 _log = logging.getLogger(__name__)
 

@@ -125,6 +125,7 @@ class SingleProcess:
             refresh=self._guests.refresh,
         )
         self._feed.subscribe(self._worker)
+        self._worker.tell(self._feed.found)
 
     async def _start(self) -> None:
         config, listening, notifier, place = self._config, self._listening, self._notifier, self._place
@@ -216,6 +217,7 @@ class SingleProcess:
         await self._guests.close()
         if self._rendezvous is not None:
             client = FeedClient(self._worker, self._rendezvous.path, 0, time.monotonic)
+            self._worker.tell(client.found)
             self._follows = client, asyncio.create_task(client.run(), name="feed")
         self._place.yielded()
 

@@ -12,7 +12,7 @@ import pytest
 from portero_py.control import leases as module
 from portero_py.control.leases import Change, Leases, What
 from portero_py.core.counters import Counters
-from portero_py.core.model import API, Backend, LeaseRequest
+from portero_py.core.model import API, Backend, LeaseRequest, Standing
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
@@ -38,6 +38,9 @@ class Worker:
     def apply_certificates(self, certificates: object) -> None: ...
 
     def apply_challenges(self, challenges: object) -> None: ...
+
+    def standings(self, service: str) -> list[Standing]:
+        return []
 
     def ports(self, service: str = "app.example") -> list[int]:
         return [lease.backend.port for lease in self.table.services[service].leases]

@@ -101,7 +101,7 @@ def test_a_snapshot_from_before_there_were_sources_is_read(tmp_path: Path) -> No
     (tmp_path / FILE_NAME).write_bytes(orjson.dumps({"format": 1, "leases": [lease]}))
     [service] = Times().snapshot(tmp_path).load()
     assert service.leases == (
-        Lease("s0.example", "one", Backend("::1", 8000, use_tls=True), 1060.0, 60, 2, "/up"),
+        Lease("s0.example", "one", Backend("::1", 8000, use_tls=True), 1060.0, 60, 2, "/up", since=1000.0),
     )
     assert (service.leases[0].source, service.leases[0].state) == ("api", LeaseState.READY)
 
@@ -166,7 +166,9 @@ GRANTED = {
         *({"tls_fingerprint": value} for value in ("zz", None, 3, "AB" * 32)),
         {"also": [GRANTED]},
         {"also": "x"},
-        {"surprise": 1},
+        {"since": None},
+        {"since": "yesterday"},
+        {"max_in_flight": -1},
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from portero_py.core.model import NEVER, Backend, Lease, LeaseState
+from portero_py.core.model import NEVER, Backend, Halt, Lease, LeaseState, Service
 
 
 def lease(
@@ -48,3 +48,17 @@ def test_what_several_sources_granted_lasts_as_long_as_the_longest() -> None:
 def test_what_follows_from_the_other_fields_changes_with_them() -> None:
     assert replace(lease(10.0), expires_at=20.0).serves_until == 20.0
     assert not replace(lease(), state=LeaseState.DRAINING).can_serve(0.0)
+
+
+def test_a_service_is_paused_for_a_time_or_stopped() -> None:
+    assert Halt(30.0).state == "paused"
+    assert Halt(None, "back soon").state == "stopped"
+
+
+def test_a_service_knows_whether_its_leases_differ_in_state_or_have_limits() -> None:
+    plain = Lease("app.example", "one", Backend("::1", 1), 30.0, 30)
+    starting = replace(plain, state=LeaseState.STARTING)
+    limited = replace(plain, max_in_flight=3)
+    found = [Service("app.example", leases) for leases in ((), (plain,), (plain, starting), (plain, limited))]
+    assert [service.is_even for service in found] == [True, True, False, True]
+    assert [service.is_limited for service in found] == [False, False, False, True]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portero_py.core.model import API, NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.model import API, NEVER, Backend, Halt, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import LINGER, Registry
-from portero_py.errors import ConfigError, NoSuchLease, RegistryFull
+from portero_py.errors import ConfigError, NoSuchLease, RegistryFull, UnknownService
 
 
 def ask(
@@ -32,7 +32,11 @@ def test_a_registered_backend_is_in_the_next_table_until_its_ttl_is_over() -> No
         ),
         now=100.0,
     )
-    assert lease == Lease("app.example", "one", Backend("::1", 8080, use_tls=True), 130.0, 30, 3, "/up")
+    assert lease == Lease(
+        *("app.example", "one", Backend("::1", 8080, use_tls=True), 130.0, 30, 3, "/up"),
+        state=LeaseState.STARTING,
+        since=100.0,
+    )
     assert dict(registry.table.services) == {"app.example": Service("app.example", (lease,))}
 
 
@@ -428,6 +432,99 @@ def test_a_renewal_and_a_move_keep_the_state_and_who_joins_takes_it_on() -> None
     assert registry.register(ask(port=2, instance_id="one"), now=2.0).state is LeaseState.DRAINING
     # Another instance at its address is another backend.
     assert registry.register(ask(port=2, instance_id="two"), now=3.0).state is LeaseState.READY
+
+
+def probed(instance_id: str = "one", port: int = 1, health_path: str = "/up") -> LeaseRequest:
+    return LeaseRequest("app.example", Backend("::1", port), 30, instance_id, health_path=health_path)
+
+
+def state(registry: Registry, instance_id: str = "one") -> LeaseState:
+    lease = registry.find("app.example", instance_id)
+    assert lease is not None
+    return lease.state
+
+
+def test_a_lease_with_a_health_path_starts_and_every_step_is_one_of_the_table() -> None:
+    registry = Registry()
+    registry.register(probed(), now=1.0)
+    for number, (step, lands) in enumerate(
+        [
+            (LeaseState.DOWN, LeaseState.STARTING),  # it never was ready
+            (LeaseState.READY, LeaseState.READY),
+            (LeaseState.READY, LeaseState.READY),
+            (LeaseState.DOWN, LeaseState.DOWN),
+            (LeaseState.DRAINING, LeaseState.DRAINING),
+            (LeaseState.DOWN, LeaseState.DRAINING),
+            (LeaseState.READY, LeaseState.READY),
+        ]
+    ):
+        version, before = registry.table.version, state(registry)
+        changed = registry.set_state("app.example", "::1", 1, step, 10.0 + number)
+        assert state(registry) is lands
+        assert [(former.state, lease.state) for former, lease in changed] == (
+            [] if before is lands else [(before, lands)]
+        )
+        assert registry.table.version == version + len(changed)
+    lease = registry.find("app.example", "one")
+    assert lease is not None
+    assert lease.since == 16.0
+    assert registry.set_state("app.example", "::1", 9, LeaseState.READY, 0.0) == []
+    assert registry.set_state("other.example", "::1", 1, LeaseState.READY, 0.0) == []
+
+
+def test_who_moves_or_comes_back_begins_anew_and_who_renews_does_not() -> None:
+    registry = Registry()
+    registry.register(probed(), now=1.0)
+    registry.set_state("app.example", "::1", 1, LeaseState.READY, 2.0)
+    assert registry.register(probed(), now=3.0).state is LeaseState.READY
+    assert registry.register(probed(), now=3.0).since == 2.0
+    assert registry.register(probed(port=2), now=4.0).state is LeaseState.STARTING
+    assert registry.register(probed(port=2, health_path=""), now=5.0).state is LeaseState.READY
+    registry.release("app.example", "one", now=6.0)
+    assert registry.register(probed(port=2), now=7.0).state is LeaseState.STARTING
+
+
+def test_a_state_is_that_of_all_who_were_granted_the_address() -> None:
+    registry = Registry()
+    registry.register(probed(), now=1.0)
+    registry.register(ask(port=1), 1.0, "docker")
+    assert registry.register(ask(port=1), 2.0, "docker").state is LeaseState.STARTING
+    assert len(registry.set_state("app.example", "::1", 1, LeaseState.DRAINING, 3.0)) == 2
+    [entry] = registry.table.services["app.example"].leases
+    assert [grant.state for grant in entry.grants] == [LeaseState.DRAINING] * 2
+
+
+def test_a_halted_service_stays_known_and_a_restart_keeps_it_halted() -> None:
+    registry = Registry()
+    with pytest.raises(UnknownService):
+        registry.halt("app.example", Halt(None))
+    registry.register(ask(), now=0.0)
+    version = registry.table.version
+    assert registry.halt("app.example", Halt(30.0))
+    assert not registry.halt("app.example", Halt(30.0))
+    assert registry.table.version == version + 1
+    registry.release("app.example", host="::1", port=8080, now=1.0)
+    registry.expire(1.0 + 3 * LINGER)
+    assert registry.table.services["app.example"] == Service("app.example", (), Halt(30.0))
+    heir = Registry()
+    heir.restore(registry.table.services.values(), 3, 0.0)
+    assert heir.table.services["app.example"].halt == Halt(30.0)
+    assert heir.halt("app.example", None)
+    assert heir.table.services["app.example"].halt is None
+    heir.expire(3 * LINGER)
+    assert "app.example" not in heir.table.services
+
+
+def test_a_halted_service_without_leases_makes_way_as_others_do() -> None:
+    registry = Registry(max_services=1)
+    registry.register(ask(), now=0.0)
+    registry.halt("app.example", Halt(None, "back soon"))
+    registry.release("app.example", host="::1", port=8080, now=1.0)
+    registry.register(ask(service="other.example"), now=2.0)
+    assert list(registry.table.services) == ["other.example"]
+    registry.release("other.example", host="::1", port=8080, now=3.0)
+    registry.register(ask(), now=4.0)
+    assert registry.table.services["app.example"].halt is None
 
 
 def test_restored_leases_keep_their_sources() -> None:

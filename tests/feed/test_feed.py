@@ -12,7 +12,7 @@ import pytest
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.model import Backend, LeaseRequest, Standing
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.feed.client import FeedClient
@@ -47,6 +47,9 @@ class Worker:
 
     def apply_challenges(self, challenges: Any) -> None:
         self.got.append(challenges)
+
+    def standings(self, service: str) -> list[Standing]:
+        return []
 
 
 async def test_every_subscriber_has_a_table_when_its_publication_returns() -> None:
@@ -556,6 +559,9 @@ class Broken(Worker):
 
     def apply_challenges(self, challenges: Any) -> None:
         raise RuntimeError("a fault")
+
+    def standings(self, service: str) -> list[Standing]:
+        return []
 
 
 async def test_a_publication_never_fails_for_one_subscriber(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters, ServiceCounters
-from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.health import Evidence
+from portero_py.core.model import (
+    NEVER,
+    Backend,
+    Halt,
+    Lease,
+    LeaseRequest,
+    LeaseState,
+    Service,
+    Standing,
+)
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
@@ -23,6 +33,7 @@ from portero_py.feed.messages import (
     Ack,
     Ask,
     AskCertificates,
+    AskStandings,
     CertificateUpdate,
     Counted,
     Departed,
@@ -30,6 +41,7 @@ from portero_py.feed.messages import (
     Hello,
     Message,
     Serving,
+    Standings,
     TableUpdate,
     encode,
     lease_from,
@@ -77,6 +89,10 @@ MESSAGES: list[Message] = [
     Departed(5, counters()),
     Ask(),
     AskCertificates(("a.example", "*.b.example")),
+    AskStandings("a.example"),
+    Standings((Standing("a.example", "::1", 80, 3, True, "refused"),)),
+    Evidence("a.example", "::1", 80, True, "took too long"),
+    TableUpdate(4, "", (Service("a.example", (), Halt(30.0)), Service("b.example", (), Halt(None, "soon")))),
     Hello(1, True, UPDATE, counters(), Departed(1, counters())),
     Serving(),
     Counted(counters()),

@@ -13,7 +13,7 @@ from portero_py.core.model import Backend
 from portero_py.proxy.endpoints import ResponseSide, Upstream
 from portero_py.wire.message import RequestHead
 from tests.e2e.messages import Closed, Reader, Request, Truncated, read_request
-from tests.proxy.dialogue import ScriptedTransport, World, settle
+from tests.proxy.dialogue import ScriptedTransport, World, leased, settle
 
 if TYPE_CHECKING:
     from portero_py.errors import PorteroError
@@ -113,7 +113,7 @@ class BackendEnd:
     @property
     def pool(self) -> BackendPool:
         """The pool of its connections."""
-        return self.world.pools.of(self.backend, b"app.example")
+        return self.world.pools.of(leased(self.backend), b"app.example")
 
     def exchange(
         self, method: bytes = b"GET", body_length: int = 0, *, half_closes: bool = True, upgrade: bytes = b""

@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from portero_py.proxy.upstream.tls import UpstreamTls
 
 HIGH_WATER = 65536
+
+
+def leased(backend: Backend, service: str = "app.example") -> Lease:
+    """A lease for ever."""
+    return Lease(service, backend.address, backend, float("inf"), None)
+
+
 GET = b"GET / HTTP/1.1\r\nHost: app.example\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

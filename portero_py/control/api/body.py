@@ -29,6 +29,7 @@ BODY_TIMEOUT: Final = 10.0
 
 MAX_TTL: Final = 86_400
 MAX_WEIGHT: Final = 1_000
+MAX_IN_FLIGHT: Final = 1_000_000
 
 _INSTANCE_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _HEALTH_PATH: Final = re.compile(r"/[\x21-\x7e]{0,1023}")
@@ -84,8 +85,9 @@ def lease_request(body: Mapping[str, Any]) -> LeaseRequest:
         backend=backend,
         ttl_seconds=_number(_required(body, "ttl_seconds"), "ttl_seconds", MAX_TTL),
         instance_id=_instance_id(body),
-        weight=1 if body.get("weight") is None else _number(body["weight"], "weight", MAX_WEIGHT),
+        weight=_optional_number(body, "weight", 1, MAX_WEIGHT),
         health_path=_health_path(body),
+        max_in_flight=_optional_number(body, "max_in_flight", 0, MAX_IN_FLIGHT),
     )
 
 
@@ -149,6 +151,11 @@ def _number(value: Any, field: str, greatest: int) -> int:
     if type(value) is not int or not 1 <= value <= greatest:
         raise BadField(field, f"{field} must be a whole number from 1 to {greatest}")
     return value
+
+
+def _optional_number(body: Mapping[str, Any], field: str, default: int, greatest: int) -> int:
+    value = body.get(field)
+    return default if value is None else _number(value, field, greatest)
 
 
 def _boolean(body: Mapping[str, Any], field: str) -> bool:

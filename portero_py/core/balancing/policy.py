@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from portero_py.core.health import Health
-from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.model import Lease, Service
 from portero_py.wire.message import RequestHead
 
 
@@ -35,8 +35,12 @@ class Claims:
 
     __slots__ = ()
 
-    def claims_of(self, backend: Backend) -> int:
-        """How many exchanges hold `backend` now, of whatever service."""
+    def claims_of(self, lease: Lease) -> int:
+        """How many exchanges of its service hold the backend of `lease` now."""
+        raise NotImplementedError
+
+    def has_room(self, lease: Lease) -> bool:
+        """Whether one exchange more may hold the backend of `lease`, by its limit."""
         raise NotImplementedError
 
 

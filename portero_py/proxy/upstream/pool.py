@@ -1,4 +1,4 @@
-"""Idle connections per backend, and the making of new ones.
+"""Idle connections per backend of a service, and the making of new ones.
 
 The rules
 - A connection is idle in exactly one pool, or belongs to exactly one exchange.
@@ -8,10 +8,10 @@ The rules
   second, because servers close idle connections after 2 s (gunicorn), 5 s (node, uvicorn) or 75 s (nginx),
   and the race between its last moment and our first byte would lose the request.
 - TLS connections are shared among requests with the same server name only: the backend saw it as SNI.
-- Services that have the same address share its pool. What one of them can leave there for another is an idle
-  connection to that address, without a byte unread or unsent (see `UpstreamHttp1._release`).
-- A pool whose backend left a service closes its idle connections, and takes none until the backend is back or
-  somebody is sent to it again (another service may have it still, which is not worth a search).
+- Services that have the same address have a pool there each, as in nginx and HAProxy: what is in flight for
+  one is to be told from what is for another (a drain waits for it), and connections are not shared either.
+- A pool whose backend left its service closes its idle connections, and takes none until the backend is back
+  or somebody is sent to it again.
 - A change of the routing table costs what the change is worth, in steps of STEP leases: looking at all of
   100,000 leases stopped everybody for 30 ms, twice a second. Empty pools are found little by little too: a
   few whenever one is made, so that names which clients make up cannot grow into a heap.
@@ -35,12 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portero_py.core.model import Backend, Lease, Service
-    from portero_py.core.router import Router
     from portero_py.core.routing_table import RoutingTable
     from portero_py.proxy.endpoints import ResponseSide, Upstream
     from portero_py.proxy.upstream.connection import UpstreamConnection
 
-    PoolKey = tuple[str, int, str, str] | tuple[Backend, str]
+    PoolKey = tuple[str, str, int, str, str] | tuple[str, Backend, str]
 
 #: Most idle connections kept for one backend.
 MAX_IDLE: Final = 1024
@@ -78,9 +77,10 @@ class Connector(Protocol):
 
 
 class BackendPool:
-    """The connections to one backend, under one server name when it speaks TLS."""
+    """The connections to one backend of a service, under one server name when it speaks TLS."""
 
-    def __init__(self, pools: Pools, backend: Backend, server_name: str) -> None:
+    def __init__(self, pools: Pools, service: str, backend: Backend, server_name: str) -> None:
+        self.service = service
         self.backend = backend
         self.server_name = server_name
         self.claims = 0
@@ -129,7 +129,7 @@ class BackendPool:
         """Make a connection; the exchange hears `upstream_ready` or `connect_failed`."""
         if self._closed:  # who was sent here found the backend in the table
             self._closed = False
-            self._pools.watch(self, exchange.service)
+            self._pools.watch(self)
         connecting = Connecting(exchange)
         task = self._pools.loop.create_task(self._connect(connecting))
         self._tasks.add(task)
@@ -236,12 +236,11 @@ class Pools(Claims):
     says that it is done.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, router: Router, table: RoutingTable) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, table: RoutingTable) -> None:
         self.loop = loop
         self.connector: Connector
-        self._router = router
         self._pools: dict[PoolKey, BackendPool] = {}
-        self._tls_keys: dict[Backend, set[PoolKey]] = {}  # the pools of a backend, one a server name
+        self._tls_keys: dict[tuple[str, Backend], set[PoolKey]] = {}  # a backend's pools, one a server name
         self._round: list[PoolKey] = []  # still to be looked at, before all of them are looked at again
         # what the pools know of the routing tables
         self._compared = table
@@ -251,28 +250,39 @@ class Pools(Claims):
         # Service -> pools made for it under a table that is not compared yet: they may leave before.
         self._young: dict[str, list[BackendPool]] = {}
 
-    def of(self, backend: Backend, authority: bytes) -> BackendPool:
-        """Return the pool for requests to `authority` served by `backend`."""
+    def of(self, lease: Lease, authority: bytes) -> BackendPool:
+        """Return the pool for requests to `authority` served by the backend of `lease`."""
+        backend = lease.backend
         if not backend.use_tls:
             # All that such backends can differ in. The Backend itself, which is another object after each
             # renewal, would be hashed and compared in Python: 0.19 µs instead of 0.05.
-            address = (backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
-            return self._pools.get(address) or self._make(address, backend, "", authority)
+            address = (lease.service, backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
+            return self._pools.get(address) or self._make(address, lease, "")
         server_name = normalise_host(authority) or ""
-        key = (backend, server_name)
-        return self._pools.get(key) or self._make(key, backend, server_name, authority)
+        key = (lease.service, backend, server_name)
+        return self._pools.get(key) or self._make(key, lease, server_name)
 
-    def claims_of(self, backend: Backend) -> int:
-        """How many exchanges hold `backend` now, under whatever server name."""
-        if not backend.use_tls:
-            pool = self._pools.get((backend.host, backend.port, backend.protocol, backend.tls_fingerprint))
-            return 0 if pool is None else pool.claims
-        return sum([self._pools[key].claims for key in self._tls_keys.get(backend, ())])
+    def claims_of(self, lease: Lease) -> int:
+        """How many exchanges of its service hold the backend of `lease` now, under whatever server name."""
+        return sum([self._pools[key].claims for key in self._keys(lease.service, lease.backend)])
 
-    def watch(self, pool: BackendPool, service: str) -> None:
+    def has_room(self, lease: Lease) -> bool:
+        """Whether one exchange more may hold the backend of `lease`, by its limit."""
+        return not lease.max_in_flight or self.claims_of(lease) < lease.max_in_flight
+
+    def claims_by_backend(self, service: str = "") -> dict[tuple[str, str, int], int]:
+        """How many exchanges hold each backend that is held, by service, host and port."""
+        found: dict[tuple[str, str, int], int] = {}
+        for pool in self._pools.values():
+            if pool.claims and (not service or pool.service == service):
+                place = (pool.service, pool.backend.host, pool.backend.port)
+                found[place] = found.get(place, 0) + pool.claims
+        return found
+
+    def watch(self, pool: BackendPool) -> None:
         """Look whether the backend is there still, when the next comparison has come to its end."""
         if self._compared is not self._latest:
-            self._young.setdefault(service, []).append(pool)
+            self._young.setdefault(pool.service, []).append(pool)
 
     def close_idle(self) -> None:
         """Close every idle connection: descriptors are short."""
@@ -317,28 +327,28 @@ class Pools(Claims):
 
     # Private
 
-    def _make(self, key: PoolKey, backend: Backend, server_name: str, authority: bytes) -> BackendPool:
+    def _make(self, key: PoolKey, lease: Lease, server_name: str) -> BackendPool:
         self._drop_empty(2)  # one more than is made
-        pool = self._pools[key] = BackendPool(self, backend, server_name)
+        service, backend = lease.service, lease.backend
+        pool = self._pools[key] = BackendPool(self, service, backend, server_name)
         if backend.use_tls:
-            self._tls_keys.setdefault(backend, set()).add(key)
-        service = self._router.route(authority, self._latest)
-        if service is not None:
-            self.watch(pool, service.name)
+            self._tls_keys.setdefault((service, backend), set()).add(key)
+        self.watch(pool)
         return pool
 
-    def _keys(self, backend: Backend) -> list[PoolKey]:
+    def _keys(self, service: str, backend: Backend) -> list[PoolKey]:
         if backend.use_tls:
-            return list(self._tls_keys.get(backend, ()))
-        return [(backend.host, backend.port, backend.protocol, backend.tls_fingerprint)]
+            return list(self._tls_keys.get((service, backend), ()))
+        key = (service, backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
+        return [key] if key in self._pools else []
 
-    def _drop(self, key: PoolKey, backend: Backend) -> None:
+    def _drop(self, key: PoolKey, pool: BackendPool) -> None:
         del self._pools[key]
-        if backend.use_tls:
-            keys = self._tls_keys[backend]
+        if pool.backend.use_tls:
+            keys = self._tls_keys[pool.service, pool.backend]
             keys.discard(key)
             if not keys:
-                del self._tls_keys[backend]
+                del self._tls_keys[pool.service, pool.backend]
 
     def _drop_empty(self, count: int) -> None:
         """Look at `count` more pools, none of them twice in a row."""
@@ -348,7 +358,7 @@ class Pools(Claims):
             key = self._round.pop()
             pool = self._pools.get(key)
             if pool is not None and pool.is_empty:
-                self._drop(key, pool.backend)
+                self._drop(key, pool)
 
     def _compare(self, former: RoutingTable, table: RoutingTable, changed: set[str] | None) -> Iterator[None]:
         """Tell the pools whose backends came or went; stops after each STEP of services and leases."""
@@ -358,14 +368,14 @@ class Pools(Claims):
             before, after = old.get(name), new.get(name)
             looked += 1
             if before is not after:
-                looked += self._compare_service(before, after)
+                looked += self._compare_service(name, before, after)
             if looked >= STEP:
                 looked = 0
                 yield
         for name in new if changed is None else ():
             looked += 1
             if name not in old:
-                looked += self._compare_service(None, new[name])
+                looked += self._compare_service(name, None, new[name])
             if looked >= STEP:
                 looked = 0
                 yield
@@ -376,19 +386,17 @@ class Pools(Claims):
                 looked = 0
                 yield
 
-    def _compare_service(self, before: Service | None, after: Service | None) -> int:
+    def _compare_service(self, name: str, before: Service | None, after: Service | None) -> int:
         """Compare one service; return how much work that was."""
         held: tuple[Lease, ...] = before.leases if before is not None else ()
         holds: tuple[Lease, ...] = after.leases if after is not None else ()
         if len(held) != len(holds) or not all(map(_is_same, held, holds)):
             were, are = {lease.backend for lease in held}, {lease.backend for lease in holds}
             for backend in were - are:
-                self._left(backend)
+                self._left(name, backend)
             for backend in are - were:
-                for key in self._keys(backend):
-                    pool = self._pools.get(key)
-                    if pool is not None:
-                        pool.reopen()
+                for key in self._keys(name, backend):
+                    self._pools[key].reopen()
         return len(held) + len(holds)
 
     def _settle(self, name: str, pools: list[BackendPool], table: RoutingTable) -> int:
@@ -400,19 +408,18 @@ class Pools(Claims):
             if pool.backend in known:
                 pass  # from now on the comparisons see it
             elif pool.backend in there:
-                self.watch(pool, name)
+                self.watch(pool)
             else:
-                self._left(pool.backend)
+                self._left(name, pool.backend)
         return len(known) + len(there) + len(pools)
 
-    def _left(self, backend: Backend) -> None:
+    def _left(self, service: str, backend: Backend) -> None:
         """Close what is idle; drop what is empty."""
-        for key in self._keys(backend):
-            pool = self._pools.get(key)
-            if pool is not None:
-                pool.close_idle()
-                if pool.is_empty:
-                    self._drop(key, backend)
+        for key in self._keys(service, backend):
+            pool = self._pools[key]
+            pool.close_idle()
+            if pool.is_empty:
+                self._drop(key, pool)
 
 
 # Private

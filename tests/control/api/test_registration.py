@@ -21,7 +21,7 @@ from portero_py.control.api.status import State
 from portero_py.control.leases import Leases
 from portero_py.core.auth import FAILURE_BURST, sign_token
 from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Service, Standing
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
@@ -53,6 +53,9 @@ class Worker:
     def apply_certificates(self, certificates: object) -> None: ...
 
     def apply_challenges(self, challenges: object) -> None: ...
+
+    def standings(self, service: str) -> list[Standing]:
+        return []
 
     def addresses(self, service: str = "app.example") -> list[str]:
         return [lease.backend.address for lease in self.table.services[service].leases]

@@ -16,7 +16,7 @@ from portero_py.control.providers.provider import Provider
 from portero_py.control.providers.static import StaticBackends
 from portero_py.core.certificates import Certificate
 from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.model import Backend, LeaseRequest, Standing
 from portero_py.core.routing_table import RoutingTable
 from portero_py.feed.feed import Feed
 from portero_py.run.control_plane import ControlPlane
@@ -39,6 +39,9 @@ class Worker:
     def apply_certificates(self, certificates: object) -> None: ...
 
     def apply_challenges(self, challenges: object) -> None: ...
+
+    def standings(self, service: str) -> list[Standing]:
+        return []
 
     def backends(self, service: str) -> list[Backend]:
         known = self.table.services.get(service)

@@ -17,8 +17,11 @@ class Busy(Claims):
     def __init__(self, **claims: int) -> None:
         self.claims = claims
 
-    def claims_of(self, backend: Backend) -> int:
-        return self.claims.get(backend.host, 0)
+    def claims_of(self, lease: Lease) -> int:
+        return self.claims.get(lease.backend.host, 0)
+
+    def has_room(self, lease: Lease) -> bool:
+        return not lease.max_in_flight or self.claims_of(lease) < lease.max_in_flight
 
 
 def lease(name: str, *, expires_at: float = 100.0, weight: int = 1, port: int = 80) -> Lease:

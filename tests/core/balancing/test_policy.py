@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from portero_py.core.balancing.balancers import POLICIES, Balancers
 from portero_py.core.balancing.policy import Claims, Policy
 from portero_py.core.health import Health
-from portero_py.core.model import Backend, Lease, Service
+from portero_py.core.model import Lease, Service
 from portero_py.wire.message import RequestHead
 from tests.core.balancing.fleet import HEAD, Busy, lease, pick, service, turns
 
@@ -31,7 +31,7 @@ class FewestClaims(Policy):
         least = 0
         for each in service.leases:
             if now < each.serves_until and each.instance_id not in excluded:
-                load = self.claims.claims_of(each.backend) + (1000 if self.health.of(each) else 0)
+                load = self.claims.claims_of(each) + (1000 if self.health.of(each) else 0)
                 if best is None or load < least:
                     best, least = each, load
         return best
@@ -133,4 +133,6 @@ def test_the_contract_alone_chooses_and_counts_nothing() -> None:
     with pytest.raises(NotImplementedError):
         pick(Policy(0, Busy(), Health()), service("A", "B"))
     with pytest.raises(NotImplementedError):
-        Claims().claims_of(Backend("A", 80))
+        Claims().claims_of(lease("A"))
+    with pytest.raises(NotImplementedError):
+        Claims().has_room(lease("A"))

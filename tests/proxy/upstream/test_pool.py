@@ -15,7 +15,7 @@ from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import UpstreamTlsFailed
 from portero_py.proxy.upstream import pool
 from portero_py.proxy.upstream.pool import FRESH_SECONDS, IDLE_SECONDS
-from tests.proxy.dialogue import GET, OK, ScriptedTransport, World, post, settle, statuses
+from tests.proxy.dialogue import GET, OK, ScriptedTransport, World, leased, post, settle, statuses
 
 if TYPE_CHECKING:
     from portero_py.proxy.endpoints import ResponseSide
@@ -35,10 +35,10 @@ async def test_the_last_connection_that_was_used_is_the_next(world: World) -> No
     backends[2].send(OK)
 
 
-async def test_equal_backends_share_a_pool_and_others_do_not(world: World) -> None:
+async def test_equal_backends_of_a_service_share_a_pool_and_others_do_not(world: World) -> None:
     plain = Backend("127.0.0.1", 9)
-    pool = world.pools.of(plain, b"app.example")
-    assert world.pools.of(replace(plain), b"other.example") is pool
+    pool = world.pools.of(leased(plain), b"app.example")
+    assert world.pools.of(leased(replace(plain)), b"www.app.example") is pool
     other: dict[str, Any] = {
         "host": "127.0.0.2",
         "port": 10,
@@ -47,23 +47,32 @@ async def test_equal_backends_share_a_pool_and_others_do_not(world: World) -> No
         "tls_fingerprint": "ab",
     }
     assert list(other) == [each.name for each in fields(Backend)]
-    differing = [world.pools.of(replace(plain, **{name: other[name]}), b"app.example") for name in other]
-    assert len({pool, *differing}) == 1 + len(other)
+    differing = [
+        world.pools.of(leased(replace(plain, **{name: other[name]})), b"app.example") for name in other
+    ]
+    of_another_service = world.pools.of(leased(plain, "other.example"), b"other.example")
+    assert len({pool, of_another_service, *differing}) == 2 + len(other)
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_the_claims_of_a_backend_are_those_under_all_server_names(world: World, tls: bool) -> None:
+async def test_the_claims_of_a_backend_are_those_under_all_server_names_of_its_service(
+    world: World, tls: bool
+) -> None:
     backend = Backend("127.0.0.1", 9, use_tls=tls)
-    assert world.pools.claims_of(backend) == 0
+    assert world.pools.claims_of(leased(backend)) == 0
     held = []
     for name in (b"app.example", b"other.example"):
-        held.append(world.pools.of(backend, name))
+        held.append(world.pools.of(leased(backend), name))
         held[-1].claims += 1
-    assert world.pools.claims_of(replace(backend)) == 2
-    assert world.pools.claims_of(replace(backend, port=10)) == 0
+    assert world.pools.claims_of(leased(replace(backend))) == 2
+    assert world.pools.claims_of(leased(replace(backend, port=10))) == 0
+    assert world.pools.claims_of(leased(backend, "other.example")) == 0
+    assert world.pools.claims_by_backend() == {("app.example", "127.0.0.1", 9): 2}
+    assert world.pools.claims_by_backend("other.example") == {}
     for each in held:
         each.claims -= 1
-    assert world.pools.claims_of(backend) == 0
+    assert world.pools.claims_of(leased(backend)) == 0
+    assert world.pools.claims_by_backend() == {}
 
 
 async def test_an_idle_connection_is_closed_after_its_time(world: World) -> None:
@@ -154,18 +163,21 @@ async def test_a_backend_that_comes_back_keeps_its_connections_again(world: Worl
     assert [pool.idle for pool in world.all_pools()] == [1]
 
 
-async def test_a_backend_that_left_one_of_its_services_keeps_connections_again_when_it_is_used(
+async def test_a_backend_that_left_one_of_its_services_keeps_its_connections_for_the_other(
     world: World,
 ) -> None:
     leases = world.table.services["app.example"].leases
-    names = ("app.example", "other.example")
-    both = RoutingTable(1, {name: Service(name, leases) for name in names})
+    others = tuple(replace(lease, service="other.example") for lease in leases)
+    both = RoutingTable(
+        1, {"app.example": Service("app.example", leases), "other.example": Service("other.example", others)}
+    )
     world.apply(both)
     idle = await world.idle_backend()
     world.apply(RoutingTable(2, {**both.services, "other.example": Service("other.example", ())}))
+    assert not idle.closed
+    world.apply(RoutingTable(3, {"app.example": Service("app.example", ())}))
     assert idle.closed
-    await world.idle_backend()
-    assert [pool.idle for pool in world.all_pools()] == [1]
+    assert world.all_pools() == []
 
 
 async def test_a_backend_that_came_and_left_between_two_comparisons_loses_its_connections(
@@ -426,13 +438,13 @@ class TestTls:
         self, tls_world: World
     ) -> None:
         for number in range(100):
-            tls_world.pools.of(self.backend, b"n%d.app.example" % number)
+            tls_world.pools.of(leased(self.backend), b"n%d.app.example" % number)
             assert len(tls_world.all_pools()) <= 2
-        held = tls_world.pools.of(self.backend, b"held.app.example")
+        held = tls_world.pools.of(leased(self.backend), b"held.app.example")
         held.claims += 1
         for number in range(100):
-            tls_world.pools.of(self.backend, b"n%d.app.example" % number)
-        assert tls_world.pools.of(self.backend, b"held.app.example") is held
+            tls_world.pools.of(leased(self.backend), b"n%d.app.example" % number)
+        assert tls_world.pools.of(leased(self.backend), b"held.app.example") is held
         held.claims -= 1
 
     async def test_a_wrong_certificate_is_a_502_and_nothing_was_sent(self, tls_world: World) -> None:
