@@ -21,6 +21,7 @@ The rules
   that come during `execve` wait. Messages of a generation come with SIGIO.
 - SIGTERM and SIGINT are passed on, each of them: a second one is a wish of its own. SIGHUP too. The copies of
   the sockets are closed at the first: when nobody serves, nobody shall wait.
+- SIGUSR2 within a start waits for its end; within an upgrade it is ignored.
 - A generation that fails before it has ever served fails the start: its exit status is ours.
 """
 
@@ -140,6 +141,7 @@ class MainProcess:
         self._failed: list[Member] = []  # killed, and not gone yet
         self._backoff = Backoff()
         self._start_at: float | None = None  # another generation, in the place of a dead one
+        self._has_to_upgrade = False  # when it serves
         self._stops = 0
         self._status = 1
         if current is not None and current.is_ready:
@@ -193,8 +195,14 @@ class MainProcess:
                 member.signal(held_signals.TOLD_TO_STOP)
 
     def _upgrade(self) -> None:
-        if self._stage is not _SERVING or self._current is None:
-            _log.warning("told to upgrade, which has to wait: something else is going on")
+        if self._stage is _STOPPING:
+            return
+        if self._current is None or not self._current.is_ready:
+            _log.info("told to upgrade, which waits for the end of the start")
+            self._has_to_upgrade = True
+            return
+        if self._stage is not _SERVING:
+            _log.warning("told to upgrade in the middle of an upgrade: ignored")
             return
         _log.info("upgrading: the new version is started beside the running one")
         notify(self._environ, *reloading())
@@ -251,7 +259,10 @@ class MainProcess:
         self._let_go_of_all()
         self._held, member.holds = member.holds, []
         self._go_to(_SERVING)
-        if member is not self._current or former is None:
+        if former is None:
+            if self._has_to_upgrade:
+                self._has_to_upgrade = False
+                self._upgrade()
             return
         self._leave(former)
         _log.info("upgraded: the new version serves, the old one finishes its exchanges")

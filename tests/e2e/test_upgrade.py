@@ -420,6 +420,23 @@ def test_a_second_sigusr2_in_the_middle_is_ignored(
     proxy.stop()
 
 
+def test_a_sigusr2_that_comes_within_the_start_waits_for_its_end(
+    upgraded: Upgraded, authority: Authority, start_backend: StartBackend, service: str
+) -> None:
+    proxy = upgraded.proxy
+    proxy.serve(service, start_backend(answers))
+    eventually(lambda: upgraded.times("; registration on ") == 1, "it has started")
+    time.sleep(0.2)  # the last lease may be that young: see kept_leases
+    os.kill(proxy.generation, signal.SIGKILL)
+    eventually(lambda: upgraded.times("it is started again") == 1, "another start")
+    proxy.signal(signal.SIGUSR2)
+    eventually(lambda: upgraded.times("upgraded: the new version serves") == 1, "it is upgraded")
+    assert upgraded.times("told to upgrade, which waits") == 1
+    eventually(upgraded.is_alone, "the former generation has ended")
+    _serves(upgraded, authority, service)
+    proxy.stop()
+
+
 @pytest.mark.parametrize("wait", [0.0, 0.4, 0.8])
 def test_a_stop_in_the_middle_ends_both(
     wait: float, upgraded: Upgraded, start_backend: StartBackend, service: str
