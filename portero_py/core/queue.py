@@ -2,7 +2,7 @@
 
 The rules
 - Who came first is `first`. Whoever cannot use the room that there is, because it has failed there, is passed
-  over: the others must not wait for it.
+  over: the others must not wait for it. It keeps its place (`put_back`).
 - It is full by number or by bytes. What is full takes nobody, and nobody leaves for somebody who comes.
 - Who waits may grow: bytes of its body that were on their way still come. One that grows over the bound is
   refused, and goes as everybody goes.
@@ -13,7 +13,7 @@ The rules
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
@@ -90,6 +90,12 @@ class Queue(Generic[T]):
     def pass_over(self, item: T) -> None:
         """Let the others go before it."""
         self._places.move_to_end(item)
+
+    def put_back(self, items: Iterable[T]) -> None:
+        """Whoever of them waits still is first again, in this order."""
+        for item in reversed(list(items)):
+            if item in self._places:
+                self._places.move_to_end(item, last=False)
 
     def hold_until(self, deadline: float) -> None:
         """Nobody's time is up before `deadline`."""

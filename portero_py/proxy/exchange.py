@@ -501,7 +501,7 @@ class Exchange(RequestSide):
         if self._kept_body is not None:
             size += len(self._kept_body)
         try:
-            self._surroundings.queues.join(self, service, now, size)
+            self._surroundings.queues.join(self, service, now, size, failed=bool(self._excluded))
         except NoBackend as refusal:
             self._refuse(error or refusal)
             return

@@ -72,9 +72,12 @@ class Queues:
 
     # What exchanges call
 
-    def join(self, exchange: Waiting, service: Service, now: float, size: int) -> None:
+    def join(
+        self, exchange: Waiting, service: Service, now: float, size: int, *, failed: bool = False
+    ) -> None:
         """Wait behind the others for `service`; `size` is what the request takes in memory, bytes.
 
+        `failed`: not everybody who is in the service can take it, so there may be room for who comes next.
         Raises QueueFull, or GoingDown. Whoever has joined leaves by `leave`.
         """
         name, halt, limits = service.name, service.halt, self.limits
@@ -93,6 +96,9 @@ class Queues:
             self._look_later()
         self._counters.queued[name] += 1
         self._arm(name, line, now)
+        if line.passes:
+            self.freed(name)
+        line.passes = line.passes or failed
 
     def grew(self, exchange: Waiting, size: int) -> bool:
         """Bytes of its body have come; False when they are too many, which is counted: it has to go."""
@@ -169,21 +175,28 @@ class Queues:
         if line is None:
             return False
         went = False
+        passed: list[Waiting] = []
         for _ in range(min(BURST, len(line.queue))):
             exchange = line.queue.first()
             if exchange is None:
-                return False
+                went = False
+                break
             try:
                 turn = exchange.turn_came()
             except Exception:
                 exchange.broke()
                 turn = Turn.GONE
             if turn is Turn.WAITS:
-                return False
+                went = False
+                break
             if turn is Turn.PASSED:
                 line.queue.pass_over(exchange)
+                passed.append(exchange)
             else:
                 went = True
+        line.passes = bool(passed)
+        if len(passed) < BURST:  # else nobody behind them would ever have a turn
+            line.queue.put_back(passed)
         return went
 
     # Private: time
@@ -244,13 +257,14 @@ class Queues:
 class _Line:
     """The queue of a service, as it is in the table now, and its timer."""
 
-    __slots__ = ("due", "queue", "service", "timer")
+    __slots__ = ("due", "passes", "queue", "service", "timer")
 
     def __init__(self, service: Service) -> None:
         self.queue = Queue["Waiting"]()
         self.service: Service | None = service
         self.timer: asyncio.TimerHandle | None = None
         self.due = 0.0
+        self.passes = False  # somebody waits who leaves room to others
 
     @property
     def halt(self) -> Halt | None:

@@ -38,6 +38,15 @@ def test_who_cannot_use_the_room_lets_the_others_go_first_and_keeps_its_time() -
     assert queue.leave("a") == 0.0
 
 
+def test_those_who_were_passed_over_and_wait_still_are_first_again_in_their_order() -> None:
+    queue = queue_of("a", "b", "c", "d")
+    for item in "abc":
+        queue.pass_over(item)
+    queue.leave("b")
+    queue.put_back(["a", "b", "c"])
+    assert list(queue) == ["a", "c", "d"]
+
+
 def test_it_is_full_by_number() -> None:
     queue = queue_of("a", "b", "c", "d", "e")
     assert not queue.join("f", 9.0, 10.0, 0, most=MOST, most_bytes=MOST_BYTES)

@@ -522,7 +522,6 @@ async def test_a_retry_that_finds_no_room_waits_and_the_others_go_before_it_wher
     await settle()
     assert (hall.queued, reasons(world)) == (1, [])
     other.send(get(b"/other"))
-    world.queues.freed("app.example")
     second = await world.backend()
     assert [port for _, port in world.loop.addresses] == [9000, 9001, 9001]
     assert (paths(second), hall.queued) == ([b"/other"], 1)
@@ -555,6 +554,29 @@ async def test_time_in_the_queue_is_no_time_of_failing_connects(hall: Hall) -> N
     await settle()
     busy.send(OK)
     assert statuses(client.received) == [200]
+
+
+async def test_who_is_passed_over_keeps_its_place(hall: Hall) -> None:
+    world = hall.world
+    hall.serve(1, 1)
+    world.loop.outcomes = [cast("Any", None), REFUSED]
+    busy, failing, other, late = (world.client() for _ in range(4))
+    busy.send(get(b"/busy"))
+    first = await world.backend()
+    failing.send(get(b"/failing"))
+    await settle()
+    other.send(get(b"/other"))
+    second = await world.backend()
+    late.send(get(b"/late"))
+    await hall.pass_time(3)  # somebody looks for room, again and again
+    first.send(OK)
+    await settle()
+    assert paths(first) == [b"/busy", b"/failing"]
+    first.send(OK)
+    await settle()
+    first.send(OK)
+    second.send(OK)
+    assert [statuses(each.received) for each in (busy, failing, other, late)] == [[200]] * 4
 
 
 async def test_without_a_queue_a_retry_that_finds_no_room_is_the_failure_that_it_was(hall: Hall) -> None:

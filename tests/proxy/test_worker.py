@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 
 import pytest
 
-from portero_py.config.model import Config
+from portero_py.config.model import Config, Limits
 from portero_py.core.health import Evidence, Failure
 from portero_py.core.model import Backend, LeaseRequest, Standing
 from portero_py.core.registry import LINGER, Registry
@@ -60,6 +61,30 @@ async def test_a_drain_refuses_the_new_ends_the_idle_and_waits_for_those_at_work
     for writer in (idle_writer, busy_writer):
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+async def test_clients_who_wait_at_a_full_listener_come_in_when_its_limit_is_raised(limit: int) -> None:
+    config = Config(limits=Limits(connections_per_listener=1))
+    worker, sock = Worker(config, asyncio.get_running_loop(), log_descriptor=2), socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    sock.setblocking(False)
+    address = sock.getsockname()
+    await worker.start([sock], tls=False)
+    _, busy = await asyncio.open_connection(*address)
+    busy.write(b"GET / HTTP/1.1\r\nHost: nobody.")
+    async with asyncio.timeout(10):
+        while not worker.counters.refused["listener_connections"]:
+            await asyncio.sleep(0.005)
+    waits, writer = await asyncio.open_connection(*address)
+    writer.write(b"GET / HTTP/1.1\r\nHost: nobody.example\r\n\r\n")
+    worker.reconfigure(replace(config, limits=Limits(connections_per_listener=limit)))
+    async with asyncio.timeout(10):
+        assert (await waits.readuntil(b"for this host\n")).startswith(b"HTTP/1.1 404")
+    await worker.drain(0.0)
+    for each in (busy, writer):
+        each.close()
 
 
 async def test_a_drain_is_over_for_those_who_do_not_finish_in_time() -> None:

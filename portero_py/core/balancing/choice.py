@@ -91,6 +91,7 @@ class Choice:
             self._follow(service, now)
         passed = self._passed
         passed.excluded, passed.now, passed.retry = excluded, now, retry
+        passed.ejected = None  # what an earlier pick saw may not be in force any more
         ejected = self._health.ejected.get(service.name)
         if ejected is not None:  # hence somebody is READY, and that tier is the first
             passed.ejected, passed.others = ejected, self._tiers[0]

@@ -471,6 +471,8 @@ class Http1Downstream(asyncio.Protocol):
         if self._peer.tls_version or self._transport.is_closing():
             return False
         self._transport.write_eof()
+        self._websocket = None  # nothing can be said any more
+        self._response_chunked = False
         return True
 
     # Private

@@ -14,6 +14,7 @@ The loop's own server is all that is needed here: a web framework would be 10 MB
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Final
 
 from portero_py.proxy.downstream.http1 import Http1Downstream
@@ -94,7 +95,7 @@ class Listener:
         self.secure = secure
         surroundings = front.surroundings
         self.doors = surroundings.connections.doors_of_one(
-            surroundings.loop, lambda: self._open, self._shutting, self._has
+            surroundings.loop, self._count, self._shutting, self._has
         )
 
     def __call__(self) -> asyncio.Protocol:
@@ -120,11 +121,8 @@ class Listener:
     def came(self) -> None:
         """There is one connection more."""
         self._open += 1
-        limit = self._front.surroundings.limits.connections_per_listener
-        if limit:
-            self.doors.most = -(-limit // self._front.surroundings.workers)
-            if self._open >= self.doors.most:
-                self.doors.filled()
+        if self._front.surroundings.limits.connections_per_listener and self._count() >= self.doors.most:
+            self.doors.filled()
 
     def went(self) -> None:
         """There is one less."""
@@ -133,6 +131,13 @@ class Listener:
             self.doors.left()
 
     # Private
+
+    def _count(self) -> int:
+        """How many there are. The doors look at it while they are shut: the limit may be another one then."""
+        surroundings = self._front.surroundings
+        limit = surroundings.limits.connections_per_listener
+        self.doors.most = -(-limit // surroundings.workers) if limit else sys.maxsize
+        return self._open
 
     def _shutting(self) -> None:
         surroundings = self._front.surroundings

@@ -109,7 +109,7 @@ TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.OPEN: frozenset({Phase.DRAINING, Phase.LAST, Phase.OVER}),
     Phase.DRAINING: frozenset({Phase.LAST, Phase.OVER}),
     Phase.LAST: frozenset({Phase.OVER}),
-    Phase.OVER: frozenset(),
+    Phase.OVER: frozenset({Phase.OVER}),
 }
 
 

@@ -264,3 +264,13 @@ def test_retries_are_spread_evenly_when_several_refuse() -> None:
 def test_first_tries_are_even_whoever_is_broken(broken: set[str]) -> None:
     first, _ = tries(Fleet(), service(*"ABCDEFGHIJ"), "".join(broken), 30)
     assert set(first.values()) == {3}
+
+
+def test_who_was_ejected_when_its_service_vanished_begins_anew_when_it_is_back() -> None:
+    fleet = Fleet()
+    of = limited(A=5, B=5)
+    fleet.eject("A", of)
+    assert fleet.turns(of, 2) == "BB"
+    fleet.health.retain(RoutingTable(2, {}), 10.0)
+    back = limited(A=5, B=5)
+    assert sorted(fleet.turns(back, 4)) == list("AABB")

@@ -807,6 +807,21 @@ async def test_the_client_of_a_websocket_is_asked_to_close_behind_the_frame_that
     client.send_end()
 
 
+async def test_a_websocket_whose_backend_has_ended_its_side_hears_no_goodbye_behind_that_end(
+    world: World,
+) -> None:
+    client, backend = await tunnel(world, b"websocket")
+    assert isinstance(client.protocol, Http1Downstream)
+    backend.send(b"\x81\x03hey")
+    backend.send_end()
+    assert client.ended
+    client.protocol.end_tunnel()
+    assert client.received.endswith(b"\x81\x03hey")
+    client.send(b"\x88\x82its-answer")
+    assert backend.received.endswith(b"\x88\x82its-answer")
+    client.send_end()
+
+
 async def test_another_tunnel_has_no_word_for_a_goodbye(world: World) -> None:
     client, backend = await tunnel(world, b"chat")
     assert isinstance(client.protocol, Http1Downstream)
