@@ -56,7 +56,10 @@ class KeptLeases:
 
     def load(self) -> Kept | None:
         """What was written last; None when nothing was, or nothing that can be read."""
-        for _, payload in sorted(self._found(), reverse=True):
+        found = sorted(self._found(), reverse=True)
+        # Others may have written since: what is newest must be neither written over next, nor outdo that.
+        self._written = max(self._written, found[0][0] if found else 0)
+        for _, payload in found:
             try:
                 messages = [message for _, message in FrameReader().feed(payload)]
             except FeedError:  # of a version that this one does not understand at all

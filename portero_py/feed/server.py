@@ -62,8 +62,9 @@ if TYPE_CHECKING:
 OTHERS_SECONDS: Final = 0.3
 #: Seconds that it waits for any worker at all.
 ANY_SECONDS: Final = 5.0
-#: Seconds that it waits for the first worker of a former generation.
+#: Seconds that it waits for the first worker of each former generation, and then for others.
 GUEST_SECONDS: Final = 1.0
+OTHER_GUESTS_SECONDS: Final = 0.1
 #: Seconds between two looks at whether a slow worker is still there.
 LOOK_SECONDS: Final = 0.1
 #: Seconds that a scrape waits for the workers' newest counters.
@@ -94,6 +95,7 @@ class FeedServer:
         self._connected: dict[RemoteWorker, Hello | None] = {}  # what it said, until that is not needed
         self._guests: set[RemoteWorker] = set()
         self._guests_wait = False  # they have what their former control gave them, and may be asked for it
+        self._unheard: set[int] = set()  # former generations, by the descriptor, none of whom has reported
         self._changed = asyncio.Event()  # somebody came or went
         self._recovering = False
         self.on_late: Callable[[RoutingTable], None] | None = None
@@ -121,6 +123,7 @@ class FeedServer:
     async def welcome(self, sock: socket.socket) -> None:
         """Accept the workers of a former generation, which connect to `sock`. First they only tell."""
         self._guests_wait = True
+        self._unheard.add(sock.fileno())
         await self._accept(sock, are_guests=True)
 
     def feed_guests(self) -> None:
@@ -130,14 +133,19 @@ class FeedServer:
             self.feed.subscribe(worker)
 
     async def welcomed(self) -> None:
-        """Wait a moment for the first of them: they come at once, if they are there."""
+        """Wait a moment for them: they come at once, if they are there.
+
+        What they have in flight counts for whoever asks then.
+        """
         try:
             async with asyncio.timeout(GUEST_SECONDS):
-                while not self._guests:
+                while self._unheard:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            _log.warning("no worker of the former version has reported")
+            _log.warning("no worker of a former version has reported")
+        else:
+            await asyncio.sleep(OTHER_GUESTS_SECONDS)
 
     async def close(self) -> None:
         """Let every worker go."""
@@ -220,6 +228,7 @@ class FeedServer:
             raise FeedError("a worker says hello once")
         if worker.is_guest:
             self._guests.add(worker)
+            self._unheard.discard(worker.came_by)
             if not self._guests_wait:
                 self.feed.subscribe(worker)
             self._changed.set()
@@ -265,7 +274,10 @@ class FeedServer:
 
     async def _accept(self, sock: socket.socket, *, are_guests: bool) -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(lambda: RemoteWorker(self, is_guest=are_guests), sock=sock)
+        came_by = sock.fileno()
+        server = await loop.create_unix_server(
+            lambda: RemoteWorker(self, is_guest=are_guests, came_by=came_by), sock=sock
+        )
         self._servers.append(server)
 
     def _have_departed_kept(self) -> None:
@@ -318,9 +330,10 @@ class _Unanswered(NamedTuple):
 class RemoteWorker(asyncio.Protocol):
     """One worker process: a subscriber of the feed."""
 
-    def __init__(self, server: FeedServer, *, is_guest: bool = False) -> None:
+    def __init__(self, server: FeedServer, *, is_guest: bool = False, came_by: int = -1) -> None:
         # connection
         self.is_guest = is_guest
+        self.came_by = came_by
         self.counters = Counters()
         self.serving = False
         self._server = server

@@ -37,6 +37,7 @@ class Word(Enum):
     YIELDED = "yielded"  # the control plane is closed, what it knew is in memory
     HOLD = "hold"  # keep this descriptor for the next generation; field `name`
     READY = "ready"  # serves; field `patience`: seconds that its end may take
+    PATIENCE = "patience"  # field `seconds`: its end may take another time than it said at READY
     NOTIFY = "notify"  # field `text`, for systemd
     # the main process says
     OFFER = "offer"  # a new generation is about to be started

@@ -12,7 +12,8 @@ The rules
 - Beside another generation (an upgrade) both prepare and wait: control until the board says that they may go,
   workers for the first table. Before control closes for a successor, the board says that too.
 - The supervisor's death is the end of the lifeline, a pipe that nobody writes to: a worker drains as if told
-  to, control stays until the workers are gone.
+  to. Control closes for the next generation, which the main process starts; when that is gone too, it stays
+  until the workers are.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def run_worker(inherited: Inheritance, number: int) -> int:
 def _run(inherited: Inheritance, slot: int, serve: Coroutine[Any, Any, None]) -> int:
     tuning.set_name("portero-control" if slot == CONTROL else f"portero-work{slot - 1}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # for the main process: who sends it to all means that one
     os.close(inherited.lifeline[1])
     inherited.place.channel.close()  # the supervisor's end of it alone must say that it lives
     try:
@@ -239,6 +241,7 @@ class _Control(_Process):
         super().__init__(inherited, CONTROL)
         self._again = again
         self._draining = False
+        self._has_successor = False
         self._was_ready = again
         self._watch: asyncio.Task[None] | None = None
         self._late: asyncio.Queue[RoutingTable] = asyncio.Queue()  # one table a worker at most
@@ -272,12 +275,17 @@ class _Control(_Process):
                 self._draining = True
                 self._tell_state()
                 loop.call_later(STRAY_SECONDS, self._end_if_stray)
-        await self._plane.close(hand_over=inherited.board.hands_over)
+        await self._plane.close(hand_over=inherited.board.hands_over or self._has_successor)
         await self._server.close()
         heartbeat.cancel()
 
     def orphaned(self) -> None:
-        self._watch = asyncio.create_task(self._wait_for_workers(), name="last worker")
+        if self.inherited.place.has_main_process:
+            # It starts another generation: registrations wait for that one, and so do the workers that drain.
+            self._has_successor = True
+            self.signals.tell(signal.SIGUSR1)
+        else:
+            self._watch = asyncio.create_task(self._wait_for_workers(), name="last worker")
 
     # Private
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Final
@@ -39,7 +40,7 @@ LIMITS: Final = "limits"
 TICKETS: Final = "tickets"
 
 #: Seconds that a generation may need for its end beyond what is configured.
-LAST_STEPS: Final = 10.0
+LAST_STEPS: Final = 15.0
 
 
 class Generation:
@@ -131,8 +132,11 @@ class Generation:
             self._hold(f"{name}{KEPT}" if name in listening.kept else name, sock.fileno())
         for name, descriptor in others:
             self._hold(name, descriptor)
-        timeouts = config.timeouts
-        self.channel.say(Word.READY, patience=timeouts.drain + timeouts.shutdown + LAST_STEPS)
+        self.channel.say(Word.READY, patience=_patience(config))
+
+    def configured(self, config: Config) -> None:
+        """The configuration was read again."""
+        self.channel.say(Word.PATIENCE, seconds=_patience(config))
 
     def notify(self, text: str) -> None:
         """Tell systemd, who listens to the main process only."""
@@ -149,7 +153,28 @@ class Generation:
         """Whether the main process is gone."""
         return self.channel.is_over
 
+    @property
+    def has_main_process(self) -> bool:
+        """Whether it lives, for a process that has no channel to it."""
+        try:
+            descriptor = os.pidfd_open(self.main_pid)
+        except (OSError, AttributeError):  # it is gone, or this system cannot tell
+            return False
+        try:
+            end = select.poll()
+            end.register(descriptor, select.POLLIN)
+            return not end.poll(0)
+        finally:
+            os.close(descriptor)
+
     # Private
 
     def _hold(self, name: str, descriptor: int) -> None:
         self.channel.say(Word.HOLD, [descriptor], name=name)
+
+
+# Private
+
+
+def _patience(config: Config) -> float:
+    return config.timeouts.drain + config.timeouts.shutdown + LAST_STEPS

@@ -20,8 +20,11 @@ The rules
   nothing but descriptors and one variable. Signals are blocked at all times and taken by `sigwait`; those
   that come during `execve` wait. Messages of a generation come with SIGIO.
 - SIGTERM and SIGINT are passed on, each of them: a second one is a wish of its own. SIGHUP too. The copies of
-  the sockets are closed at the first: when nobody serves, nobody shall wait.
+  the sockets are closed at the first: when nobody serves, nobody shall wait. A generation that has not served
+  yet is killed then, and the one that serves when it has not ended in the time that it asked for.
 - SIGUSR2 within a start waits for its end; within an upgrade it is ignored.
+- A generation that is given up, or is dead, is not listened to: its `ready` may come late.
+- No step that fails ends this process: that would end everything. It is logged, and the next look follows.
 - A generation that fails before it has ever served fails the start: its exit status is ours.
 """
 
@@ -42,7 +45,7 @@ from typing import Final
 from portero_py.errors import ConfigError
 from portero_py.run import held_signals, logs
 from portero_py.run.channel import Channel, Message, Word
-from portero_py.run.generation import TICKETS, VARIABLE, Generation
+from portero_py.run.generation import FEED, TICKETS, VARIABLE, Generation
 from portero_py.run.processes import Backoff
 from portero_py.run.systemd import FIRST_DESCRIPTOR, notify, reloading
 
@@ -56,8 +59,9 @@ YIELD_SECONDS: Final = 10.0
 TAKE_OVER_SECONDS: Final = 30.0
 #: Seconds that a generation has for its end when it has not said how many it needs.
 PATIENCE: Final = 60.0
-#: Seconds between two looks when nothing happens.
+#: Seconds between two looks when nothing happens, and after one that failed.
 TICK: Final = 3600.0
+FAULT_TICK: Final = 1.0
 
 _TAKEN: Final = (
     *held_signals.STOPS,
@@ -112,6 +116,7 @@ class Member:
         self.ends_at: float | None = None  # when it is killed
         self.born = time.monotonic()
         self.holds: list[tuple[str, int]] = []  # what it wants to be kept, from its `ready` on
+        self.feeds: list[int] = []  # where those of its workers that drain look for control
         self.is_ready = False
         channel.signal_arrivals()
 
@@ -119,6 +124,12 @@ class Member:
         """Send it a signal."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+
+    def let_go(self) -> None:
+        """Keep nothing for it."""
+        for descriptor in (*self.feeds, *(held for _, held in self.holds)):
+            os.close(descriptor)
+        self.feeds, self.holds = [], []
 
 
 class MainProcess:
@@ -154,24 +165,32 @@ class MainProcess:
         seconds = 0.0  # what came before `execve` waits
         while True:
             number = held_signals.next_of(_TAKEN, seconds)
-            if number in held_signals.STOPS:
-                self._stop()
-            elif number is signal.SIGHUP:
-                for member in (self._current, self._next):
-                    if member is not None:
-                        member.signal(signal.SIGHUP)
-            elif number is signal.SIGUSR2:
-                self._upgrade()
-            self._listen()
-            self._reap()
-            now = time.monotonic()
-            self._look(now)
+            now, most = time.monotonic(), TICK
+            try:
+                self._heed(number)
+                self._listen()
+                self._reap()
+                self._look(now)
+            except Exception:
+                _log.exception("a look at the versions failed; the next one follows")
+                most = FAULT_TICK
             if not self._members() and self._start_at is None:
                 return self._status
             due = [self._ends_at, self._start_at, *(member.ends_at for member in self._members())]
-            seconds = min([TICK, *(max(at - now, 0.0) for at in due if at is not None)])
+            now = time.monotonic()
+            seconds = min([most, *(max(at - now, 0.0) for at in due if at is not None)])
 
     # Private
+
+    def _heed(self, number: signal.Signals | None) -> None:
+        if number in held_signals.STOPS:
+            self._stop()
+        elif number is signal.SIGHUP:
+            for member in (self._current, self._next):
+                if member is not None:
+                    member.signal(signal.SIGHUP)
+        elif number is signal.SIGUSR2:
+            self._upgrade()
 
     def _members(self) -> list[Member]:
         pair = [member for member in (self._current, self._next) if member is not None]
@@ -188,8 +207,14 @@ class MainProcess:
         self._stops += 1
         self._start_at = None
         if self._stage is not _STOPPING:
+            if self._next is not None and self._stage is not _TAKING_OVER:
+                self._give_up()  # it serves nobody, and may be where it hears nothing
             self._go_to(_STOPPING)
             self._let_go_of_all()
+            now = time.monotonic()
+            for member in (self._current, self._next):
+                if member is not None:
+                    member.ends_at = now + member.patience
         for member in (self._current, self._next, *(self._leaving if self._stops > 1 else ())):
             if member is not None:
                 member.signal(held_signals.TOLD_TO_STOP)
@@ -222,7 +247,7 @@ class MainProcess:
 
     def _hear(self, member: Member, message: Message) -> None:
         word = message.word
-        if word is Word.HOLD:
+        if word is Word.HOLD and self._stage is not _STOPPING:
             member.holds += [(str(message.fields.get("name")), fd) for fd in message.descriptors]
             return
         if word is Word.NOTIFY and member is self._current:
@@ -238,6 +263,8 @@ class MainProcess:
                 self._current.channel.say(Word.YIELD)
         elif word is Word.YIELDED and member is self._current and self._stage is _YIELDING:
             self._take_over()
+        elif word is Word.PATIENCE:
+            member.patience = float(message.fields.get("seconds", PATIENCE))
         elif word is Word.READY and member in (self._current, self._next):  # not one that came too late
             member.is_ready = True
             member.patience = float(message.fields.get("patience", PATIENCE))
@@ -256,6 +283,9 @@ class MainProcess:
         former = self._current if member is self._next else None
         if member is self._next:
             self._current, self._next = member, None
+        if former is not None:  # the next one but one is to know of its workers too, while they drain
+            former.feeds = [descriptor for name, descriptor in self._held if name == FEED]
+            self._held = [each for each in self._held if each[0] != FEED]
         self._let_go_of_all()
         self._held, member.holds = member.holds, []
         self._go_to(_SERVING)
@@ -277,12 +307,26 @@ class MainProcess:
         for _, descriptor in self._held:
             os.close(descriptor)
         self._held = []
+        if self._stage is _STOPPING:
+            for member in self._members():
+                member.let_go()
 
     # Private: who comes and goes
 
     def _start_next(self, tickets: list[int]) -> None:
-        ours, theirs = Channel.pair()
-        held = [*self._held, *((TICKETS, descriptor) for descriptor in tickets)]
+        try:
+            ours, theirs = Channel.pair()
+        except OSError as error:
+            for descriptor in tickets:
+                os.close(descriptor)
+            self._fail(f"it cannot be started: {os.strerror(error.errno or 0)}")
+            return
+        feeds = [descriptor for member in self._leaving for descriptor in member.feeds]
+        held = [
+            *self._held,
+            *((FEED, descriptor) for descriptor in feeds),
+            *((TICKETS, descriptor) for descriptor in tickets),
+        ]
         passed = [theirs.fileno(), *(descriptor for _, descriptor in held)]
         content = {"channel": theirs.fileno(), "main": os.getpid(), "held": held}
         environ = {**self._environ, VARIABLE: json.dumps(content)}
@@ -319,10 +363,12 @@ class MainProcess:
 
     def _ended(self, member: Member, status: int) -> None:
         for message in member.channel.heard() if member.channel.fileno() >= 0 else ():  # its last words
-            self._hear(member, message)
+            if member is self._current:
+                self._hear(member, message)
+            else:
+                message.close()
         member.channel.close()
-        for _, descriptor in member.holds:
-            os.close(descriptor)
+        member.let_go()
         said = said_of(status)
         if member in self._failed:
             self._failed.remove(member)
@@ -356,12 +402,8 @@ class MainProcess:
     def _fail(self, why: str) -> None:
         """There will be no new generation."""
         yielded = self._stage in (_YIELDING, _TAKING_OVER)
-        failed, self._next = self._next, None
-        lived = 0.0
-        if failed is not None:
-            lived = time.monotonic() - failed.born
-            failed.signal(signal.SIGKILL)
-            self._failed.append(failed)
+        lived = 0.0 if self._next is None else time.monotonic() - self._next.born
+        self._give_up()
         if self._current is None:
             self._start_again(f"the proxy cannot be started, {why}", lived)
             return
@@ -370,6 +412,12 @@ class MainProcess:
         if yielded:
             self._current.channel.say(Word.RESUME)
         notify(self._environ, "READY=1")
+
+    def _give_up(self) -> None:
+        failed, self._next = self._next, None
+        if failed is not None:
+            failed.signal(signal.SIGKILL)
+            self._failed.append(failed)
 
     def _look(self, now: float) -> None:
         if self._start_at is not None and self._start_at <= now:
@@ -385,7 +433,8 @@ class MainProcess:
                 self._fail(f"it is not ready after {_SECONDS[stage]:g} s")
         for member in self._members():
             if member.ends_at is not None and member.ends_at <= now:
-                _log.warning("the old version did not end in time: killing it")
+                which = "old version" if member in self._leaving else "proxy"
+                _log.warning("the %s did not end in time: killing it", which)
                 member.ends_at = None
                 member.signal(signal.SIGKILL)
 
@@ -397,8 +446,13 @@ class MainProcess:
         if any(member.channel.fileno() < 0 for member in members):  # just died: see to that first
             return
         saved = [(member.pid, member.channel.fileno(), member.patience, member.ends_at) for member in members]
-        environ = {**self._environ, MAIN: json.dumps({"members": saved, "held": self._held})}
-        passed = [*(member.channel.fileno() for member in members), *(fd for _, fd in self._held)]
+        feeds = [(index, descriptor) for index, each in enumerate(members) for descriptor in each.feeds]
+        content = {"members": saved, "held": self._held, "feeds": feeds}
+        environ = {**self._environ, MAIN: json.dumps(content)}
+        passed = [
+            *(member.channel.fileno() for member in members),
+            *(descriptor for _, descriptor in (*self._held, *feeds)),
+        ]
         try:
             for descriptor in passed:
                 os.set_inheritable(descriptor, True)
@@ -446,6 +500,9 @@ def resume(environ: MutableMapping[str, str]) -> int | None:
     held = [(str(name), int(descriptor)) for name, descriptor in content["held"]]
     for _, descriptor in held:
         os.set_inheritable(descriptor, False)
+    for index, descriptor in content.get("feeds", []):
+        os.set_inheritable(descriptor, False)
+        members[index].feeds.append(descriptor)
     current, *leaving = members
     current.is_ready = True
     return MainProcess(environ, current, leaving, held).run()

@@ -86,6 +86,7 @@ class SingleProcess:
         self._follows: tuple[FeedClient, asyncio.Task[None]] | None = None  # the other one's feed
         self._has_yielded = False
         self._leaves = False
+        self._is_stopping = False
 
     async def serve(self) -> int:
         """Start, heed signals, stop; the exit status. Raises `ConfigError` when the start fails."""
@@ -188,6 +189,7 @@ class SingleProcess:
                     self._worker.reconfigure(found)
                     self._control.reconfigure(found)
                     self._config = found
+                    self._place.configured(found)
                 _log.info("configuration read again")
             if not self._has_yielded:
                 await self._control.rescan()
@@ -212,7 +214,8 @@ class SingleProcess:
         if self._place.is_orphaned:
             loop.remove_reader(self._place.channel.fileno())
             _log.error("the main process is gone: ending")
-            self._signals.tell(held_signals.TOLD_TO_STOP)
+            if not self._is_stopping:  # it is no second wish
+                self._signals.tell(held_signals.TOLD_TO_STOP)
 
     async def _heed(self, word: Word) -> None:
         """A fault here must not end what serves: the main process gives up, and has it resume."""
@@ -271,6 +274,7 @@ class SingleProcess:
     # Private: stop
 
     async def _stop(self) -> int:
+        self._is_stopping = True
         self._control.state = State.DRAINING
         self._notifier.stopping()
         if self._leaves:

@@ -215,13 +215,15 @@ class Supervisor:
 
         Raises `ConfigError`.
         """
-        waits = not self._place.is_first
+        waits, is_outdated = not self._place.is_first, False
         while not all(child.is_ready for child in self._children):
             self._fork_due(time.monotonic())
             if waits and all(child.is_prepared for child in self._children):
                 waits = False
                 self._place.prepared()
-            if self._is_told_to_stop(self._next_signal(SHORT_TICK)):
+            number = self._next_signal(SHORT_TICK)
+            is_outdated = is_outdated or number == signal.SIGHUP
+            if self._is_told_to_stop(number):
                 return True
             ended = self._reap(time.monotonic())
             for child in ended:
@@ -240,6 +242,8 @@ class Supervisor:
         )
         self._notifier.ready(self._summary)
         _log.info("portero-py %s: %s", __version__, self._summary)
+        if is_outdated:
+            self._reload()
         return False
 
     # Private: while it runs
@@ -269,7 +273,7 @@ class Supervisor:
             if word is Word.GO:
                 self._board.go()
             elif word is Word.OFFER:
-                self._place.offered(self._inherited.front_tls.written_keys)
+                self._offer()
             elif word is Word.YIELD:
                 self._yield()
             elif word is Word.RESUME:
@@ -284,7 +288,15 @@ class Supervisor:
             _log.error("the main process is gone: ending")
             os._exit(1)  # the others drain, as whenever the supervisor dies
 
+    def _offer(self) -> None:
+        try:
+            self._place.offered(self._inherited.front_tls.written_keys)
+        except OSError as error:  # no descriptors, no memory: the main process hears nothing, and gives up
+            _log.error("a step of an upgrade failed: %s", os.strerror(error.errno or 0))
+
     def _yield(self) -> None:
+        if not self._control.pid:
+            return  # what it knew has to be found first: it is forked again, and there is no upgrade
         self._has_yielded = True
         self._board.hand_over(begins=True)
         self._control.fork_at = None
@@ -320,6 +332,7 @@ class Supervisor:
         else:
             if found is not None:
                 self._inherited.config = found  # what is forked later has it too
+                self._place.configured(found)
                 _log.info("configuration read again")
         for child in self._children:
             child.signal(signal.SIGHUP)
@@ -335,10 +348,13 @@ class Supervisor:
         """The children that have ended since the last call, and should not have."""
         ended = [child for child in self._children if child.reap(now)]
         if self._has_yielded and self._control in ended:
-            self._control.fork_at = None
             if self._control.status == 0:
+                self._control.fork_at = None
                 self._place.yielded()
                 ended.remove(self._control)
+            else:
+                self._has_yielded = False  # it has not saved what it knew: as above
+                self._board.hand_over(begins=False)
         return ended
 
     def _report(self, ended: list[Child]) -> None:

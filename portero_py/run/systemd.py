@@ -56,13 +56,13 @@ def notify(environ: Mapping[str, str], *lines: str) -> None:
         return
     # "@" is how an abstract socket is written.
     address = f"\0{path[1:]}" if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
             sock.sendto("\n".join(lines).encode(), address)
-        except OSError:
-            # sd_notify(3): a service goes on when nobody listens.
-            return
+    except OSError:
+        # sd_notify(3): a service goes on when nobody listens; nor is a lack of descriptors its end.
+        return
 
 
 def inherited_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[socket.socket]]:

@@ -101,3 +101,15 @@ async def test_a_change_is_written_and_nothing_is_while_there_is_none(kept: Kept
     await asyncio.wait([running])
     assert set(loaded(kept).table.services) == {"second.example"}
     assert written == 2
+
+
+def test_what_others_have_written_since_is_no_newer_than_what_is_written_after_it(kept: KeptLeases) -> None:
+    """A control process is forked again by one who had looked at the files long before."""
+    late = KeptLeases(kept.descriptors)
+    for number in range(1, 8):
+        kept.save(table("one.example"), counted(number))
+    assert late.load() is not None
+    late.save(table("one.example", "two.example"), counted(8))
+    found = loaded(kept)
+    assert set(found.table.services) == {"one.example", "two.example"}
+    assert found.departed.connections_total == 8
