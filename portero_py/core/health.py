@@ -16,6 +16,8 @@ The rules
   counts for nothing, nor does what began before it came back.
 - Never more than half of a service's READY backends are ejected at a time, rounded down: the only one is
   tried. When the others leave, those come back whose pause would have ended first.
+- Who is slow has not failed: nobody is ejected for it. `fall` requests in a row that waited for as long as a
+  probe may take, and no answer in between, are a reason to ask control for a probe, no more.
 - A failure that took its time cost a client that time. The pause of who hangs, or cannot be reached in time,
   lasts until control's probe has surely spoken: a client is not to be the probe.
 
@@ -108,6 +110,7 @@ class Mark:
         "pause",
         "returned_at",
         "since",
+        "slow",
         "state",
         "told_at",
         "until",
@@ -120,6 +123,7 @@ class Mark:
         self.condition: Condition = _WELL
         self.failures = 0  # in a row
         self.failure: Failure = Failure.PROMPT  # what they cost
+        self.slow = 0  # requests that waited for long, and no answer since the first of them
         self.error = ""  # the last one's
         self.pause = 0.0  # the last one's seconds; 0.0: it was never ejected
         self.until = 0.0  # its end
@@ -202,6 +206,8 @@ class Health:
         `service` is the one of `lease` as it is now, or None; `trial` the mark that the exchange was to try.
         """
         mark = self._mark(lease)
+        if failure is Failure.PROMPT:
+            mark.slow = 0
         if mark.condition is not _WELL:
             if trial is not mark:
                 return _NOTHING
@@ -221,12 +227,22 @@ class Health:
                 return Verdict(0.0, False, is_news)
         return self._eject(lease, mark, now)
 
+    def slow(self, lease: Lease) -> bool:
+        """A request has waited for as long as a probe may take: whether so many did that one is due."""
+        mark = self.marks.get(lease.service, {}).get(lease.instance_id)
+        if mark is None:
+            mark = self._mark(lease)
+        elif mark.is_ejected or not mark.is_of(lease):
+            return False
+        mark.slow += 1
+        return mark.slow >= self._fall
+
     def succeeded(self, lease: Lease, now: float) -> float:
         """It has answered: it is well. Returns for how long it had been ejected, or 0.0."""
         mark = self.of(lease)
         if mark is None:
             return 0.0
-        mark.failures = 0
+        mark.failures = mark.slow = 0
         if mark.condition is not _WELL:
             self._let_in(lease.service, lease.instance_id, mark, now)
             return now - mark.ejected_at

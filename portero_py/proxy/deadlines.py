@@ -73,6 +73,10 @@ class DeadlineWheel:
         if slot is not None:
             self._slots[slot].discard(item)
 
+    def watched(self) -> list[Watched]:
+        """All that it looks after now, in no order."""
+        return [*self._slot_of, *self._young]
+
     def sooner(self, item: Watched) -> None:
         """The deadline of `item` was moved to an earlier time."""
         slot = self._slot_of.get(item)

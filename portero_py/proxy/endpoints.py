@@ -13,9 +13,10 @@ Who calls what (`x` is the exchange)
   exchange called `send_end` or `abort`, neither side calls the other again for this exchange.
 - Exchange -> downstream: `send_informational*`, then `send_response`, or `send_head`, `send_body*`,
   `send_end`; or `abort` at any time.
-- Exchange -> upstream: `send_head`, `send_body*`, `send_end`; or `abort`.
+- Exchange -> upstream: `send_head`, `send_body*`, `send_end`; or `abort`; `is_silent` at any time.
 - Queues -> exchange: `x.turn_came()`, again and again, or `x.waited_in_vain(error)`.
 - Pool -> exchange: `x.upstream_ready(upstream)`, `x.connect_failed(error)` or `x.connect_cancelled(error)`.
+- Moves -> exchange: `x.backends_fell(fallen)`, at any time.
 - Upstream -> exchange: `x.body_refused(data)` for what comes while the connection breaks and nothing was sent
   on it yet; `x.response_informational(head)*`, then `x.response(head, body, now)` when all of it
   is at hand, else `x.response_head(head)`, `x.response_body(data)*`, `x.response_end(trailers)`; or
@@ -41,6 +42,8 @@ from typing import TYPE_CHECKING, Protocol
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from portero_py.core.model import Backend, Lease
     from portero_py.core.queue import Turn
     from portero_py.errors import PorteroError
@@ -107,6 +110,10 @@ class ResponseSide(Waiting):
 
     def connect_cancelled(self, error: PorteroError) -> None:
         """No connection will be made any more."""
+        raise NotImplementedError
+
+    def backends_fell(self, fallen: Mapping[tuple[str, str], Lease]) -> None:
+        """These are DOWN now, by service and instance id: go to another one instead of waiting in vain."""
         raise NotImplementedError
 
     def body_refused(self, data: bytes) -> None:
@@ -254,6 +261,9 @@ class Upstream(Protocol):
 
     def send_end(self, trailers: Fields | None) -> None:
         """The request is complete."""
+
+    def is_silent(self) -> bool:
+        """Say whether no byte of a response has come, not even of an informational one."""
 
     def abort(self) -> None:
         """Give the exchange up. A connection that cannot be reused is closed."""

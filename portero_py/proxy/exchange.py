@@ -27,6 +27,9 @@ The invariants
   did, what we ran out of and a stale connection say nothing about the backend; nor does what ends in the
   middle of a response, which may be its client's idleness. A trial ends with its claim, with a verdict or
   without.
+- Who waits for a backend that has become DOWN, while nothing of a response came, is moved to another one if
+  the request may be sent again and anybody else is not DOWN. That is a retry (`moved`), counted against
+  nothing: it happens once for each time that a backend falls (`backends_fell`).
 - A backend that fails before the head is passed on costs the client nothing while another one can serve.
   Failed connects are no retries: every lease is tried, for CONNECT_PATIENCE connect time-outs. What counts
   against MAX_RETRIES is a request that was sent, and against its service's budget one that a backend may have
@@ -42,6 +45,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.health import Failure
+from portero_py.core.model import LeaseState
 from portero_py.core.queue import Turn
 from portero_py.errors import (
     BodyTooLarge,
@@ -57,13 +61,14 @@ from portero_py.errors import (
     QueueFull,
     ServiceHalted,
     Unconnectable,
+    UpstreamTimeout,
 )
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
 from portero_py.proxy.upstream.rooms import NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from portero_py.core.health import Mark
     from portero_py.core.model import Lease, Service
@@ -97,6 +102,8 @@ class Phase(Enum):
 _ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE, _QUEUED = Phase
 
 _PROMPT, _UNREACHABLE, _HANGS = Failure
+
+_DOWN: Final = LeaseState.DOWN
 
 #: The steps that may happen.
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
@@ -281,6 +288,33 @@ class Exchange(RequestSide):
         """No connection will be made any more."""
         self._connecting = None
         self._refuse(error)
+
+    def backends_fell(self, fallen: Mapping[tuple[str, str], Lease]) -> None:
+        """These are DOWN now, by service and instance id: go to another one instead of waiting in vain."""
+        lease, upstream = self.lease, self._upstream
+        if lease is None or lease.state is _DOWN:  # there was nobody better, or it was moved
+            return
+        down = fallen.get((lease.service, lease.instance_id))
+        if down is None or down.backend != lease.backend:
+            return
+        if self._phase is _WAITING:
+            if upstream is None or not self._is_repeatable() or not upstream.is_silent():
+                return
+        elif self._phase is not _CONNECTING:
+            return
+        surroundings = self._surroundings
+        service = surroundings.router.route(self.head.authority, surroundings.table)
+        if service is None or not _has_another(service, lease, self._excluded or (), monotonic()):
+            return
+        if self._connecting is not None:
+            self._connecting.give_up()
+            self._connecting = None
+        if upstream is not None:
+            self._upstream = None
+            upstream.abort()
+        self._release()
+        self._exclude()
+        self._retry(UpstreamTimeout(f"backend {lease.backend.address} is down"), "moved")
 
     def body_refused(self, data: bytes) -> None:
         """The connection is breaking before anything was sent on it: these bytes are for the next one."""
@@ -641,3 +675,18 @@ class Exchange(RequestSide):
             return
         self._phase = _DONE
         self._surroundings.exchange_done(self)
+
+
+def _has_another(service: Service, lease: Lease, excluded: Container[str], now: float) -> bool:
+    """Whether anybody else than `lease` may serve, if only he has room."""
+    if service.halt is not None:
+        return False
+    for other in service.leases:
+        if (
+            other.state is not _DOWN
+            and now < other.serves_until
+            and other.instance_id != lease.instance_id
+            and other.instance_id not in excluded
+        ):
+            return True
+    return False

@@ -4,6 +4,9 @@ The exchange calls it when a try has failed or a backend has answered, and asks 
 again that a backend may have seen. All of it is off the way of an ordinary request: an answer below 500 is
 not told here as long as nobody has a mark.
 
+A request that has waited for as long as a probe may take is told too (`slow`). That is no failure: when many
+of a row are slow, control is asked for a probe, once an interval.
+
 A service in trouble has a line of the log a second: what could not be said in between is a number in the
 next.
 """
@@ -46,8 +49,16 @@ class Outcomes:
         self._told: dict[
             str, tuple[float, int]
         ] = {}  # service -> when its last line was, and how many were not
-        #: Told when a backend has failed too often in a row.
+        self._asked: dict[tuple[str, str], float] = {}  # service, instance id -> when for a probe of it
+        self._interval = 0.0  # seconds until it may be asked for again
+        self._patience = 0.0  # seconds that a probe waits
+        #: Told when a backend has failed too often in a row, or is slow.
         self.on_evidence: Callable[[Evidence], None] = _to_nobody
+
+    def configure(self, interval: float, patience: float) -> None:
+        """Probes are made each `interval`, and wait for `patience`; seconds."""
+        self._interval = interval
+        self._patience = patience
 
     def failed(
         self,
@@ -76,6 +87,19 @@ class Outcomes:
         if seconds:
             self._say(logging.INFO, lease, f"back after {seconds:.1f} s", now)
 
+    def slow(self, exchange: Record, now: float) -> None:
+        """The try that `exchange` is at has waited for as long as a probe may take, and goes on waiting."""
+        lease = exchange.lease
+        if lease is None or not self._health.slow(lease):
+            return
+        key = lease.service, lease.instance_id
+        if now < self._asked.get(key, -math.inf) + self._interval:
+            return
+        self._asked[key] = now
+        backend = lease.backend
+        text = f"no answer within {self._patience:g} s"
+        self.on_evidence(Evidence(lease.service, backend.host, backend.port, hangs=True, error=text))
+
     def may_repeat(self, service: str, now: float) -> bool:
         """Whether a request of `service` may be sent a second time; counted when it may not."""
         counted = self._counters.services.get(service)
@@ -96,6 +120,7 @@ class Outcomes:
                 self._counted[service] = finished
         if self._to_count:
             return False
+        self._asked = {key: at for key, at in self._asked.items() if now < at + self._interval}
         counted_now, self._counted = self._counted, {}
         self._budgets.look(counted_now, now)
         return True

@@ -99,7 +99,10 @@ class Surroundings:
         """Take over times, limits and the log's style; connections that live already see them at once."""
         self.timeouts = config.timeouts
         self.limits = config.limits
+        #: Seconds until somebody looks at a request that waits for its response.
+        self.first_look = min(config.health.timeout, config.timeouts.upstream_head)
         self.health.configure(config.health.fall, config.health.timeout, config.health.statuses)
+        self.outcomes.configure(config.health.interval, config.health.timeout)
         self.queues.limits = config.limits
         self.workers = config.workers
         self.budget.most = config.limits.buffered_bytes

@@ -20,6 +20,7 @@ from portero_py.proxy.deadlines import Deadlines
 from portero_py.proxy.downstream.connection import Connections
 from portero_py.proxy.downstream.listener import Front, Listener, ListenerSite
 from portero_py.proxy.downstream.sni import FrontTls
+from portero_py.proxy.moves import Moves
 from portero_py.proxy.surroundings import Surroundings
 from portero_py.proxy.upstream.connector import HttpConnector
 from portero_py.proxy.upstream.rooms import Rooms
@@ -102,6 +103,7 @@ class Worker:
         self._front = Front(surroundings, self._front_tls, self._handshakes)
         self._connections.descriptors = lambda: len(self._deadlines) + len(self._handshakes)
         self._connections.make_room = surroundings.pools.close_idle
+        self._moves = Moves(loop, self._deadlines, surroundings.pools)
         self._pruning: asyncio.Handle | None = None
         self._looking: asyncio.Handle = loop.call_later(WINDOW, self._look)
 
@@ -123,10 +125,11 @@ class Worker:
     def apply(self, table: RoutingTable) -> None:
         """Route by `table` from now on."""
         surroundings = self._surroundings
-        surroundings.table = table
+        former, surroundings.table = surroundings.table, table
         surroundings.pools.follow(table)
         surroundings.balancers.retain(table)
         surroundings.queues.follow(table)
+        self._moves.follow(former, table)
         if self._pruning is None:
             self._prune_later()
 
@@ -189,6 +192,7 @@ class Worker:
             )
         await connections.end()
         ending.cancel()
+        self._moves.close()
         surroundings.queues.close()
         if self._pruning is not None:
             self._pruning.cancel()

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from portero_py.proxy.endpoints import Upstream
+    from portero_py.proxy.endpoints import ResponseSide, Upstream
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -31,6 +31,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def upstream(self) -> Upstream | None:
         """Return the upstream for one more exchange, which sends its head now; None when it is not usable."""
+        raise NotImplementedError
+
+    def carried(self) -> ResponseSide | None:
+        """Return the exchange that it carries; of several, this is asked of each stream."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -17,6 +17,10 @@ it cannot be told that its client has ended, so what it still has to say must co
 A head is held back for the first bytes of its body. Until it is out nothing of the request is sent, and when
 the connection breaks meanwhile what comes for it goes back to the exchange, not a byte of it lost.
 
+A request that is complete is looked at twice: after `first_look`, when it is said that the backend is slow,
+and after `upstream_head`, when it is over. `deadline` is the earlier of the two, which costs an ordinary
+request nothing; `_looked` is the use of the connection in which the first look was.
+
 A connection is used again only if the response was framed, both messages are complete, the backend did not
 ask to close, and not one byte came behind the response: a byte too many may be the beginning of an answer to
 a request that somebody else is going to send (response-queue poisoning).
@@ -96,6 +100,7 @@ class UpstreamHttp1(UpstreamConnection):
         "_exchange",
         "_informational",
         "_informational_bytes",
+        "_looked",
         "_method",
         "_outgoing",
         "_pool",
@@ -118,6 +123,7 @@ class UpstreamHttp1(UpstreamConnection):
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._state = _IDLE
         self._uses = 0
+        self._looked = 0
         self._reading_paused = False
         self._writing_paused = False
         self._slow: SlowPeer | None = None  # while the backend is slow to read
@@ -146,6 +152,10 @@ class UpstreamHttp1(UpstreamConnection):
         """Return itself, when it is usable."""
         return self if self._state is _IDLE and not self._transport.is_closing() else None
 
+    def carried(self) -> ResponseSide | None:
+        """Return the exchange that is here."""
+        return self._exchange
+
     def close(self) -> None:
         """End the connection."""
         self._state = _CLOSED
@@ -165,7 +175,7 @@ class UpstreamHttp1(UpstreamConnection):
         length = head.body_length
         self._request_ended = length == 0
         if length == 0:
-            self.deadline = exchange.upstream_started + self._surroundings.timeouts.upstream_head
+            self.deadline = exchange.upstream_started + self._surroundings.first_look
             self._transport.write(request_bytes(head, forwarded, request_id))
             return
         self._body_chunked = length == CHUNKED
@@ -214,7 +224,11 @@ class UpstreamHttp1(UpstreamConnection):
             self._outgoing = (self._outgoing or b"") + last_chunk(trailers)
         self._let_out()
         if self._state is _HEAD:
-            self.deadline = monotonic() + self._surroundings.timeouts.upstream_head
+            self._expect_bytes()
+
+    def is_silent(self) -> bool:
+        """No byte of a response has come, not even of an informational one."""
+        return self._state is _HEAD and not self._buffer and self._informational == 0
 
     def abort(self) -> None:
         """The exchange was given up: what this connection carries is of no use any more."""
@@ -279,7 +293,7 @@ class UpstreamHttp1(UpstreamConnection):
         if self._state is _UNTIL_CLOSE or self._state is _TUNNEL:
             self._complete(None, b"")
         else:
-            self._fail(UpstreamClosed(self._closed_text()), silent=self._is_silent())
+            self._fail(UpstreamClosed(self._closed_text()), silent=self.is_silent())
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -291,7 +305,7 @@ class UpstreamHttp1(UpstreamConnection):
             if exc is None and self._state in (_UNTIL_CLOSE, _TUNNEL, _HALF_TUNNEL):
                 self._complete(None, b"")
             else:
-                self._fail(UpstreamClosed(self._closed_text()), silent=self._is_silent())
+                self._fail(UpstreamClosed(self._closed_text()), silent=self.is_silent())
         self._state = _CLOSED
 
     def pause_writing(self) -> None:
@@ -343,6 +357,8 @@ class UpstreamHttp1(UpstreamConnection):
             if more:
                 self.deadline = now + more
                 return
+        elif self._is_first_look(now):
+            return
         self._exchange = None
         self._state = _CLOSED
         self._transport.abort()
@@ -357,6 +373,20 @@ class UpstreamHttp1(UpstreamConnection):
         self._transport.abort()
 
     # Private
+
+    def _is_first_look(self, now: float) -> bool:
+        """Whether the backend has time left for its answer; it is said that it is slow."""
+        if self._state is not _HEAD or not self._request_ended or self._looked == self._uses:
+            return False
+        self._looked = self._uses
+        surroundings, exchange = self._surroundings, self._exchange
+        rest = surroundings.timeouts.upstream_head - surroundings.first_look
+        if rest <= 0.0 or self._informational or exchange is None:
+            return False
+        self.deadline += rest
+        if self.is_silent():
+            surroundings.outcomes.slow(exchange, now)
+        return now < self.deadline
 
     def _let_out(self) -> None:
         if self._outgoing is not None and not self._transport.is_closing():
@@ -540,10 +570,6 @@ class UpstreamHttp1(UpstreamConnection):
         if current is not None and current is not exchange:  # the next one has the connection already
             current.broke()
 
-    def _is_silent(self) -> bool:
-        """No byte of a response has come, not even of an informational one."""
-        return self._state is _HEAD and not self._buffer and self._informational == 0
-
     def _closed_text(self) -> str:
         where = "before it answered" if self._state is _HEAD else "in the middle of its response"
         return f"backend {self._pool.backend.address} closed the connection {where}"
@@ -552,7 +578,11 @@ class UpstreamHttp1(UpstreamConnection):
         """Set the deadline that fits the state, after a pause."""
         timeouts = self._surroundings.timeouts
         if self._state is _HEAD:
-            seconds = timeouts.upstream_head if self._request_ended else 0.0
+            seconds = self._surroundings.first_look
+            if not self._request_ended:
+                seconds = 0.0
+            elif self._writing_paused or self._looked == self._uses or self._informational:
+                seconds = timeouts.upstream_head
         elif self._state is _HALF_TUNNEL or (
             self._state is _TUNNEL and (not self._request_ended or self._transport.can_write_eof())
         ):

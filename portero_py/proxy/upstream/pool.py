@@ -89,7 +89,7 @@ class BackendPool:
         self.is_limited = False  # somebody had to take a slot for it
         self._pools = pools
         self._idle: list[UpstreamConnection] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Connecting] = {}
         self._closed = False  # the backend left: nothing is kept
         self._fault_told = False
 
@@ -135,9 +135,13 @@ class BackendPool:
             self._pools.watch(self)
         connecting = Connecting(exchange)
         task = self._pools.loop.create_task(self._connect(connecting))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = connecting
+        task.add_done_callback(self._tasks.pop)
         return connecting
+
+    def waiting(self) -> list[ResponseSide]:
+        """The exchanges for which connections are being made."""
+        return [each.exchange for each in self._tasks.values() if each.exchange is not None]
 
     def close_idle(self) -> None:
         """Close every idle connection; those in use are closed when their exchange ends."""
@@ -291,6 +295,11 @@ class Pools(Claims):
         """The exchange that held the slot holds nothing there any more."""
         if self._rooms is not None:
             self._rooms.give_back(lease, slot)
+
+    def waiting_for(self, lease: Lease) -> list[ResponseSide]:
+        """The exchanges for which connections to the backend of `lease` are being made."""
+        keys = self._keys(lease.service, lease.backend)
+        return [exchange for key in keys for exchange in self._pools[key].waiting()]
 
     def claims_by_backend(self, service: str = "") -> dict[tuple[str, str, int], int]:
         """How many exchanges hold each backend that is held, by service, host and port."""
