@@ -101,7 +101,8 @@ def test_a_registration_after_the_death_of_a_supervisor_is_the_next_one_s(
         client.send(get(service, "/waits"))
         eventually(lambda: gate.backend.requests, "it is in flight")
         os.kill(proxy.generation, signal.SIGKILL)
-        eventually(lambda: is_ready(proxy), "the next one serves")
+        eventually(lambda: proxy.operator_log().count("; 2 workers\n") == 2, "the next one serves")
+        eventually(lambda: is_ready(proxy), "it is ready")
         names = [f"s{number}.{service}" for number in range(30)]
         for name in names:
             proxy.register(name, "127.0.0.1", 9)
