@@ -102,6 +102,11 @@ class Door:
         """How many it lets in at a time."""
         return self._most
 
+    @property
+    def has_silent(self) -> bool:
+        """Whether somebody inside has not said anything yet."""
+        return any(guest.is_silent for guest in self._inside.values())
+
     def may_take(self, request: web.BaseRequest, seconds: float) -> asyncio.Future[None]:
         """Let a busy one be busy for so long from now on; the future is done when its connection is lost."""
         transport = request.transport
@@ -275,6 +280,11 @@ class _Guest(asyncio.Protocol):
         self._heard_at = 0.0  # when its first head was read; long ago once that is at work, or was not whole
         self._lost: asyncio.Future[None] | None = None  # for who wants to know when it is gone
         self._end: asyncio.TimerHandle | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing of it was read."""
+        return not self._heard_at
 
     def abort(self) -> None:
         """End it at once."""

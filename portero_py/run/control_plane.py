@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from portero_py.control.acme.renewals import Acme
 #: Seconds that requests of the API have for their end when a successor waits; then for being cut off.
 HAND_OVER_SECONDS: Final = 2.0
+#: Seconds that a connection then has for its first request: whoever was let in is not turned away.
+SILENCE_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 0.01
 CUT_OFF_SECONDS: Final = 0.1
 
 _log = logging.getLogger(__name__)
@@ -91,7 +94,7 @@ class ControlPlane:
         self._https_port = https_port
         self._feed = feed
         self._shares = shares
-        self._runners: list[web.BaseRunner] = []
+        self._runners: list[tuple[web.BaseRunner, Door]] = []
         self._providers = providers
         self._kept = kept
         self._is_prepared = False
@@ -266,8 +269,8 @@ class ControlPlane:
         With `hand_over` they are left for a successor, within seconds: what a client of the API still waits
         for then is cut off.
         """
-        for runner in reversed(self._runners):
-            await (_end_soon(runner) if hand_over else runner.cleanup())
+        for runner, door in reversed(self._runners):
+            await (_end_soon(runner, door) if hand_over else runner.cleanup())
         self._runners.clear()
         if not hand_over:
             self._listening.close_control()  # nobody else accepts there
@@ -340,7 +343,7 @@ class ControlPlane:
 
     async def _open(self, runner: web.BaseRunner, sockets: list[socket.socket], door: Door) -> None:
         await runner.setup()
-        self._runners.append(runner)
+        self._runners.append((runner, door))
         for sock in sockets:
             await OpenSite(runner, sock.dup(), door).start()  # who closes the site leaves the queue open
 
@@ -352,9 +355,15 @@ class ControlPlane:
 # Private
 
 
-async def _end_soon(runner: web.BaseRunner) -> None:
+async def _end_soon(runner: web.BaseRunner, door: Door) -> None:
     """Close, and let requests finish for as long as a successor may have to wait for that."""
     server = runner.server
+    for site in list(runner.sites):
+        await site.stop()
+    looks = int(SILENCE_SECONDS / LOOK_SECONDS)
+    while looks and door.has_silent:
+        looks -= 1
+        await asyncio.sleep(LOOK_SECONDS)
     try:
         async with asyncio.timeout(HAND_OVER_SECONDS):
             await runner.cleanup()

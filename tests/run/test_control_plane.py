@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,3 +41,21 @@ async def test_one_that_takes_anothers_place_goes_on_with_what_the_workers_prese
     await plane.load(nothing_presented)
     assert "away" in caplog.text
     await plane.close()
+
+
+async def test_a_client_that_was_let_in_just_before_an_upgrade_is_answered() -> None:
+    registration = Registration(secret="s" * 32, hmac_keys=(("", "k" * 32),))
+    config = replace(Config(), tls=Tls(enabled=False), registration=registration)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        plane = ControlPlane(config, Listening([], [listening], []), 443, Feed(), Shares(9, 9, 9, 9))
+        await plane.load()
+        await plane.serve()
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        await asyncio.sleep(0.05)  # it is let in
+        closing = asyncio.create_task(plane.close(hand_over=True))
+        await asyncio.sleep(0.05)
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await closing
