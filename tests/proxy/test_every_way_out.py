@@ -21,16 +21,18 @@ from portero_py.core.health import Condition
 from portero_py.core.model import Backend, Halt, Lease, LeaseState, Service
 from portero_py.proxy.downstream.http2 import Http2Downstream
 from portero_py.proxy.upstream.rooms import Rooms
+from portero_py.wire.http2.frames import GOAWAY
 from tests.e2e.messages import Closed, Reader, Truncated, read_response
 from tests.proxy.client_ends import CLIENT_ENDS, ClientEnd, Http1Client
 from tests.proxy.dialogue import OK, ScriptedTransport, World, settle
 from tests.proxy.test_queue import REFUSED, Hall, _Real
+from tests.wire.http2.dialogue import split_frames
 
 BACKENDS = 3
 STEPS = 150
 #: More of them are a matter of minutes.
 FIRST_SEED = int(os.environ.get("PORTERO_FIRST_SEED", "0"))
-SEEDS = int(os.environ.get("PORTERO_SEEDS", "8"))
+SEEDS = int(os.environ.get("PORTERO_SEEDS", "6"))
 MOST_CLIENTS = 12
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"
@@ -65,7 +67,19 @@ class Client:
         if not self.asked:
             return False
         seen = self.end.seen()
-        return not (seen.complete or seen.broken or self.gone)
+        return not (seen.complete or seen.broken or self.gone or self.was_told_to_go)
+
+    @property
+    def was_told_to_go(self) -> bool:
+        """Whether it sent its latest request behind the GOAWAY that named the last one."""
+        if isinstance(self.end, Http1Client):
+            return False
+        lasts = [
+            int.from_bytes(each.payload[:4], "big")
+            for each in split_frames(self.end.transport.received)
+            if each.kind == GOAWAY
+        ]
+        return bool(lasts) and lasts[-1] < cast("Any", self.end)._stream
 
     @property
     def can_ask(self) -> bool:
@@ -310,6 +324,7 @@ class Chaos:
         self.world.draining = True
         for connection in list(self.world.connections._live):
             connection.start_drain()
+            connection.end_tunnel()
         await settle()
         if self.chance.random() < 0.5:
             await self.time(3)
