@@ -20,7 +20,8 @@ import pytest
 from portero_py.core.health import Condition
 from portero_py.core.model import Backend, Halt, Lease, LeaseState, Service
 from portero_py.proxy.downstream.http2 import Http2Downstream
-from portero_py.proxy.upstream.rooms import Rooms
+from portero_py.proxy.exchange import Phase
+from portero_py.proxy.upstream.rooms import NONE, Rooms
 from portero_py.wire.http2.frames import GOAWAY
 from tests.e2e.messages import Closed, Reader, Truncated, read_response
 from tests.proxy.client_ends import CLIENT_ENDS, ClientEnd, Http1Client
@@ -278,7 +279,7 @@ class Chaos:
                 float("inf") if self.chance.random() < 0.9 else now + 5,
                 None,
                 state=self.chance.choice(states),
-                since=self.chance.choice([0.0, now]),
+                since=self.chance.choice([0.0, 0.0, 0.0, now]),
                 max_in_flight=self.chance.choice([0, 0, 1, 1, 2, 5]),
                 weight=self.chance.choice([1, 1, 3]),
             )
@@ -309,7 +310,7 @@ class Chaos:
         )
         self.world.limits = self.world.queues.limits = limits
         self.world.budget.most = limits.buffered_bytes
-        self.world.health.configure(self.chance.choice([1, 3]), 1.0, self.chance.choice([(), (503,)]))
+        self.world.health.configure(self.chance.choice([1, 1, 3]), 1.0, self.chance.choice([(), (503,)]))
 
     # Time, and the end
 
@@ -346,6 +347,25 @@ class Chaos:
             backend.vanish()
         await settle()
 
+    def look(self) -> None:
+        """What is held is held by an exchange that lives."""
+        world = self.world
+        alive = [cast("Any", each) for client in self.ever for each in client.end.exchanges]
+        alive = [each for each in alive if each._phase is not Phase.DONE]
+        assert world.counters.exchanges_in_flight == len(alive)
+        assert len(world.queues) == sum([each.is_queued for each in alive])
+        assert sum([pool.claims for pool in world.all_pools()]) == sum(
+            [each._claim is not None for each in alive]
+        )
+        tried = [each._trial for each in alive]
+        for marks in world.health.marks.values():
+            for mark in marks.values():
+                assert mark.condition is not Condition.TRIED or mark in tried
+        if self.rooms is not None:
+            held = sum([len(room.held) for room in self.rooms._rooms.values()])
+            assert held == sum([each._slot != NONE for each in alive])
+            assert set(self.rooms._waiting) == set(cast("Any", world.queues)._lines)
+
     def check(self) -> None:
         world = self.world
         world.check_released()
@@ -370,7 +390,7 @@ class Chaos:
             assert cast("Any", exchange)._trial is None
             assert cast("Any", exchange)._upstream is None or exchange.error is not None
             assert cast("Any", exchange)._connecting is None
-            assert cast("Any", exchange)._slot == -1
+            assert cast("Any", exchange)._slot == NONE
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "shared"])
@@ -399,8 +419,10 @@ async def test_whatever_happens_everything_is_given_back_once(
     chaos = Chaos(hall, seed, rooms, monkeypatch)
     hall.limits(queue_seconds=5)
     hall.serve(1, 1)
+    world.health.configure(1, 1.0, ())
     for _ in range(STEPS):
         await chaos.step()
+        chaos.look()
     await chaos.end()
     chaos.check()
     assert faults == []
