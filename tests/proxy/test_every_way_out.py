@@ -34,7 +34,7 @@ STEPS = 150
 #: More of them are a matter of minutes.
 FIRST_SEED = int(os.environ.get("PORTERO_FIRST_SEED", "0"))
 SEEDS = int(os.environ.get("PORTERO_SEEDS", "6"))
-MOST_CLIENTS = 12
+MOST_CLIENTS = 16
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"
 SAYINGS = (
@@ -114,20 +114,21 @@ class Chaos:
 
     async def step(self) -> None:
         happens: list[tuple[int, Callable[[], Any]]] = [
-            (24, self.ask),
+            (40, self.ask),
             (4, self.more_body),
             (4, self.end_body),
             (3, self.client_leaves),
+            (8, self.client_of_a_trial_leaves),
             (2, self.client_half_closes),
             (2, self.client_reads_nothing),
             (3, self.client_reads),
             (1, self.client_nonsense),
-            (20, self.backend_says),
+            (40, self.backend_says),
             (6, self.backend_breaks),
             (2, self.backend_ends),
             (6, self.connects),
             (5, self.connect_comes),
-            (6, self.table),
+            (3, self.table),
             (2, self.halt),
             (2, self.config),
         ]
@@ -136,18 +137,18 @@ class Chaos:
         if self.chance.random() < 0.6:
             await settle()
         if self.chance.random() < 0.15:
-            await self.time(self.chance.choice([0.01, 0.6, 1, 1, 3, 30]))
+            await self.time(self.chance.choice([0.01, 0.6, 1, 1, 3, 3, 30]))
 
     # Clients
 
     def ask(self) -> None:
+        self.clients = [each for each in self.clients if each.waits or each.can_ask]
         able = [each for each in self.clients if each.can_ask]
-        if able and (len(self.clients) >= MOST_CLIENTS or self.chance.random() < 0.5):
-            client = self.chance.choice(able)
-        elif len(self.clients) < MOST_CLIENTS:
+        if len(self.clients) < MOST_CLIENTS and (not able or self.chance.random() < 0.5):
             client = self.new_client()
+        elif able:
+            client = self.chance.choice(able)
         else:
-            self.clients = [each for each in self.clients if not each.end.transport.lost or each.waits]
             return
         self.asked += 1
         client.asked += 1
@@ -199,6 +200,13 @@ class Chaos:
             client = self.chance.choice(present)
             client.gone = True
             client.end.transport.vanish(None if self.chance.random() < 0.5 else ConnectionResetError())
+
+    def client_of_a_trial_leaves(self) -> None:
+        for client in self.clients:
+            if not client.gone and any(cast("Any", each)._trial for each in client.end.exchanges):
+                client.gone = True
+                client.end.transport.vanish()
+                return
 
     def client_half_closes(self) -> None:
         client = self.some(lambda each: not each.has_body)
