@@ -9,7 +9,8 @@ The rules
 - `fall` failures in a row eject a backend that is READY: it is passed over for 1, 2, 4 .. 60 s. At the end
   of a pause one exchange tries it, and while that trial goes on the others pass it over still. A trial that
   fails doubles the pause; one that ends without a verdict (its client left) lets the next exchange try. A
-  success, of whichever exchange, ends the ejection.
+  success, of whichever exchange, ends the ejection. A trial that takes longer than LONGEST_TRIAL (a client
+  that sends its body slowly) lets another exchange try too: nobody keeps a backend out.
 - How long the pauses have become is forgotten when it has been well for FORGIVEN_AFTER: at once, and a
   backend that comes and goes would always get the shortest.
 - Many exchanges may be at a backend when it breaks: they are one series. What fails while it is ejected
@@ -41,6 +42,8 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 #: Seconds for which a backend has to be well until its next pause is a first one again.
 FORGIVEN_AFTER: Final = 60.0
+#: Seconds after which a trial that goes on does not keep others from trying.
+LONGEST_TRIAL: Final = 60.0
 #: Seconds until control is told again of a backend that cannot be ejected and goes on failing.
 TOLD_AGAIN_AFTER: Final = 1.0
 
@@ -82,7 +85,7 @@ _READY: Final = LeaseState.READY
 TRANSITIONS: Final[Mapping[Condition, frozenset[Condition]]] = {
     _WELL: frozenset({_EJECTED}),
     _EJECTED: frozenset({_WELL, _TRIED}),
-    _TRIED: frozenset({_WELL, _EJECTED}),
+    _TRIED: frozenset({_WELL, _EJECTED, _TRIED}),
 }
 
 
@@ -113,6 +116,7 @@ class Mark:
         "slow",
         "state",
         "told_at",
+        "tried_until",
         "until",
     )
 
@@ -127,6 +131,7 @@ class Mark:
         self.error = ""  # the last one's
         self.pause = 0.0  # the last one's seconds; 0.0: it was never ejected
         self.until = 0.0  # its end
+        self.tried_until = 0.0  # when another exchange may try it, though the trial goes on
         self.ejected_at = 0.0  # when the first of the pauses began
         self.returned_at = 0.0  # when the last of them ended
         self.told_at = float("-inf")
@@ -143,6 +148,8 @@ class Mark:
 
     def is_due(self, now: float) -> bool:
         """Whether an exchange is to try it."""
+        if self.condition is _TRIED:
+            return now >= self.tried_until
         return self.condition is _EJECTED and now >= self.until
 
     def is_of(self, lease: Lease) -> bool:
@@ -256,6 +263,7 @@ class Health:
         if mark is None or not mark.is_due(now):
             return None
         mark.condition = _TRIED
+        mark.tried_until = now + LONGEST_TRIAL
         return mark
 
     def end_trial(self, mark: Mark) -> None:

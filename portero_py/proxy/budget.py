@@ -26,6 +26,7 @@ The theory
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from portero_py.proxy.refusals import BUFFERED_BYTES
@@ -49,6 +50,8 @@ PATIENCE: Final = 10.0
 LOOK_SECONDS: Final = 0.1
 #: Holders that are looked at for one that is over the budget.
 MAX_LOOKED_AT: Final = 64
+
+_log = logging.getLogger(__name__)
 
 
 class Holder(Protocol):
@@ -157,7 +160,10 @@ class Budget:
             left -= 1
             who = next(iter(self._waiting))
             del self._waiting[who]
-            who.go_on()
+            try:
+                who.go_on()
+            except Exception:  # the others wait still
+                _log.exception("a fault of portero's own: somebody cannot go on")
         if self._waiting and self._looking is None:
             self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 

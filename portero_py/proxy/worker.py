@@ -207,17 +207,25 @@ class Worker:
     def _prune(self) -> None:
         """A little at a time: the connections have their turns in between."""
         surroundings = self._surroundings
-        if not surroundings.pools.prune():
-            self._pruning = self._loop.call_soon(self._prune)
-            return
-        surroundings.counters.keep_only(surroundings.table.services)
-        surroundings.outcomes.retain(surroundings.table, monotonic())
         self._pruning = None
+        try:
+            if not surroundings.pools.prune():
+                self._pruning = self._loop.call_soon(self._prune)
+                return
+            surroundings.counters.keep_only(surroundings.table.services)
+            surroundings.outcomes.retain(surroundings.table, monotonic())
+        except Exception:  # what is left now goes with another table
+            _log.exception("a fault of portero's own: what is gone was not forgotten")
         if surroundings.pools.are_behind:
             self._prune_later()
 
     def _look(self) -> None:
-        if self._surroundings.outcomes.look(monotonic()):
+        is_done = True
+        try:
+            is_done = self._surroundings.outcomes.look(monotonic())
+        except Exception:
+            _log.exception("a fault of portero's own: retries were not counted")
+        if is_done:
             self._looking = self._loop.call_later(WINDOW, self._look)
         else:
             self._looking = self._loop.call_soon(self._look)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from portero_py.core.health import Condition, Failure, Health, Mark, Verdict
+from portero_py.core.health import LONGEST_TRIAL, Condition, Failure, Health, Mark, Verdict
 from portero_py.core.model import Backend, Lease, LeaseState, Service
 from portero_py.core.routing_table import RoutingTable
 
@@ -191,7 +191,7 @@ def test_while_a_trial_goes_on_there_is_no_other_and_without_a_verdict_the_next_
     fail(health, a, service_of(a, b), times=3)
     trial = begin_trial(health, a, 101.0)
     assert health.begin_trial(a, 101.0) is None
-    assert not trial.is_due(500.0)
+    assert not trial.is_due(160.9)
     health.end_trial(trial)
     assert ejected(health, a) == "A"
     assert begin_trial(health, a, 101.0) is trial
@@ -308,6 +308,18 @@ def test_only_those_that_are_ready_and_there_are_ejected() -> None:
     assert ejected(health, starting, b, gone) == ""
 
 
+def test_a_trial_that_takes_for_ever_does_not_keep_others_from_trying() -> None:
+    health, a, b = health_of_a_worker(fall=1), lease("a"), lease("b")
+    fail(health, a, service_of(a, b), now=100.0)
+    endless = begin_trial(health, a, 101.0)
+    assert health.begin_trial(a, 101.0 + LONGEST_TRIAL - 0.1) is None
+    assert begin_trial(health, a, 101.0 + LONGEST_TRIAL) is endless
+    assert health.begin_trial(a, 102.0 + LONGEST_TRIAL) is None
+    health.succeeded(a, 103.0 + LONGEST_TRIAL)
+    health.end_trial(endless)
+    assert endless.condition is Condition.WELL
+
+
 def test_a_trial_of_who_was_let_in_meanwhile_is_a_failure_as_any_other() -> None:
     health = health_of_a_worker()
     a, b = lease("A"), lease("B")
@@ -333,6 +345,7 @@ class Ejections(RuleBasedStateMachine):
         self.now = 1000.0
         self.leases = {name: lease(name) for name in "ABCD"}
         self.trials: dict[str, Mark] = {}
+        self.tried_since: dict[str, float] = {}
         self.stopped: list[Mark] = []
         # the model: name -> what is known of it
         self.row: dict[str, int] = dict.fromkeys(self.leases, 0)
@@ -390,10 +403,10 @@ class Ejections(RuleBasedStateMachine):
         if name not in self.leases:
             return
         trial = self.health.begin_trial(self.leases[name], self.now)
-        expected = name in self.pause and name not in self.trials and self.now >= self.until[name]
-        assert (trial is not None) is expected
+        assert (trial is not None) is self.is_due(name)
         if trial is not None:
             self.trials[name] = trial
+            self.tried_since[name] = self.now
 
     @precondition(lambda self: self.trials)
     @rule(data=st.data(), verdict=st.booleans())
@@ -437,13 +450,18 @@ class Ejections(RuleBasedStateMachine):
         for name in self.pause:
             mark = self.health.of(self.leases[name])
             assert mark is not None
-            assert mark.is_due(self.now) is (name not in self.trials and self.now >= self.until[name])
+            assert mark.is_due(self.now) is self.is_due(name)
 
     @invariant()
     def nobody_is_marked_who_is_not_there(self) -> None:
         assert set(self.health.marks.get("app.example", {})) <= set(self.leases)
 
     # Private
+
+    def is_due(self, name: str) -> bool:
+        if name in self.trials:
+            return self.now >= self.tried_since[name] + LONGEST_TRIAL
+        return name in self.pause and self.now >= self.until[name]
 
     def eject(self, name: str, pause: float, verdict: Verdict) -> None:
         assert verdict.is_evidence

@@ -135,6 +135,22 @@ def test_without_a_limit_it_is_counted_all_the_same() -> None:
     assert not loop.later
 
 
+def test_one_that_cannot_go_on_keeps_nobody_else_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Peer):
+        def go_on(self) -> None:
+            raise RuntimeError("a fault")
+
+    budget, loop, _ = made(GRANT)
+    holder = holding(budget, GRANT)
+    broken, other = Broken(), Peer()
+    assert not any(budget.may_go_on(peer) for peer in (broken, other))
+    budget.drops(holder)
+    loop.turn()
+    loop.turn()
+    assert (other.went_on, budget.waiting) == (1, 0)
+    assert "somebody cannot go on" in caplog.text
+
+
 def test_who_was_behind_waits_for_room_in_order_and_nobody_waits_for_ever() -> None:
     budget, loop, _ = made(8 * GRANT)
     holders = [holding(budget, GRANT) for _ in range(7)]

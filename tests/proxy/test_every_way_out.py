@@ -20,18 +20,21 @@ import pytest
 from portero_py.core.health import Condition
 from portero_py.core.model import Backend, Halt, Lease, LeaseState, Service
 from portero_py.proxy.downstream.http2 import Http2Downstream
-from portero_py.proxy.upstream.rooms import Rooms
+from portero_py.proxy.exchange import Phase
+from portero_py.proxy.upstream.rooms import NONE, Rooms
+from portero_py.wire.http2.frames import GOAWAY
 from tests.e2e.messages import Closed, Reader, Truncated, read_response
 from tests.proxy.client_ends import CLIENT_ENDS, ClientEnd, Http1Client
 from tests.proxy.dialogue import OK, ScriptedTransport, World, settle
 from tests.proxy.test_queue import REFUSED, Hall, _Real
+from tests.wire.http2.dialogue import split_frames
 
 BACKENDS = 3
 STEPS = 150
 #: More of them are a matter of minutes.
 FIRST_SEED = int(os.environ.get("PORTERO_FIRST_SEED", "0"))
-SEEDS = int(os.environ.get("PORTERO_SEEDS", "8"))
-MOST_CLIENTS = 12
+SEEDS = int(os.environ.get("PORTERO_SEEDS", "6"))
+MOST_CLIENTS = 16
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"
 SAYINGS = (
@@ -65,7 +68,19 @@ class Client:
         if not self.asked:
             return False
         seen = self.end.seen()
-        return not (seen.complete or seen.broken or self.gone)
+        return not (seen.complete or seen.broken or self.gone or self.was_told_to_go)
+
+    @property
+    def was_told_to_go(self) -> bool:
+        """Whether it sent its latest request behind the GOAWAY that named the last one."""
+        if isinstance(self.end, Http1Client):
+            return False
+        lasts = [
+            int.from_bytes(each.payload[:4], "big")
+            for each in split_frames(self.end.transport.received)
+            if each.kind == GOAWAY
+        ]
+        return bool(lasts) and lasts[-1] < cast("Any", self.end)._stream
 
     @property
     def can_ask(self) -> bool:
@@ -99,20 +114,21 @@ class Chaos:
 
     async def step(self) -> None:
         happens: list[tuple[int, Callable[[], Any]]] = [
-            (24, self.ask),
+            (40, self.ask),
             (4, self.more_body),
             (4, self.end_body),
             (3, self.client_leaves),
+            (8, self.client_of_a_trial_leaves),
             (2, self.client_half_closes),
             (2, self.client_reads_nothing),
             (3, self.client_reads),
             (1, self.client_nonsense),
-            (20, self.backend_says),
+            (40, self.backend_says),
             (6, self.backend_breaks),
             (2, self.backend_ends),
             (6, self.connects),
             (5, self.connect_comes),
-            (6, self.table),
+            (3, self.table),
             (2, self.halt),
             (2, self.config),
         ]
@@ -121,18 +137,18 @@ class Chaos:
         if self.chance.random() < 0.6:
             await settle()
         if self.chance.random() < 0.15:
-            await self.time(self.chance.choice([0.01, 0.6, 1, 1, 3, 30]))
+            await self.time(self.chance.choice([0.01, 0.6, 1, 1, 3, 3, 30]))
 
     # Clients
 
     def ask(self) -> None:
+        self.clients = [each for each in self.clients if each.waits or each.can_ask]
         able = [each for each in self.clients if each.can_ask]
-        if able and (len(self.clients) >= MOST_CLIENTS or self.chance.random() < 0.5):
-            client = self.chance.choice(able)
-        elif len(self.clients) < MOST_CLIENTS:
+        if len(self.clients) < MOST_CLIENTS and (not able or self.chance.random() < 0.5):
             client = self.new_client()
+        elif able:
+            client = self.chance.choice(able)
         else:
-            self.clients = [each for each in self.clients if not each.end.transport.lost or each.waits]
             return
         self.asked += 1
         client.asked += 1
@@ -184,6 +200,13 @@ class Chaos:
             client = self.chance.choice(present)
             client.gone = True
             client.end.transport.vanish(None if self.chance.random() < 0.5 else ConnectionResetError())
+
+    def client_of_a_trial_leaves(self) -> None:
+        for client in self.clients:
+            if not client.gone and any(cast("Any", each)._trial for each in client.end.exchanges):
+                client.gone = True
+                client.end.transport.vanish()
+                return
 
     def client_half_closes(self) -> None:
         client = self.some(lambda each: not each.has_body)
@@ -264,7 +287,7 @@ class Chaos:
                 float("inf") if self.chance.random() < 0.9 else now + 5,
                 None,
                 state=self.chance.choice(states),
-                since=self.chance.choice([0.0, now]),
+                since=self.chance.choice([0.0, 0.0, 0.0, now]),
                 max_in_flight=self.chance.choice([0, 0, 1, 1, 2, 5]),
                 weight=self.chance.choice([1, 1, 3]),
             )
@@ -295,7 +318,7 @@ class Chaos:
         )
         self.world.limits = self.world.queues.limits = limits
         self.world.budget.most = limits.buffered_bytes
-        self.world.health.configure(self.chance.choice([1, 3]), 1.0, self.chance.choice([(), (503,)]))
+        self.world.health.configure(self.chance.choice([1, 1, 3]), 1.0, self.chance.choice([(), (503,)]))
 
     # Time, and the end
 
@@ -310,6 +333,7 @@ class Chaos:
         self.world.draining = True
         for connection in list(self.world.connections._live):
             connection.start_drain()
+            connection.end_tunnel()
         await settle()
         if self.chance.random() < 0.5:
             await self.time(3)
@@ -330,6 +354,25 @@ class Chaos:
         for backend in tunnels:
             backend.vanish()
         await settle()
+
+    def look(self) -> None:
+        """What is held is held by an exchange that lives."""
+        world = self.world
+        alive = [cast("Any", each) for client in self.ever for each in client.end.exchanges]
+        alive = [each for each in alive if each._phase is not Phase.DONE]
+        assert world.counters.exchanges_in_flight == len(alive)
+        assert len(world.queues) == sum([each.is_queued for each in alive])
+        assert sum([pool.claims for pool in world.all_pools()]) == sum(
+            [each._claim is not None for each in alive]
+        )
+        tried = [each._trial for each in alive]
+        for marks in world.health.marks.values():
+            for mark in marks.values():
+                assert mark.condition is not Condition.TRIED or mark in tried
+        if self.rooms is not None:
+            held = sum([len(room.held) for room in self.rooms._rooms.values()])
+            assert held == sum([each._slot != NONE for each in alive])
+            assert set(self.rooms._waiting) == set(cast("Any", world.queues)._lines)
 
     def check(self) -> None:
         world = self.world
@@ -355,7 +398,7 @@ class Chaos:
             assert cast("Any", exchange)._trial is None
             assert cast("Any", exchange)._upstream is None or exchange.error is not None
             assert cast("Any", exchange)._connecting is None
-            assert cast("Any", exchange)._slot == -1
+            assert cast("Any", exchange)._slot == NONE
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "shared"])
@@ -384,8 +427,10 @@ async def test_whatever_happens_everything_is_given_back_once(
     chaos = Chaos(hall, seed, rooms, monkeypatch)
     hall.limits(queue_seconds=5)
     hall.serve(1, 1)
+    world.health.configure(1, 1.0, ())
     for _ in range(STEPS):
         await chaos.step()
+        chaos.look()
     await chaos.end()
     chaos.check()
     assert faults == []

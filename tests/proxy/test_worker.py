@@ -63,6 +63,30 @@ async def test_a_drain_refuses_the_new_ends_the_idle_and_waits_for_those_at_work
         await writer.wait_closed()
 
 
+async def test_a_fault_while_it_forgets_what_is_gone_is_not_the_last_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, registry = Worker(Config(), asyncio.get_running_loop(), log_descriptor=2), Registry()
+    surroundings = worker._surroundings
+    faults = [RuntimeError("a fault")]
+
+    def prune() -> bool:
+        if faults:
+            raise faults.pop()
+        return type(surroundings.pools).prune(surroundings.pools)
+
+    monkeypatch.setattr(surroundings.pools, "prune", prune)
+    worker.counters.exchange_done("gone.example", b"GET", 200, 0.1)
+    worker.apply(registry.table)
+    async with asyncio.timeout(10):
+        while "was not forgotten" not in caplog.text:
+            await asyncio.sleep(0.005)
+        worker.apply(registry.table)
+        while worker.counters.services:
+            await asyncio.sleep(0.005)
+    await worker.drain(0.0)
+
+
 @pytest.mark.parametrize("limit", [0, 2])
 async def test_clients_who_wait_at_a_full_listener_come_in_when_its_limit_is_raised(limit: int) -> None:
     config = Config(limits=Limits(connections_per_listener=1))

@@ -162,6 +162,8 @@ class Doors:
                 await site.resume()
         except OSError as error:
             _log.error("the listeners stay shut for now: %s", error)
+        except Exception:
+            _log.exception("a fault of portero's own: the listeners stay shut for now")
         else:
             self.are_shut = False
             self._end_looking()

@@ -25,7 +25,7 @@ class Site:
         self.accepts = True
         self.stopped = False
         self.resumed = 0
-        self.refuses: list[OSError] = []
+        self.refuses: list[Exception] = []
 
     def pause(self) -> None:
         self.accepts = False
@@ -177,6 +177,16 @@ async def test_a_listener_that_cannot_open_is_tried_again(
     await until(lambda: not hall.doors.are_shut)
     assert hall.accepts
     assert caplog.text.count("stay shut for now: no descriptor") == 2
+
+
+async def test_listeners_are_tried_again_after_a_fault_too(
+    hall: Hall, caplog: pytest.LogCaptureFixture
+) -> None:
+    hall.sites[0].refuses = [RuntimeError("a fault")]
+    hall.enter(16, age=TURN + 1)
+    await until(lambda: not hall.doors.are_shut)
+    assert hall.accepts
+    assert "stay shut for now" in caplog.text
 
 
 async def test_a_worker_that_drains_while_it_is_full_does_not_open_again(hall: Hall) -> None:
