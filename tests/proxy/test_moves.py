@@ -99,7 +99,6 @@ async def play(world: World) -> AsyncIterator[Play]:
 async def test_three_that_wait_for_a_probes_time_ask_for_a_probe_and_nobody_is_ejected(play: Play) -> None:
     for _ in range(3):
         await play.ask_of(A)
-    play.world.outcomes.on_evidence = play.evidence.append
     await play.world.pass_time(4)
     assert play.evidence == [SLOW]
     assert [mark.is_ejected for mark in play.world.health.by_backend().values()] == [False]
