@@ -50,7 +50,7 @@ TOLD_AGAIN_AFTER: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a worker tells control when a backend has failed it too often in a row, ejected or not.
+    """What a worker tells control when a backend has failed it, or kept it waiting, too often in a row.
 
     `hangs`: it takes connections and does not answer, so that a connection to it proves nothing.
     """

@@ -68,7 +68,7 @@ from portero_py.proxy.replies import reply
 from portero_py.proxy.upstream.rooms import NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Mapping
 
     from portero_py.core.health import Mark
     from portero_py.core.model import Lease, Service
@@ -304,7 +304,7 @@ class Exchange(RequestSide):
             return
         surroundings = self._surroundings
         service = surroundings.router.route(self.head.authority, surroundings.table)
-        if service is None or not _has_another(service, lease, self._excluded or (), monotonic()):
+        if service is None or not self._has_another(service, lease, monotonic()):
             return
         if self._connecting is not None:
             self._connecting.give_up()
@@ -579,6 +579,22 @@ class Exchange(RequestSide):
         """Say whether the request may reach a backend twice without harm (RFC 9110, 9.2.2)."""
         return self.head.body_length == 0 and self.head.method in _IDEMPOTENT
 
+    def _has_another(self, service: Service, lease: Lease, now: float) -> bool:
+        """Say whether anybody else than `lease` may serve, at once or after a while in the queue."""
+        surroundings = self._surroundings
+        if service.halt is not None:
+            return False
+        for other in service.leases:
+            if (
+                other.state is not _DOWN
+                and now < other.serves_until
+                and other.instance_id != lease.instance_id
+                and (self._excluded is None or other.instance_id not in self._excluded)
+                and (surroundings.limits.queue_seconds > 0 or surroundings.pools.has_room(other))
+            ):
+                return True
+        return False
+
     def _keep(self, data: bytes) -> None:
         """Keep body bytes for the connection to come; flow control says how many there can be."""
         if self._kept_body is None:
@@ -675,18 +691,3 @@ class Exchange(RequestSide):
             return
         self._phase = _DONE
         self._surroundings.exchange_done(self)
-
-
-def _has_another(service: Service, lease: Lease, excluded: Container[str], now: float) -> bool:
-    """Whether anybody else than `lease` may serve, if only he has room."""
-    if service.halt is not None:
-        return False
-    for other in service.leases:
-        if (
-            other.state is not _DOWN
-            and now < other.serves_until
-            and other.instance_id != lease.instance_id
-            and other.instance_id not in excluded
-        ):
-            return True
-    return False

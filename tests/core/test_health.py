@@ -320,6 +320,42 @@ def test_a_trial_that_takes_for_ever_does_not_keep_others_from_trying() -> None:
     assert endless.condition is Condition.WELL
 
 
+def test_slow_ones_are_counted_in_a_row_and_eject_nobody() -> None:
+    health, one, other = health_of_a_worker(), lease("one"), lease("other")
+    assert [health.slow(one) for _ in range(4)] == [False, False, True, True]
+    assert not health.slow(other)
+    assert ejected(health, one, other) == ""
+    assert failures(health, one) == 0
+
+
+@pytest.mark.parametrize("answer", ["success", "failure"])
+def test_any_answer_ends_a_row_of_slow_ones(answer: str) -> None:
+    health, one, other = health_of_a_worker(), lease("one"), lease("other")
+    for _ in range(2):
+        assert [health.slow(one) for _ in range(2)] == [False, False]
+        if answer == "success":
+            health.succeeded(one, 100.0)
+        else:
+            fail(health, one, service_of(one, other))
+    assert not health.slow(one)
+
+
+def test_a_time_out_is_no_answer() -> None:
+    health, one = health_of_a_worker(), lease("one")
+    assert [health.slow(one) for _ in range(2)] == [False, False]
+    fail(health, one, failure=HANGS)
+    assert health.slow(one)
+
+
+def test_who_is_ejected_or_somebody_else_now_is_not_called_slow() -> None:
+    health, one, other = health_of_a_worker(fall=1), lease("one"), lease("other")
+    assert health.slow(replace(one, since=5.0))
+    assert not health.slow(one), "that is said of its former state"
+    fail(health, one, service_of(one, other))
+    assert ejected(health, one, other) == "one"
+    assert not health.slow(one)
+
+
 def test_a_trial_of_who_was_let_in_meanwhile_is_a_failure_as_any_other() -> None:
     health = health_of_a_worker()
     a, b = lease("A"), lease("B")

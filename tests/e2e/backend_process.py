@@ -7,7 +7,8 @@ import subprocess
 import sys
 from typing import Final
 
-#: Answers each request with its name; `/wait` is answered when somebody has asked for `/go`.
+#: Answers each request with its name; `/wait` is answered when somebody has asked for `/go`, `/slow` after
+#: 5 s. `/seen` says which numbers (`X-Number`) have come.
 _SCRIPT: Final = """
 import asyncio, sys
 
@@ -21,18 +22,24 @@ async def serve(reader, writer):
         for line in head.lower().split(b"\\r\\n"):
             if line.startswith(b"content-length:"):
                 await reader.readexactly(int(line[15:]))
+            if line.startswith(b"x-number:"):
+                seen.append(line[9:].strip())
         path = head.split(b" ")[1]
         if path == b"/wait":
             waiting.append(path)
             await go.wait()
         elif path == b"/go":
             go.set()
+        elif path == b"/slow":
+            await asyncio.sleep(5)
         body = b"%d" % len(waiting) if path == b"/waiting" else sys.argv[1].encode()
+        if path == b"/seen":
+            body = b" ".join(seen)
         writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body))
 
 async def main():
-    global go, waiting
-    go, waiting = asyncio.Event(), []
+    global go, waiting, seen
+    go, waiting, seen = asyncio.Event(), [], []
     server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=512)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
