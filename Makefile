@@ -43,7 +43,7 @@ test-compiled: $(STAMP) $(COMPILED_STAMP) packages  ## the conformance, smugglin
 		$(COMPILED_TESTS) $(PYTEST_ARGS)
 
 # One after the other: each wants the machine for itself. `make test` does not collect tests/slow.
-test-slow: $(STAMP) packages  ## what takes minutes: chaos in a proxy with two workers (PORTERO_CHAOS_SEED, _SECONDS)
+test-slow: $(STAMP) packages  ## what takes minutes: a soak, faults under load (PORTERO_CHAOS_SEED, _SECONDS)
 	$(BIN)/pytest -n 0 tests/slow $(PYTEST_ARGS)
 
 check: $(STAMP)  ## formatting, lint and types
