@@ -218,7 +218,7 @@ def test_heads_that_never_end_cost_the_others_nothing(
     settles(proxy, files)
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @EACH_COUNT
 def test_bodies_under_the_rate_are_ended_and_those_over_it_are_not(
     workers: int, start_proxy: StartProxy, start_backend: StartBackend

@@ -454,7 +454,7 @@ def test_the_agent_ends_without_it_when_it_was_told_to(
         assert client.read_response().body == b"01234567890123456789"
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_the_agent_does_not_leave_early_where_nobody_can_say_what_is_in_flight(
     start_proxy: StartProxy, start_backend: StartBackend, service: str
 ) -> None:
@@ -568,7 +568,7 @@ def deployed(proxy: ProxyProcess, service: str) -> Iterator[subprocess.Popen[byt
 
 
 @WORKERS
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_ten_deploys_under_load_lose_nothing(workers: str, start_proxy: StartProxy, service: str) -> None:
     proxy = start_proxy(flags=("--workers", workers), toml=SHORT_GOODBYE)
     with contextlib.ExitStack() as stack:

@@ -141,8 +141,15 @@ def seen(backend: BackendProcess) -> set[int]:
         return {int(number) for number in direct.ask(get("any.example", "/seen")).body.split()}
 
 
-@pytest.mark.parametrize("workers", ["1", "2"], ids=["one-worker", "two-workers"])
-@pytest.mark.parametrize("health_path", ["", "/up"], ids=["no-path", "path"])
+@pytest.mark.parametrize(
+    ("workers", "health_path"),
+    [
+        ("1", ""),
+        ("2", "/up"),
+        pytest.param("1", "/up", marks=pytest.mark.minutes),
+        pytest.param("2", "", marks=pytest.mark.minutes),
+    ],
+)
 def test_a_frozen_backend_of_two_costs_no_get_its_answer_and_is_soon_left_alone(
     workers: str, health_path: str, start_proxy: StartProxy, start_process: StartProcess, service: str
 ) -> None:

@@ -92,7 +92,7 @@ def _load(
     )
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.minutes)])
 def test_upgrades_under_load_lose_no_request_and_no_registration(
     times: int,
     upgraded: Upgraded,
