@@ -39,6 +39,8 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Other]]:
         raise OSError(errno.EPERM, "not here")
 
     monkeypatch.setattr(os, "execve", refuse)
+    # Another thread of the tests may be given it, whose end it would be, and theirs.
+    handler = signal.signal(signal.SIGIO, lambda *_: None)
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
     made: list[Other] = []
 
@@ -55,6 +57,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Other]]:
     while signal.SIGIO in signal.sigpending():
         signal.sigwait({signal.SIGIO})
     signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    signal.signal(signal.SIGIO, handler)
 
 
 def serving(current: Other) -> MainProcess:
