@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -142,6 +143,19 @@ class ProxyProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def crash(self) -> None:
+        """SIGKILL to all of its processes, as when the machine loses power."""
+        found = [self.pid]
+        for pid in found:
+            with contextlib.suppress(OSError):  # it has ended
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                os.kill(pid, signal.SIGSTOP)
+                found += [int(child) for child in children]
+        for pid in reversed(found):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        self.kill()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""

@@ -72,7 +72,7 @@ class Killer:
         self._is_armed.wait(20)
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
-            proxy.kill()
+            proxy.crash()
         return proxy is not None
 
 
