@@ -679,10 +679,17 @@ async def test_a_worker_of_the_generation_before_is_a_guest() -> None:
     worker.counters.connections_total = 2
     client = FeedClient(worker, former.path, 0, loop.time)
     client._table = RoutingTable(99)
+    presented = certificate(1.0)
+    client.presents(CertificateTable([presented]))
     client.serving()
     running = asyncio.create_task(client.run())
     try:
         async with asyncio.timeout(20):
+            await server.welcomed()
+            # What it has from its own control is asked for before it is given anything.
+            assert await server.certificates_of([presented.name]) == [presented]
+            assert worker.got == []
+            server.feed_guests()
             await client.supplied()
             assert worker.got == [RoutingTable(registry.table.version, registry.table.services)]
             assert (server.serving, server.connected, late) == (0, 0, [])
