@@ -34,7 +34,7 @@ def test_what_slow_readers_took_is_given_back_when_they_are_gone(
     clients: list[Http1Client] = []
 
     def held() -> int:
-        return sum(_resident(pid) for pid in [proxy.pid, *processes(proxy).values()])
+        return sum(_resident(pid) for pid in [proxy.generation, *processes(proxy).values()])
 
     try:
         proxy.serve(NAME, start_backend(send_much))
