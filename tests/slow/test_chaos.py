@@ -199,16 +199,6 @@ async def _live_through(run: Run) -> None:
     handshakes = CertificateWatch(
         journal, run.promises, run.proxy.port, run.authority.pem, random.Random(f"{SEED} handshakes")
     )
-    # Warm up, and rest.
-    run.load.start()
-    await asyncio.sleep(min(4.0, SECONDS / 4))
-    await run.quiet()
-    before = await rest(run.processes, run.api)
-    journal.note("at rest")
-
-    # Chaos.
-    run.load.start()
-    until = now() + SECONDS
     faults = ProcessFaults(
         journal,
         run.proxy,
@@ -218,6 +208,18 @@ async def _live_through(run: Run) -> None:
         nofile=NOFILE,
         without=WITHOUT,
     )
+    # Warm up, and rest. Who has taken another's place holds a socket of its: this is not the first generation.
+    run.load.start()
+    await asyncio.sleep(min(4.0, SECONDS / 4))
+    if "upgrade" not in WITHOUT:
+        await faults.upgrade()
+    await run.quiet()
+    before = await rest(run.processes, run.api)
+    journal.note("at rest")
+
+    # Chaos.
+    run.load.start()
+    until = now() + SECONDS
     backends = BackendChurn(
         journal, run.agents, run.members, random.Random(f"{SEED} backends"), without=WITHOUT
     )
