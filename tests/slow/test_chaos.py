@@ -208,7 +208,7 @@ async def _live_through(run: Run) -> None:
         nofile=NOFILE,
         without=WITHOUT,
     )
-    # Warm up, and rest. Who has taken another's place holds a socket of its: this is not the first generation.
+    # Warm up, and rest. Who has taken another's place holds a socket of its: that is to be measured.
     run.load.start()
     await asyncio.sleep(min(4.0, SECONDS / 4))
     if "upgrade" not in WITHOUT:
