@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
+from portero_py.core.policies import DEFAULTS, ServicePolicy
+from portero_py.core.routes import Route
+
 Network = IPv4Network | IPv6Network
 
 
@@ -146,6 +149,28 @@ class Acme:
 
 
 @dataclass(frozen=True, slots=True)
+class FixedBackend:
+    """A backend that the file names: an IP address, or a host name that is resolved again and again."""
+
+    address: Address
+    use_tls: bool = False
+    tls_fingerprint: str = ""
+    protocol: str = "http1"
+    weight: int = 1
+    health_path: str = ""
+    max_in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FixedService:
+    """One `[[service]]`: `name` is normalised (`core.names`)."""
+
+    name: str
+    backends: tuple[FixedBackend, ...] = ()
+    policy: ServicePolicy = DEFAULTS
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     proxy: Proxy = Proxy()
     registration: Registration = Registration()
@@ -156,5 +181,7 @@ class Config:
     limits: Limits = Limits()
     health: Health = Health()
     log: Log = Log()
+    services: tuple[FixedService, ...] = ()
+    routes: tuple[Route, ...] = ()
     workers: int = 1
     state_dir: str = ""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
+from portero_py.core.policies import ServicePolicy
+
 #: The source of what backends registered by themselves.
 API: Final = "api"
 
@@ -81,6 +83,8 @@ class Lease:
     since: float = 0.0  # when that state began, seconds of the registry's clock
     max_in_flight: int = 0  # exchanges at a time, of all workers together; 0: no limit
     also: tuple[Lease, ...] = ()
+    #: The health path and the limit that it was granted with, where its service's policy says more.
+    granted: tuple[str, int] | None = None
     #: It may take an exchange while `now < serves_until`.
     serves_until: float = field(init=False, repr=False, compare=False)
 
@@ -98,11 +102,24 @@ class Lease:
     @property
     def grants(self) -> tuple[Lease, ...]:
         """What each source granted, one lease for each, the oldest first."""
-        return (replace(self, also=()), *self.also) if self.also else (self,)
+        if not self.also and self.granted is None:
+            return (self,)
+        health_path, max_in_flight = self.granted or (self.health_path, self.max_in_flight)
+        own = replace(self, health_path=health_path, max_in_flight=max_in_flight, also=(), granted=None)
+        return (own, *self.also)
 
     def can_serve(self, now: float) -> bool:
         """Whether it may take an exchange now."""
         return now < self.serves_until
+
+    def under(self, policy: ServicePolicy) -> Lease:
+        """The same with the service's terms, where it has none of its own."""
+        health_path = self.health_path or policy.health_path
+        max_in_flight = self.max_in_flight or policy.max_in_flight
+        if (health_path, max_in_flight) == (self.health_path, self.max_in_flight):
+            return self
+        granted = self.health_path, self.max_in_flight
+        return replace(self, health_path=health_path, max_in_flight=max_in_flight, granted=granted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +165,7 @@ class Service:
     name: str
     leases: tuple[Lease, ...]
     halt: Halt | None = None
+    policy: ServicePolicy | None = None  # how it is served, if not by the defaults
     #: Whether all of its leases are READY: then whose turn it is is all that there is to ask.
     is_even: bool = field(init=False, repr=False, compare=False)
     #: Whether any of them has a limit.

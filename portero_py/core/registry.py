@@ -13,7 +13,10 @@ The rules
 - A lease begins READY, or STARTING when it names a health path; it keeps its state when it is renewed. One
   that moves to another address begins anew, unless it drains. Whoever joins others at an address takes theirs
   on: a state is the address's, of all who were granted it. Who changes states obeys `model.TRANSITIONS`.
-- A service that is halted (paused or stopped) stays known, with leases or without.
+- A service that is halted (paused or stopped) stays known, with leases or without. So does one with a policy:
+  whoever wrote it means the service to be there.
+- A policy's terms (health path, limit) hold for leases that name none. The table has them under its terms,
+  and each grant in it knows its own (`Lease.grants`): another policy begins with those.
 - A lease takes exchanges while `now < serves_until` (`core.model`); some never end. `expire(now)` only tidies
   up: the balancer looks at the time too.
 - A service whose last lease expired or was released stays known, without leases, for `LINGER` seconds:
@@ -28,7 +31,7 @@ The rules
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -45,6 +48,8 @@ from portero_py.core.model import (
     Service,
 )
 from portero_py.core.names import normalise_service_name
+from portero_py.core.policies import DEFAULTS, ServicePolicy
+from portero_py.core.routes import NO_ROUTES, Routes
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError, NoSuchLease, RegistryFull, UnknownService
 
@@ -83,6 +88,8 @@ class Registry:
         self._held: dict[tuple[str, str, int], tuple[str, ...]] = {}
         self._joined: dict[str, int] = {}  # service -> leases at an address that an older one has too
         self._halts: dict[str, Halt] = {}  # service -> why it takes no exchange
+        self._policies: Mapping[str, ServicePolicy] = {}
+        self._routes = NO_ROUTES
         self._lease_ends: ExpiryQueue[tuple[str, str]] = ExpiryQueue()  # service, instance id
         self._linger_ends: ExpiryQueue[str] = ExpiryQueue()  # services without leases
         self._services: dict[str, Service] = {default: Service(default, ())} if default else {}
@@ -103,6 +110,7 @@ class Registry:
                 self._default,
                 self._since,
                 frozenset(self._changed_since),
+                self._routes,
             )
             self._since = self._version
             self._changed_since.clear()
@@ -122,6 +130,21 @@ class Registry:
     def lease_count(self) -> int:
         return len(self._lease_ends)
 
+    def configure(self, policies: Mapping[str, ServicePolicy], routes: Routes, now: float) -> None:
+        """From now on services are served by these policies (normalised names), and found by these routes."""
+        former, self._policies = self._policies, dict(policies)
+        for service in {**former, **policies}:
+            if service in policies:
+                self._linger_ends.discard(service)
+            elif service not in self._leases and service != self._default:
+                self._linger_ends.set(service, now + LINGER)
+            if former.get(service) != policies.get(service) or service not in self._services:
+                self._changed(service)
+        if routes != self._routes:
+            self._routes = routes
+            self._version += 1
+            self._table = None
+
     def find(
         self, service: str, instance_id: str = "", host: str = "", port: int = 0, *, source: str = API
     ) -> Lease | None:
@@ -138,7 +161,9 @@ class Registry:
         if not held_by:
             return None
         leases = self._leases[service]
-        return _with_others([leases[instance_id] for instance_id in held_by])
+        entry = _with_others([leases[instance_id] for instance_id in held_by])
+        policy = self._policies.get(service)
+        return entry if policy is None else entry.under(policy)
 
     def of_source(self, source: str) -> list[Lease]:
         """All that this source has granted; it looks at every lease."""
@@ -290,7 +315,7 @@ class Registry:
                 if now < lease.expires_at and is_ours and not is_there:
                     self._hold(lease)
                     restored += 1
-            if service.name not in self._leases and service.name != self._default:
+            if service.name not in self._leases and not self._is_configured(service.name):
                 self._linger_ends.set(service.name, now + LINGER)
             if service.halt is not None:
                 self._halts[service.name] = service.halt
@@ -331,19 +356,24 @@ class Registry:
 
     # Private
 
+    def _is_configured(self, service: str) -> bool:
+        """Whether it is known with leases or without."""
+        return service == self._default or service in self._policies
+
     def _state_of(self, request: LeaseRequest, former: Lease | None, now: float) -> tuple[LeaseState, float]:
         """In which state what is asked for is, and since when."""
-        backend = request.backend
+        backend, policy = request.backend, self._policies.get(request.service)
+        health_path = request.health_path or ("" if policy is None else policy.health_path)
         held_by = self._held.get((request.service, backend.host, backend.port))
         if held_by:
             there = self._leases[request.service][held_by[0]]
             alone = former is not None and held_by == (former.instance_id,)
-            if there.state is LeaseState.STARTING and alone and not request.health_path:
+            if there.state is LeaseState.STARTING and alone and not health_path:
                 return LeaseState.READY, now  # there is nothing to wait for any more
             return there.state, there.since
         if former is not None and former.state is LeaseState.DRAINING:
             return former.state, former.since
-        return LeaseState.STARTING if request.health_path else LeaseState.READY, now
+        return LeaseState.STARTING if health_path else LeaseState.READY, now
 
     def _make_room(self, service: str, leases_of_service: int) -> None:
         if self.lease_count >= self._max_leases:
@@ -394,14 +424,19 @@ class Registry:
         """One or more leases of `service` are gone."""
         if not self._leases[service]:
             del self._leases[service]
-            if service != self._default:
+            if not self._is_configured(service):
                 self._linger_ends.set(service, now + LINGER)
         self._changed(service)
 
     def _changed(self, service: str) -> None:
         leases = self._leases.get(service, {})
         entries = self._entries(leases) if service in self._joined else leases.values()
-        self._services[service] = Service(service, tuple(entries), self._halts.get(service))
+        policy = self._policies.get(service)
+        if policy == DEFAULTS:
+            policy = None
+        elif policy is not None:
+            entries = [entry.under(policy) for entry in entries]
+        self._services[service] = Service(service, tuple(entries), self._halts.get(service), policy)
         self._new_version(service)
 
     def _entries(self, leases: dict[str, Lease]) -> list[Lease]:

@@ -4,6 +4,8 @@ The order: the exact name, the wildcard over its first label (`*.example.com` ta
 `example.com` nor `a.b.example.com`), the default service. A host that is no valid name can only reach the
 default service.
 
+Routes (`core/routes`) go before all that, where an operator wrote some: they are asked by `find_route`.
+
 The answer None means 404: nobody is known by that name. A service without leases means 503: see `registry`.
 
 Clients send the same few authorities over and over, so each one's normalised name is remembered under its
@@ -20,6 +22,7 @@ from typing import Final
 
 from portero_py.core.model import Service
 from portero_py.core.names import normalise_host, wildcard_over
+from portero_py.core.routes import Route
 from portero_py.core.routing_table import RoutingTable
 
 #: A memo this large is 4 MB at most; when it is full it starts again.
@@ -46,6 +49,14 @@ class Router:
             # The same object as in the table: the look-up there need not compare, nor fetch both to do so.
             self._remember(bytes(authority), service.name if service.name == name else name)
         return service
+
+    def find_route(self, authority: bytes, target: bytes, table: RoutingTable) -> Route | None:
+        """The route that goes before names for a request of this authority and target, or None."""
+        name = self._names.get(authority) or normalise_host(authority) or ""
+        route = table.routes.find(name, target)
+        if route is not None or name in table.services:
+            return route
+        return table.routes.find(wildcard_over(name), target)
 
     # Private
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from portero_py.core.model import Service
+from portero_py.core.routes import NO_ROUTES, Routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class RoutingTable:
     """`services` maps a normalised name ("app.example", "*.example.com") to its service.
 
     `version` grows by one with every change. `default_service` names the service that takes requests
-    whose host no other service matches, or "".
+    whose host no other service matches, or "". `routes` go before names.
 
     `changed` names the services in which it differs from the table of version `since`: for those who pass on
     differences. It is only a hint; `since` is -1 when nobody knows.
@@ -29,3 +30,4 @@ class RoutingTable:
     default_service: str = ""
     since: int = field(default=-1, compare=False, repr=False)
     changed: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    routes: Routes = NO_ROUTES

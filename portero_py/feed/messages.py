@@ -29,8 +29,11 @@ from portero_py.core.challenges import Challenges
 from portero_py.core.counters import Counters, ServiceCounters
 from portero_py.core.health import Evidence
 from portero_py.core.model import NEVER, Backend, Halt, Lease, LeaseState, Service, Standing
+from portero_py.core.policies import ServicePolicy
+from portero_py.core.routes import Route, Routes
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
+from portero_py.feed import records
 
 #: The longest frame, bytes: 100,000 leases, the most that a registry holds, are 40 MB.
 MAX_FRAME: Final = 256 << 20
@@ -49,19 +52,23 @@ class TableUpdate:
     changed: tuple[Service, ...]
     dropped: tuple[str, ...] = ()
     whole: bool = False
+    routes: tuple[Route, ...] | None = None  # None: those that there were
 
     @classmethod
     def between(cls, former: RoutingTable | None, table: RoutingTable) -> TableUpdate:
         """What has to be said to somebody who has `former`, or nothing, so that he has `table`."""
         if former is None:
-            return cls(table.version, table.default_service, tuple(table.services.values()), whole=True)
+            services = tuple(table.services.values())
+            return cls(table.version, table.default_service, services, whole=True, routes=table.routes.routes)
         old, new = former.services, table.services
         if table.since == former.version:
             names = table.changed
         else:
             names = frozenset(name for name in {**old, **new} if _differ(old.get(name), new.get(name)))
         changed = tuple(new[name] for name in names if name in new)
-        return cls(table.version, table.default_service, changed, tuple(n for n in names if n not in new))
+        dropped = tuple(name for name in names if name not in new)
+        routes = None if table.routes == former.routes else table.routes.routes
+        return cls(table.version, table.default_service, changed, dropped, routes=routes)
 
     def applied_to(self, former: RoutingTable) -> RoutingTable:
         """The table that comes out; `former` stays as it is."""
@@ -69,10 +76,11 @@ class TableUpdate:
         for name in self.dropped:
             services.pop(name, None)
         services.update((service.name, service) for service in self.changed)
+        routes = former.routes if self.routes is None else Routes(self.routes)
         if self.whole:
-            return RoutingTable(self.version, services, self.default_service)
+            return RoutingTable(self.version, services, self.default_service, routes=routes)
         changed = frozenset([*self.dropped, *(service.name for service in self.changed)])
-        return RoutingTable(self.version, services, self.default_service, former.version, changed)
+        return RoutingTable(self.version, services, self.default_service, former.version, changed, routes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +244,8 @@ def lease_from(fields_of_lease: Mapping[str, Any]) -> Lease:
         found["state"] = LeaseState(found["state"])
     if "also" in found:
         found["also"] = tuple(map(lease_from, found["also"]))
+    if found.get("granted") is not None:
+        found["granted"] = tuple(found["granted"])
     return Lease(**found)
 
 
@@ -245,6 +255,8 @@ def service_from(fields_of_service: Mapping[str, Any]) -> Service:
     found["leases"] = tuple(map(lease_from, found["leases"]))
     if found.get("halt") is not None:
         found["halt"] = Halt(**_known(Halt, found["halt"]))
+    if found.get("policy") is not None:
+        found["policy"] = records.read(ServicePolicy, found["policy"])
     return Service(**found)
 
 
@@ -279,8 +291,11 @@ def _decode(payload: bytes) -> tuple[int, Message]:
 
 def _table_from(content: dict[str, Any]) -> TableUpdate:
     known = _known(TableUpdate, content)
-    changed = tuple(map(service_from, content["changed"]))
-    return TableUpdate(**{**known, "changed": changed, "dropped": tuple(content["dropped"])})
+    known["changed"] = tuple(map(service_from, content["changed"]))
+    known["dropped"] = tuple(content["dropped"])
+    if known.get("routes") is not None:
+        known["routes"] = tuple(records.read(Route, each) for each in known["routes"])
+    return TableUpdate(**known)
 
 
 def _certificates_to(update: CertificateUpdate) -> dict[str, Any]:

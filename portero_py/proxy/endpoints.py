@@ -14,6 +14,7 @@ Who calls what (`x` is the exchange)
 - Exchange -> downstream: `send_informational*`, then `send_response`, or `send_head`, `send_body*`,
   `send_end`; or `abort` at any time.
 - Exchange -> upstream: `send_head`, `send_body*`, `send_end`; or `abort`; `is_silent` at any time.
+- Gates -> exchange: `x.gate_opened()`, or `x.gate_closed(error)`, or `x.answer(head, body)`.
 - Queues -> exchange: `x.turn_came()`, again and again, or `x.waited_in_vain(error)`.
 - Pool -> exchange: `x.upstream_ready(upstream)`, `x.connect_failed(error)` or `x.connect_cancelled(error)`.
 - Moves -> exchange: `x.backends_fell(fallen)`, at any time.
@@ -29,10 +30,10 @@ Who calls what (`x` is the exchange)
 Backpressure: `pause_*` asks an end to stop delivering as soon as it can. What it has already read it may
 still deliver; it must not read more from its socket (HTTP/1) or give back flow-control window (HTTP/2).
 
-The faces are classes, one above the other (`Record`, `Waiting`, `ResponseSide`, `RequestSide`), and none is a
-`typing.Protocol`: the compiled build calls a method of a class by its place and that of a protocol by its
-name, and a compiled class has one base. So by its type a downstream could call what is the upstream's to
-call; it has no reason to.
+The faces are classes, one above the other (`Record`, `Waiting`, `Gated`, `ResponseSide`, `RequestSide`), and
+none is a `typing.Protocol`: the compiled build calls a method of a class by its place and that of a protocol
+by its name, and a compiled class has one base. So by its type a downstream could call what is the upstream's
+to call; it has no reason to.
 """
 
 from __future__ import annotations
@@ -97,7 +98,23 @@ class Waiting(Record):
         raise NotImplementedError
 
 
-class ResponseSide(Waiting):
+class Gated(Waiting):
+    """The exchange, as the gates of its service see it (`gates/gate`)."""
+
+    def gate_opened(self) -> None:
+        """It may go on."""
+        raise NotImplementedError
+
+    def gate_closed(self, error: PorteroError) -> None:
+        """It may not."""
+        raise NotImplementedError
+
+    def answer(self, head: ResponseHead, body: bytes, error: PorteroError | None = None) -> None:
+        """This is the response, whole. With `error` it is counted as that."""
+        raise NotImplementedError
+
+
+class ResponseSide(Gated):
     """The exchange, as the upstream and the pool see it."""
 
     def upstream_ready(self, upstream: Upstream) -> None:

@@ -7,7 +7,9 @@ callbacks; the only wait is for a new connection.
 Phases
     ROUTING -> CONNECTING -> WAITING -> RESPONDING -> DONE
     ROUTING -> QUEUED -> ROUTING
+    ROUTING -> ASKING -> ROUTING
     ROUTING      nothing was claimed
+    ASKING       a gate of its service has not made up its mind; no body is read
     QUEUED       it waits for a backend with room, or for a paused service; no body is read
     CONNECTING   a lease is claimed, a connection to its backend is being made; body bytes are kept
     WAITING      the request is on its way; no byte of a final response's head was passed on
@@ -72,8 +74,11 @@ if TYPE_CHECKING:
 
     from portero_py.core.health import Mark
     from portero_py.core.model import Lease, Service
+    from portero_py.core.routes import Route
     from portero_py.proxy.endpoints import Downstream, Upstream
+    from portero_py.proxy.gates.gate import Asking
     from portero_py.proxy.peer import Peer
+    from portero_py.proxy.rules import Rules
     from portero_py.proxy.surroundings import Surroundings
     from portero_py.proxy.upstream.pool import BackendPool, Connecting
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
@@ -96,10 +101,11 @@ class Phase(Enum):
     RESPONDING = 3
     DONE = 4
     QUEUED = 5
+    ASKING = 6
 
 
 # Module constants: an enum member costs an attribute look-up more, several times a request.
-_ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE, _QUEUED = Phase
+_ROUTING, _CONNECTING, _WAITING, _RESPONDING, _DONE, _QUEUED, _ASKING = Phase
 
 _PROMPT, _UNREACHABLE, _HANGS = Failure
 
@@ -107,8 +113,9 @@ _DOWN: Final = LeaseState.DOWN
 
 #: The steps that may happen.
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
-    _ROUTING: frozenset({_QUEUED, _CONNECTING, _WAITING, _RESPONDING, _DONE}),
+    _ROUTING: frozenset({_ASKING, _QUEUED, _CONNECTING, _WAITING, _RESPONDING, _DONE}),
     _QUEUED: frozenset({_ROUTING}),
+    _ASKING: frozenset({_ROUTING}),
     _CONNECTING: frozenset({_ROUTING, _WAITING, _RESPONDING, _DONE}),
     _WAITING: frozenset({_ROUTING, _RESPONDING, _DONE}),
     _RESPONDING: frozenset({_DONE}),
@@ -121,6 +128,11 @@ class Exchange(RequestSide):
 
     # The way of the request.
     _phase = _ROUTING
+    _route: Route | None = None  # that led here, if one did
+    _rules: Rules | None = None  # of its service's policy
+    _asking: Asking | None = None
+    _gates_passed = 0
+    _outgoing: RequestHead | None = None  # what the backend gets instead of `head`
     _claim: BackendPool | None = None
     _slot = NONE  # of a limited backend that is claimed
     _connecting: Connecting | None = None
@@ -164,7 +176,14 @@ class Exchange(RequestSide):
             self.request_id = peer.forwarding.request_id(head.forwarded) or surroundings.next_request_id()
         else:
             self.request_id = surroundings.next_request_id()
-        service = surroundings.router.route(head.authority, surroundings.table)
+        table = surroundings.table
+        if table.routes.routes:
+            self._route = surroundings.router.find_route(head.authority, head.target, table)
+        route = self._route
+        if route is None:
+            service = surroundings.router.route(head.authority, table)
+        else:
+            service = table.services.get(route.service)
         if service is not None:
             self.service = service.name
         if peer.certificate is not None and head.authority != peer.covered:
@@ -178,18 +197,24 @@ class Exchange(RequestSide):
         if head.method == b"CONNECT":
             self._refuse(MethodRefused("CONNECT is not served here"))
             return
-        limit = surroundings.limits.body_bytes
+        if service.policy is not None:
+            self._rules = surroundings.rules.of(service)
+        rules = self._rules
+        limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
         if limit and head.body_length > limit:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
-            return
-        self._try_next(service, None, self.started)
+        elif rules is not None:
+            self._pass_gates(service, self.started)
+        else:
+            self._try_next(service, None, self.started)
 
     def request_body(self, data: bytes) -> None:
         """Some bytes of the request's body, or of the tunnel."""
         if self._phase is _DONE:
             return
         self.bytes_in += len(data)
-        limit = self._surroundings.limits.body_bytes
+        rules = self._rules
+        limit = self._surroundings.limits.body_bytes if rules is None else rules.body_bytes
         if limit and self.bytes_in > limit and not self.head.upgrade:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
         elif self._upstream is not None:
@@ -207,7 +232,7 @@ class Exchange(RequestSide):
         self._trailers = trailers
         if self._upstream is not None:
             self._upstream.send_end(trailers)
-        elif self._phase is _QUEUED:
+        elif self._phase is _QUEUED or self._phase is _ASKING:
             # There is no body left that could come, and who does not read does not hear a client leave.
             self._body_held_up = False
             self.downstream.resume_body()
@@ -215,7 +240,7 @@ class Exchange(RequestSide):
     @property
     def is_queued(self) -> bool:
         """Whether it waits for its turn: a client that closes its side then has given up."""
-        return self._phase is _QUEUED
+        return self._phase is _QUEUED or self._phase is _ASKING
 
     def downstream_paused(self) -> None:
         """The client reads slower than the backend sends."""
@@ -239,12 +264,37 @@ class Exchange(RequestSide):
         self._give_up_upstream()
         self._finish()
 
+    # What the gates call
+
+    def gate_opened(self) -> None:
+        """It may go on: through the gates behind this one, as a new request would."""
+        self._asking = None
+        self._phase = _ROUTING
+        service = self._service_now()
+        if service is None:
+            self._refuse(NoSuchService("no service is registered for this host any more"))
+        else:
+            self._pass_gates(service, monotonic())
+
+    def gate_closed(self, error: PorteroError) -> None:
+        """It may not."""
+        self._asking = None
+        self._phase = _ROUTING
+        self._refuse(error)
+
+    def answer(self, head: ResponseHead, body: bytes, error: PorteroError | None = None) -> None:
+        """This is the response, whole."""
+        self._asking = None
+        self._phase = _ROUTING
+        self._give_up_upstream()
+        self.error = error
+        self._respond(head, body)
+
     # What the queue calls
 
     def turn_came(self) -> Turn:
         """There may be room: go on if so. As a new request would, if the table says something else now."""
-        surroundings = self._surroundings
-        service = surroundings.router.route(self.head.authority, surroundings.table)
+        service = self._service_now()
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
             return Turn.GONE
@@ -302,8 +352,7 @@ class Exchange(RequestSide):
                 return
         elif self._phase is not _CONNECTING:
             return
-        surroundings = self._surroundings
-        service = surroundings.router.route(self.head.authority, surroundings.table)
+        service = self._service_now()
         if service is None or not self._has_another(service, lease, monotonic()):
             return
         if self._connecting is not None:
@@ -391,6 +440,8 @@ class Exchange(RequestSide):
         self.upstream_seconds = now - self.upstream_started
         if head.status >= 500 or self._surroundings.marks:
             self._was_answered(head.status, now)
+        if self._rules is not None:
+            head = self._rules.response_head(self, head)
         self.downstream.send_head(head)
         if head.upgrade:
             self.downstream.start_tunnel()
@@ -404,6 +455,8 @@ class Exchange(RequestSide):
         self._upstream = None
         if head.status >= 500 or self._surroundings.marks:
             self._was_answered(head.status, now)
+        if self._rules is not None:
+            head = self._rules.response_head(self, head)
         self._release()
         self.downstream.send_response(head, body)
         self._finish()
@@ -455,6 +508,38 @@ class Exchange(RequestSide):
             self._refuse(OutOfBuffers("there is no room for the body while there is no connection"))
 
     # Private
+
+    def _service_now(self) -> Service | None:
+        """The service that the request is for, as the table is by now."""
+        surroundings, route = self._surroundings, self._route
+        if route is None:
+            return surroundings.router.route(self.head.authority, surroundings.table)
+        return surroundings.table.services.get(route.service)
+
+    def _pass_gates(self, service: Service, now: float) -> None:
+        """Go through the gates that are left, then to a backend."""
+        rules = self._rules
+        assert rules is not None
+        gates = rules.gates
+        while self._gates_passed < len(gates):
+            gate = gates[self._gates_passed]
+            self._gates_passed += 1
+            try:
+                asking = gate.admit(self, now)
+            except PorteroError as error:
+                self._refuse(error)
+                return
+            if asking is not None:
+                self._asking = asking
+                self._phase = _ASKING
+                if not self._request_ended:
+                    self._body_held_up = True
+                    self.downstream.pause_body()
+                return
+        outgoing = rules.request_head(self, self.head)
+        if outgoing is not self.head:
+            self._outgoing = outgoing
+        self._try_next(service, None, now)
 
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:
         """Claim a backend and send the request over an idle connection, or start to make one."""
@@ -555,7 +640,7 @@ class Exchange(RequestSide):
             self._connecting_since += waited
 
     def _send(self, upstream: Upstream) -> None:
-        head = self.head
+        head = self.head if self._outgoing is None else self._outgoing
         self._phase = _WAITING
         self._upstream = upstream
         forwarded = self.peer.forwarding.fields(head.authority, head.forwarded)
@@ -624,13 +709,12 @@ class Exchange(RequestSide):
             surroundings.outcomes.answered(self, surroundings.table, status, trial, now)
 
     def _retry(self, error: PorteroError, reason: str) -> None:
-        surroundings = self._surroundings
-        service = surroundings.router.route(self.head.authority, surroundings.table)
+        service = self._service_now()
         if service is None:
             self._refuse(error)
             return
         self.retries += 1
-        surroundings.counters.retries[self.service, reason] += 1
+        self._surroundings.counters.retries[self.service, reason] += 1
         self._phase = _ROUTING
         self._try_next(service, error, monotonic())
 
@@ -642,14 +726,23 @@ class Exchange(RequestSide):
         if self._phase is _RESPONDING:
             downstream.abort(error)
         else:
-            self.status = error.status
-            head, body = reply(error, self.head, self.request_id)
-            self._phase = _RESPONDING
-            self.bytes_out = len(body)
-            downstream.send_response(head, body)
+            self._respond(*reply(error, self.head, self.request_id))
+            return
+        self._finish()
+
+    def _respond(self, head: ResponseHead, body: bytes) -> None:
+        """A whole response that no backend made."""
+        self.status = head.status
+        self._phase = _RESPONDING
+        self.bytes_out = len(body)
+        self.downstream.send_response(head, body)
         self._finish()
 
     def _give_up_upstream(self) -> None:
+        if self._asking is not None:
+            asking, self._asking = self._asking, None
+            asking.give_up()
+            self._phase = _ROUTING
         if self._kept_body is not None:
             self._kept_body = None
             self._surroundings.budget.drops(self)

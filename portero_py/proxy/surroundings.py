@@ -27,6 +27,7 @@ from portero_py.proxy.outcomes import Outcomes
 from portero_py.proxy.peer import Peers
 from portero_py.proxy.queues import Queues
 from portero_py.proxy.refusals import Refusals
+from portero_py.proxy.rules import AllRules
 from portero_py.proxy.upstream.pool import Pools
 from portero_py.wire.http1 import RequestParser, ResponseParser
 
@@ -91,6 +92,7 @@ class Surroundings:
         self.pools = Pools(loop, self.table, rooms)
         self.balancers = Balancers(self.pools, self.health, start)
         self.queues = Queues(loop, self.counters, config.limits, rooms)
+        self.rules = AllRules(loop, self.counters, config)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)
@@ -104,6 +106,7 @@ class Surroundings:
         self.health.configure(config.health.fall, config.health.timeout, config.health.statuses)
         self.outcomes.configure(config.health.interval, config.health.timeout)
         self.queues.limits = config.limits
+        self.rules.configure(config)
         self.workers = config.workers
         self.budget.most = config.limits.buffered_bytes
         self.connections.configure(config.limits, config.workers, self.refusals)

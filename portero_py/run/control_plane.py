@@ -41,6 +41,7 @@ from portero_py.control.tasks import Tasks
 from portero_py.core.certificates import CertificateTable
 from portero_py.core.model import API
 from portero_py.core.registry import Registry
+from portero_py.core.routes import Routes
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot, ConfigError
 from portero_py.feed.feed import Feed
@@ -99,6 +100,8 @@ class ControlPlane:
         self._kept = kept
         self._is_prepared = False
         registry = Registry(config.proxy.default_service)
+        policies = {service.name: service.policy for service in config.services}
+        registry.configure(policies, Routes(config.routes), time.monotonic())
         self._metrics = Metrics(
             registry,
             feed.counters,

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portero_py.core.model import API, NEVER, Backend, Halt, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.policies import DEFAULTS, ServicePolicy
 from portero_py.core.registry import LINGER, Registry
+from portero_py.core.routes import NO_ROUTES, Route, Routes
 from portero_py.errors import ConfigError, NoSuchLease, RegistryFull, UnknownService
 
 
@@ -711,3 +713,58 @@ def test_what_is_at_an_address_is_what_the_table_has_there() -> None:
     [other] = [lease for lease in registry.table.services["app.example"].leases if lease.backend.port == 1]
     assert registry.at("app.example", "::1", 1) == other
     assert other.source == "docker"
+
+
+# Policies and routes
+
+TERMS = ServicePolicy(health_path="/up", max_in_flight=7)
+
+
+def test_a_service_with_a_policy_is_known_without_leases_and_for_ever() -> None:
+    registry = Registry()
+    registry.configure({"app.example": DEFAULTS, "other.example": TERMS}, NO_ROUTES, 0.0)
+    assert registry.table.services["app.example"] == Service("app.example", ())
+    assert registry.table.services["other.example"] == Service("other.example", (), None, TERMS)
+    lease = registry.register(LeaseRequest("other.example", Backend("10.0.0.1", 80), 10), 0.0)
+    registry.release("other.example", lease.instance_id, now=1.0)
+    registry.expire(1e9)
+    assert set(registry.table.services) == {"app.example", "other.example"}
+
+
+def test_a_service_whose_policy_is_taken_away_lingers_or_goes_on_without() -> None:
+    registry = Registry("default.example")
+    registry.configure(
+        dict.fromkeys(("app.example", "busy.example", "default.example"), TERMS), NO_ROUTES, 0.0
+    )
+    registry.register(LeaseRequest("busy.example", Backend("10.0.0.1", 80), None), 0.0)
+    registry.configure({}, NO_ROUTES, 0.0)
+    assert [each.policy for each in registry.table.services.values()] == [None] * 3
+    registry.expire(LINGER)
+    assert set(registry.table.services) == {"busy.example", "default.example"}
+
+
+def test_a_policys_terms_hold_for_leases_that_name_none() -> None:
+    registry = Registry()
+    registry.configure({"app.example": TERMS}, NO_ROUTES, 0.0)
+    registry.register(LeaseRequest("app.example", Backend("10.0.0.1", 80), 10), 0.0)
+    registry.register(LeaseRequest("app.example", Backend("10.0.0.2", 80), 10, "", 1, "/own", 1), 0.0)
+    one, two = registry.table.services["app.example"].leases
+    assert (one.health_path, one.max_in_flight, one.state) == ("/up", 7, LeaseState.STARTING)
+    assert (two.health_path, two.max_in_flight) == ("/own", 1)
+    assert registry.at("app.example", "10.0.0.1", 80) == one
+    assert [(each.health_path, each.max_in_flight) for each in one.grants] == [("", 0)]
+    assert two.grants == (two,)
+    registry.configure({}, NO_ROUTES, 1.0)
+    assert [each.max_in_flight for each in registry.table.services["app.example"].leases] == [0, 1]
+
+
+def test_the_same_policies_and_routes_again_change_nothing() -> None:
+    registry = Registry()
+    routes = Routes([Route("www.example", service="app.example")])
+    registry.configure({"app.example": TERMS}, routes, 0.0)
+    table = registry.table
+    assert table.routes == routes
+    registry.configure({"app.example": TERMS}, Routes(routes.routes), 1.0)
+    assert registry.table is table
+    registry.configure({"app.example": TERMS}, NO_ROUTES, 2.0)
+    assert registry.table.version > table.version

@@ -1,0 +1,59 @@
+"""Routes: host and path -> service."""
+
+from __future__ import annotations
+
+from portero_py.core.model import Service
+from portero_py.core.router import Router
+from portero_py.core.routes import Route, Routes
+from portero_py.core.routing_table import RoutingTable
+
+ROUTES = Routes(
+    [
+        Route("www.example.com", "/api", "api.example.com"),
+        Route("www.example.com", "/api/v2/", "v2.example.com"),
+        Route("*.example.com", "/", "any.example.com"),
+        Route("app.example.com", "", "whole.example.com"),
+    ]
+)
+NAMES = ("www.example.com", "named.example.com", "app.example.com", "*.other.com")
+TABLE = RoutingTable(1, {name: Service(name, ()) for name in NAMES}, routes=ROUTES)
+
+
+def found(authority: bytes, target: bytes) -> str | None:
+    route = Router().find_route(authority, target, TABLE)
+    return None if route is None else route.service
+
+
+def test_the_longest_path_wins_and_ends_with_a_segment() -> None:
+    assert found(b"www.example.com", b"/api") == "api.example.com"
+    assert found(b"WWW.example.com:443", b"/api/x?y=/api/v2/") == "api.example.com"
+    assert found(b"www.example.com", b"/api/v2?x") == "v2.example.com"
+    assert found(b"www.example.com", b"/api/v2/x") == "v2.example.com"
+    assert found(b"www.example.com", b"/apix") is None
+    assert found(b"www.example.com", b"/%61pi") is None
+
+
+def test_the_exact_name_hides_the_wildcard_above_it() -> None:
+    assert found(b"named.example.com", b"/") is None
+    assert found(b"www.example.com", b"/") is None
+    assert found(b"free.example.com", b"/x") == "any.example.com"
+    assert found(b"free.example.com", b"*") is None
+
+
+def test_a_route_without_a_path_hides_the_service_by_its_name() -> None:
+    assert found(b"app.example.com", b"/x") == "whole.example.com"
+    assert found(b"app.example.com", b"*") is None
+
+
+def test_a_host_without_routes_and_one_that_is_no_name_have_none() -> None:
+    assert found(b"a.other.com", b"/") is None
+    assert found(b"..", b"/") is None
+
+
+def test_routes_are_equal_by_what_they_say() -> None:
+    same = Routes(list(ROUTES.routes))
+    assert same == ROUTES
+    assert hash(same) == hash(ROUTES)
+    assert ROUTES != "routes"
+    assert ROUTES
+    assert not Routes()
