@@ -377,6 +377,21 @@ class ServicePaused(ServiceHalted):
     reason = "paused"
 
 
+class UnderMaintenance(NoBackend):
+    """The service's operator has put a page in its place: `page`, of `content_type`.
+
+    `retry_after` in seconds, 0 when nobody can say.
+    """
+
+    reason = "maintenance"
+
+    def __init__(self, message: str, page: str = "", content_type: str = "", retry_after: int = 0) -> None:
+        super().__init__(message)
+        self.page = page
+        self.content_type = content_type
+        self.retry_after = retry_after
+
+
 class GoingDown(NoBackend):
     """This process ends before there was room."""
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from portero_py.core.policies import ServicePolicy
+from portero_py.core.policies import FieldChanges, ServicePolicy
+from portero_py.proxy.gates.maintenance import Closed
+from portero_py.proxy.routing import changed
+from portero_py.wire.field_changes import MEMO_SIZE, Changes
+from portero_py.wire.message import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,7 +24,6 @@ if TYPE_CHECKING:
     from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
-    from portero_py.wire.message import RequestHead, ResponseHead
 
 
 class Rules:
@@ -32,8 +35,16 @@ class Rules:
         self._every = every
         self.service = service
         self.policy = policy
+        gates: list[Gate] = []
+        if policy.maintenance is not None:
+            gates.append(Closed(policy.maintenance))
         #: What an exchange passes, in order.
-        self.gates: tuple[Gate, ...] = ()
+        self.gates = tuple(gates)
+        self._request_changes = _changes(policy.request_headers)
+        self._response_changes = _changes(policy.response_headers)
+        # Backends send the same heads again and again, which parsers share: so are those that follow from
+        # them, under the identity of one that is kept alive with it.
+        self._changed_heads: dict[int, tuple[ResponseHead, ResponseHead]] = {}
 
     @property
     def body_bytes(self) -> int:
@@ -43,11 +54,36 @@ class Rules:
 
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
-        return head
+        changes = self._request_changes
+        return head if changes is None else changed(head, changes.of(head.fields))
 
     def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
         """What the client is to get instead of a backend's `head`, as `request_head`."""
-        return head
+        changes = self._response_changes
+        if changes is None:
+            return head
+        known = self._changed_heads.get(id(head))
+        if known is not None:
+            return known[1]
+        fields = changes.of(head.fields)
+        other = ResponseHead(head.status, head.phrase, fields, head.body_length, upgrade=head.upgrade)
+        if len(self._changed_heads) >= MEMO_SIZE:
+            self._changed_heads.clear()
+        self._changed_heads[id(head)] = head, other
+        return other
+
+
+def _changes(changes: FieldChanges | None) -> Changes | None:
+    if changes is None:
+        return None
+    put, add = (
+        [(name.encode(), _value(value)) for name, value in each] for each in (changes.set, changes.add)
+    )
+    return Changes([name.encode() for name in changes.remove], put, add) or None
+
+
+def _value(text: str) -> bytes:
+    return text.encode("utf-8")
 
 
 class AllRules:
