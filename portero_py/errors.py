@@ -392,6 +392,35 @@ class UnderMaintenance(NoBackend):
         self.retry_after = retry_after
 
 
+class Unauthorized(ExchangeError):
+    """A name and a password are needed, of `realm` (RFC 9110, 15.5.2)."""
+
+    status = 401
+    reason = "credentials"
+
+    def __init__(self, message: str, realm: str = "") -> None:
+        super().__init__(message)
+        self.realm = realm
+
+
+class TooManyLogins(ExchangeError):
+    """More passwords wait for being checked than may."""
+
+    status = 429
+    reason = "too_many_logins"
+
+
+class AuthUnreachable(ExchangeError):
+    """The server that a service asks about its requests gave no answer that can be used."""
+
+    reason = "auth_unreachable"
+
+
+class AuthTimeout(ExchangeError):
+    status = 504
+    reason = "auth_timeout"
+
+
 class GoingDown(NoBackend):
     """This process ends before there was room."""
 

@@ -67,7 +67,7 @@ from portero_py.errors import (
 )
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
-from portero_py.proxy.routing import redirect, stripped
+from portero_py.proxy.routing import changed, redirect, stripped
 from portero_py.proxy.upstream.rooms import NONE
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from portero_py.proxy.rules import Rules
     from portero_py.proxy.surroundings import Surroundings
     from portero_py.proxy.upstream.pool import BackendPool, Connecting
+    from portero_py.wire.field_changes import Changes
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 #: How often a request may be sent again, over all backends.
@@ -272,9 +273,12 @@ class Exchange(RequestSide):
 
     # What the gates call
 
-    def gate_opened(self) -> None:
+    def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on: through the gates behind this one, as a new request would."""
         self._asked()
+        if changes is not None:
+            outgoing = self.head if self._outgoing is None else self._outgoing
+            self._outgoing = changed(outgoing, changes.of(outgoing.fields))
         service = self._service_now()
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))

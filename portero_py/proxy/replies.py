@@ -12,7 +12,14 @@ from typing import Final
 
 import orjson
 
-from portero_py.errors import NoBackend, PorteroError, ServiceHalted, UnderMaintenance
+from portero_py.errors import (
+    NoBackend,
+    PorteroError,
+    ServiceHalted,
+    TooManyLogins,
+    Unauthorized,
+    UnderMaintenance,
+)
 from portero_py.wire.accept import preferred
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
@@ -101,8 +108,11 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
     ]
     if isinstance(error, UnderMaintenance):
         fields.append((b"Retry-After", _seconds(error.retry_after) or MAINTENANCE_RETRY_AFTER))
-    elif isinstance(error, NoBackend):
+    elif isinstance(error, (NoBackend, TooManyLogins)):
         fields.append((b"Retry-After", RETRY_AFTER))
+    if isinstance(error, Unauthorized):
+        realm = error.realm.replace("\\", "\\\\").replace('"', '\\"').encode()
+        fields.append((b"WWW-Authenticate", b'Basic realm="%b", charset="UTF-8"' % realm))
     if error.status == 405:
         fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     if head is not None and head.method == b"HEAD":
