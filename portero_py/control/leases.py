@@ -15,15 +15,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from portero_py.control.tasks import Tasks
 from portero_py.core.model import API, Halt, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.policies import ServicePolicy
 from portero_py.core.probing import Verdict, is_still
 from portero_py.core.registry import Registry
+from portero_py.core.routes import Routes
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
 from portero_py.feed.feed import Feed, Standings
@@ -188,17 +190,28 @@ class Leases:
     async def replace(self, source: str, requests: Sequence[LeaseRequest]) -> None:
         """Let `source` have leases for these requests and no others: all of that is one new table.
 
-        What does not fit is left out; RegistryFull is raised for the first, when the others are in force.
+        What it has without an end, just as it is asked for, stays untouched. What does not fit is left out;
+        RegistryFull is raised for the first, when the others are in force.
         """
-        ended = self._registry.retain(source, requests, self._clock())
-        changes = [Change(What.DEREGISTERED, lease) for lease in ended]
-        full: RegistryFull | None = None
-        for request in requests:
-            try:
-                changes.append(self._grant(request, source))
-            except RegistryFull as error:
-                full = full or error
+        changes, full = self._replace(source, requests)
         if changes:
+            await self._in_force(changes)
+        if full is not None:
+            raise full
+
+    async def configure(
+        self,
+        policies: Mapping[str, ServicePolicy],
+        routes: Routes,
+        default_service: str,
+        source: str,
+        requests: Sequence[LeaseRequest],
+    ) -> None:
+        """Serve by these policies and routes, see `Registry.configure`, and `replace`: one new table."""
+        version = self.table.version
+        self._registry.configure(policies, routes, self._clock(), default_service)
+        changes, full = self._replace(source, requests)
+        if self.table.version != version:
             await self._in_force(changes)
         if full is not None:
             raise full
@@ -243,6 +256,21 @@ class Leases:
             await self._in_force([Change(What.EXPIRED, lease) for lease in ended])
 
     # Private
+
+    def _replace(
+        self, source: str, requests: Sequence[LeaseRequest]
+    ) -> tuple[list[Change], RegistryFull | None]:
+        ended = self._registry.retain(source, requests, self._clock())
+        changes = [Change(What.DEREGISTERED, lease) for lease in ended]
+        full: RegistryFull | None = None
+        for request in requests:
+            if self._registry.has(request, source):
+                continue
+            try:
+                changes.append(self._grant(request, source))
+            except RegistryFull as error:
+                full = full or error
+        return changes, full
 
     def _grant(self, request: LeaseRequest, source: str) -> Change:
         backend = request.backend

@@ -15,6 +15,8 @@ The rules
   on: a state is the address's, of all who were granted it. Who changes states obeys `model.TRANSITIONS`.
 - A service that is halted (paused or stopped) stays known, with leases or without. So does one with a policy:
   whoever wrote it means the service to be there.
+- A change of policies and routes is one new table. Leases go on as they are, but who waited for a probe of a
+  health path that there is no more waits no longer.
 - A policy's terms (health path, limit) hold for leases that name none. The table has them under its terms,
   and each grant in it knows its own (`Lease.grants`): another policy begins with those.
 - A lease takes exchanges while `now < serves_until` (`core.model`); some never end. `expire(now)` only tidies
@@ -130,20 +132,44 @@ class Registry:
     def lease_count(self) -> int:
         return len(self._lease_ends)
 
-    def configure(self, policies: Mapping[str, ServicePolicy], routes: Routes, now: float) -> None:
-        """From now on services are served by these policies (normalised names), and found by these routes."""
+    def configure(
+        self, policies: Mapping[str, ServicePolicy], routes: Routes, now: float, default_service: str = ""
+    ) -> None:
+        """From now on services are served by these policies (normalised names), and found by these routes.
+
+        `default_service` is normalised, or "" for none.
+        """
         former, self._policies = self._policies, dict(policies)
-        for service in {**former, **policies}:
-            if service in policies:
+        former_default, self._default = self._default, default_service
+        for service in {**former, **policies, **dict.fromkeys((former_default, default_service))}:
+            if not service:
+                continue
+            if self._is_configured(service):
                 self._linger_ends.discard(service)
-            elif service not in self._leases and service != self._default:
+            elif service not in self._leases:
                 self._linger_ends.set(service, now + LINGER)
-            if former.get(service) != policies.get(service) or service not in self._services:
+            if former.get(service) != policies.get(service):
+                self._end_waits(service, now)
                 self._changed(service)
-        if routes != self._routes:
+            elif service not in self._services:
+                self._changed(service)
+        if routes != self._routes or default_service != former_default:
             self._routes = routes
             self._version += 1
             self._table = None
+
+    def has(self, request: LeaseRequest, source: str) -> bool:
+        """Whether what is asked for, without an end, is granted to `source` as it is."""
+        lease = self.find(
+            request.service, request.instance_id, request.backend.host, request.backend.port, source=source
+        )
+        return (
+            lease is not None
+            and lease.ttl_seconds is None
+            and request.ttl_seconds is None
+            and (lease.backend, lease.weight) == (request.backend, request.weight)
+            and (lease.health_path, lease.max_in_flight) == (request.health_path, request.max_in_flight)
+        )
 
     def find(
         self, service: str, instance_id: str = "", host: str = "", port: int = 0, *, source: str = API
@@ -374,6 +400,18 @@ class Registry:
         if former is not None and former.state is LeaseState.DRAINING:
             return former.state, former.since
         return LeaseState.STARTING if health_path else LeaseState.READY, now
+
+    def _end_waits(self, service: str, now: float) -> None:
+        """Nobody of a service without a health path waits for a probe: those who did are READY."""
+        policy = self._policies.get(service)
+        if policy is not None and policy.health_path:
+            return
+        for instance_id, lease in self._leases.get(service, {}).items():
+            if lease.state is LeaseState.STARTING:
+                there = self.at(service, lease.backend.host, lease.backend.port)
+                if there is not None and not there.health_path:
+                    self._leases[service][instance_id] = replace(lease, state=LeaseState.READY, since=now)
+                    self.generation += 1
 
     def _make_room(self, service: str, leases_of_service: int) -> None:
         if self.lease_count >= self._max_leases:

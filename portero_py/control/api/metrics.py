@@ -33,11 +33,24 @@ _Histogram: Final = Kind.HISTOGRAM
 _BOUNDS: Final = (*(str(bound) for bound in DURATION_BUCKETS), "+Inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Reloads:
+    """How often the configuration was read again, and when that went well last, seconds since the epoch.
+
+    The reading at the start is none, but it is one that went well.
+    """
+
+    ok: int = 0
+    failed: int = 0
+    succeeded_at: float = 0.0
+
+
 class Metrics:
     """Control's own counts, and the text of a scrape. `counters` gives the workers' merged ones.
 
     When the workers are processes, `refresh` fetches what they count, and `restarts` tells how often each
-    process ("0", "1", ..., "control") had to be replaced. `subscribers` gives how many the feed has.
+    process ("0", "1", ..., "control") had to be replaced. `subscribers` gives how many the feed has,
+    `reloads` how the configuration was read again.
     """
 
     def __init__(
@@ -48,12 +61,14 @@ class Metrics:
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
         subscribers: Callable[[], int] | None = None,
+        reloads: Callable[[], Reloads] | None = None,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._refresh = refresh
         self._restarts = restarts
         self._subscribers = subscribers
+        self._config_reloads = reloads or Reloads
         self._registrations: Counter[str] = Counter()
         self._actions: Counter[tuple[str, str]] = Counter()
         self._reloads: Counter[str] = Counter()
@@ -102,6 +117,7 @@ class Metrics:
             registrations=Counter(self._registrations),
             actions=Counter(self._actions),
             reloads=Counter(self._reloads),
+            config_reloads=self._config_reloads(),
             acme=Counter(self._acme),
             probes=Counter(self._probes),
             table=self._registry.table,
@@ -133,6 +149,7 @@ class _Snapshot:
     registrations: Counter[str]
     actions: Counter[tuple[str, str]]
     reloads: Counter[str]
+    config_reloads: Reloads
     acme: Counter[str]
     probes: Counter[str]
     table: RoutingTable
@@ -228,6 +245,20 @@ ROWS: Final = (
         lambda s: s.expiries,
     ),
     _Row(_Counter, "certificate_reloads", "Certificate pairs read again", ("result",), lambda s: s.reloads),
+    _Row(
+        _Counter,
+        "config_reloads",
+        "Times that the configuration was read again",
+        ("result",),
+        lambda s: {"ok": s.config_reloads.ok, "error": s.config_reloads.failed},
+    ),
+    _Row(
+        _Gauge,
+        "config_last_success_timestamp_seconds",
+        "When the configuration in force was read, since the epoch",
+        (),
+        lambda s: s.config_reloads.succeeded_at,
+    ),
     _Row(_Counter, "acme_attempts", "Attempts to get a certificate by ACME", ("result",), lambda s: s.acme),
     _Row(_Counter, "faults", "Faults of portero's own that it survived", ("where",), lambda s: s.faults),
     _Row(
