@@ -95,6 +95,7 @@ class Registry:
         self._lease_ends: ExpiryQueue[tuple[str, str]] = ExpiryQueue()  # service, instance id
         self._linger_ends: ExpiryQueue[str] = ExpiryQueue()  # services without leases
         self._services: dict[str, Service] = {default: Service(default, ())} if default else {}
+        self._stale: set[str] = set()  # of `_services`: their leases have changed since
         #: Grows when a lease begins, moves or ends; a renewal leaves it as it is.
         self.generation = 0
         self._version = 0
@@ -106,6 +107,7 @@ class Registry:
     def table(self) -> RoutingTable:
         """The routing table as of now; the same object until something changes."""
         if self._table is None:
+            self._make_services()
             self._table = RoutingTable(
                 self._version,
                 dict(self._services),
@@ -133,17 +135,22 @@ class Registry:
         return len(self._lease_ends)
 
     def configure(
-        self, policies: Mapping[str, ServicePolicy], routes: Routes, now: float, default_service: str = ""
+        self,
+        policies: Mapping[str, ServicePolicy],
+        routes: Routes,
+        now: float,
+        default_service: str | None = None,
     ) -> None:
         """From now on services are served by these policies (normalised names), and found by these routes.
 
-        `default_service` is normalised, or "" for none.
+        `default_service` is normalised, "" for none, None for the one that there is.
         """
         former, self._policies = self._policies, dict(policies)
-        former_default, self._default = self._default, default_service
-        for service in {**former, **policies, **dict.fromkeys((former_default, default_service))}:
-            if not service:
-                continue
+        former_default = self._default
+        if default_service is not None:
+            self._default = default_service
+        defaults = [service for service in (former_default, self._default) if service]
+        for service in {**former, **policies, **dict.fromkeys(defaults)}:
             if self._is_configured(service):
                 self._linger_ends.discard(service)
             elif service not in self._leases:
@@ -153,7 +160,7 @@ class Registry:
                 self._changed(service)
             elif service not in self._services:
                 self._changed(service)
-        if routes != self._routes or default_service != former_default:
+        if routes != self._routes or self._default != former_default:
             self._routes = routes
             self._version += 1
             self._table = None
@@ -467,15 +474,23 @@ class Registry:
         self._changed(service)
 
     def _changed(self, service: str) -> None:
-        leases = self._leases.get(service, {})
-        entries = self._entries(leases) if service in self._joined else leases.values()
-        policy = self._policies.get(service)
-        if policy == DEFAULTS:
-            policy = None
-        elif policy is not None:
-            entries = [entry.under(policy) for entry in entries]
-        self._services[service] = Service(service, tuple(entries), self._halts.get(service), policy)
+        if service not in self._services:
+            self._services[service] = Service(service, ())
+        self._stale.add(service)
         self._new_version(service)
+
+    def _make_services(self) -> None:
+        """Those that have changed, once for each table: a registration of many is one."""
+        for service in self._stale:
+            leases = self._leases.get(service, {})
+            entries = self._entries(leases) if service in self._joined else leases.values()
+            policy = self._policies.get(service)
+            if policy == DEFAULTS:
+                policy = None
+            elif policy is not None:
+                entries = [entry.under(policy) for entry in entries]
+            self._services[service] = Service(service, tuple(entries), self._halts.get(service), policy)
+        self._stale.clear()
 
     def _entries(self, leases: dict[str, Lease]) -> list[Lease]:
         """One lease for each address: the oldest there, with the others."""
@@ -488,6 +503,7 @@ class Registry:
 
     def _drop(self, service: str) -> None:
         del self._services[service]
+        self._stale.discard(service)
         self._new_version(service)
 
     def _new_version(self, service: str) -> None:

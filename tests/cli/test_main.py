@@ -24,7 +24,9 @@ from portero_py.control.api.metrics import Metrics
 from portero_py.control.leases import Leases
 from portero_py.core.auth import TokenVerifier
 from portero_py.core.model import Halt
+from portero_py.core.policies import ServicePolicy
 from portero_py.core.registry import Registry
+from portero_py.core.routes import Route, Routes
 from portero_py.demo.self_signed import Authority, self_signed
 from portero_py.feed.feed import Feed
 
@@ -308,6 +310,40 @@ class TestRegistration:
         assert [each["port"] for each in found["service"]["backends"]] == [8000]
         ended = await portero("explain", api.url, "other.example", "--json")
         assert (ended.status, json.loads(ended.out)) == (1, {"host": "other.example", "service": None})
+
+    async def test_explain_follows_routes_and_names_policies(self, api: RunningApi) -> None:
+        routes = Routes(
+            [
+                Route("www.example", "/api", "app.example", strip_path=True),
+                Route("www.example", "", redirect="https://example$uri", status=301),
+                Route("lost.example", "", "gone.example"),
+            ]
+        )
+        api.registry.configure({"app.example": ServicePolicy(balance="source")}, routes, 0.0)
+        await portero("register", api.url, *BACKEND)
+        ended = await portero("explain", api.url, "https://www.example/api/x?y=1")
+        assert ended.status == 0
+        assert ended.out.startswith(
+            "www.example: route www.example/api, asked for as /x?y=1: service app.example, 1 backend(s)\n"
+            "  balance: source\n  instance_id="
+        )
+        ended = await portero("explain", api.url, "www.example/api?y")
+        assert "asked for as /?y" in ended.out
+        ended = await portero("explain", api.url, "www.example/apis?y")
+        assert (ended.status, ended.out) == (
+            0,
+            "www.example: route www.example: 301 to https://example/apis?y\n",
+        )
+        ended = await portero("explain", api.url, "lost.example")
+        assert (ended.status, ended.out) == (
+            1,
+            "lost.example: route lost.example: no such service: 404\n",
+        )
+        ended = await portero("explain", api.url, "www.example/api", "--json")
+        found = json.loads(ended.out)
+        assert (found["route"]["path"], found["service"]["service_name"]) == ("/api", "app.example")
+        ended = await portero("explain", api.url, "www.example", "--json")
+        assert json.loads(ended.out)["route"]["redirect"] == "https://example$uri"
 
     async def test_deregister_waits_and_says_what_is_in_flight(self, api: RunningApi) -> None:
         await portero("register", api.url, *BACKEND)

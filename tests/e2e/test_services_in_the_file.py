@@ -318,6 +318,38 @@ def test_an_upgrade_reads_the_file_of_then(
     eventually(lambda: asked(proxy, "a.e2e.test") == "one /", "the new version follows the file")
 
 
+def test_check_tells_what_would_change(start_proxy: StartProxy, start_backend: StartBackend) -> None:
+    one = start_backend(says(b"one"))
+    proxy = start_proxy(toml=SHORT_GOODBYE + service("a.e2e.test", one))
+    ended = proxy.check()
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "services: 1 with 1 backend(s), 0 route(s)\n" in ended.stdout
+    assert "running: 0 change(s) to services and routes\n" in ended.stdout
+    candidate = proxy.folder / "candidate.toml"
+    candidate.write_text(
+        service("a.e2e.test", "127.0.0.1:9", more="max_in_flight = 3")
+        + '[[route]]\nhost = "www.e2e.test"\nservice = "b.e2e.test"\n'
+    )
+    ended = proxy.check(candidate)
+    assert ended.returncode == 0
+    said = ended.stdout
+    assert said[said.index("warning: route") :] == (
+        "warning: route www.e2e.test leads to b.e2e.test, which is no service of this file: "
+        "it is one as soon as a backend registers for it\n"
+        "running: 4 change(s) to services and routes\n"
+        "  service a.e2e.test: max_in_flight: default -> 3\n"
+        "  service a.e2e.test: backend 127.0.0.1:9 comes (http, weight 1, at most 3 at a time)\n"
+        f"  service a.e2e.test: backend 127.0.0.1:{one.port} goes\n"
+        "  route www.e2e.test comes: service b.e2e.test\n"
+        "all is well\n"
+    )
+    candidate.write_text(service("a.e2e.test", "127.0.0.1"))
+    ended = proxy.check(candidate)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert 'candidate.toml:3: service "a.e2e.test": backends[0]: "127.0.0.1" has no port' in ended.stderr
+    assert asked(proxy, "a.e2e.test") == "one /"  # nothing has changed
+
+
 # Private
 
 
