@@ -61,9 +61,7 @@ def test_what_would_change_is_named() -> None:
     config = Config(
         proxy=Proxy(default_service="new.example"),
         services=(
-            FixedService(
-                "app.example", (replace(ONE, weight=3), FixedBackend(Address("fd00::1", 81))), policy
-            ),
+            FixedService("app.example", (replace(ONE, weight=3), other), policy),
             FixedService("new.example", (replace(NAMED, use_tls=True, tls_fingerprint="ab" * 32),)),
         ),
         routes=(Route("www.example", "/api", "new.example"), Route("b.example", service="new.example")),
