@@ -193,6 +193,7 @@ class Supervisor:
             self._inherited.rendezvous.close()
             gc.unfreeze()
             signal.setitimer(signal.ITIMER_REAL, 0)
+            self._place.channel.stop_signals()
             while signal.sigtimedwait(_SIGNALS, 0) is not None:
                 pass  # what came late was meant for a process that is ending
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
