@@ -293,6 +293,7 @@ class _Control(_Process):
         if not self._again and not self.inherited.place.is_first:
             await self._plane.prepare()
             await self._until_it_may_go()
+        await self.inherited.kept.claim()
         kept = self.inherited.kept.load()
         if kept is not None and not self._again:
             self._server.counted_before(kept.departed)

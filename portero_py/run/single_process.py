@@ -143,6 +143,7 @@ class SingleProcess:
             await self._control.prepare()
             place.prepared()
             await self._may_go.wait()
+        await self._kept.claim()
         kept, former_feeds = self._kept.load(), place.take_sockets(FEED)
         for sock in former_feeds:
             await self._guests.welcome(sock)
@@ -250,6 +251,7 @@ class SingleProcess:
         self._feed = Feed()
         self._guests = FeedServer(self._feed, None, 0)
         self._make_control()
+        await self._kept.claim()
         kept = self._kept.load()
 
         async def former(names: list[str]) -> list[Certificate]:

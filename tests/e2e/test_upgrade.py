@@ -386,7 +386,6 @@ def test_what_dies_without_an_upgrade_is_started_again_and_no_lease_is_lost(
     names = [f"s{number}.{service}" for number in range(20)]
     for name in names:
         proxy.register(name, "127.0.0.1", 9)
-    time.sleep(0.2)  # the last of them may be that young: see kept_leases
     old = proxy.generation
     os.kill(old, signal.SIGKILL)
     with Http1Client(  # waits in the kernel's queue
@@ -426,7 +425,6 @@ def test_a_sigusr2_that_comes_within_the_start_waits_for_its_end(
     proxy = upgraded.proxy
     proxy.serve(service, start_backend(answers))
     eventually(lambda: upgraded.times("; registration on ") == 1, "it has started")
-    time.sleep(0.2)  # the last lease may be that young: see kept_leases
     os.kill(proxy.generation, signal.SIGKILL)
     eventually(lambda: upgraded.times("it is started again") == 1, "another start")
     proxy.signal(signal.SIGUSR2)
