@@ -541,7 +541,7 @@ async def test_a_connection_that_makes_no_sense_is_ended_and_does_no_harm(
 async def test_a_worker_that_is_far_behind_gets_one_update_when_it_reads_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("portero_py.feed.server.MAX_UNSENT", -1)
+    monkeypatch.setattr("portero_py.feed.remote_worker.MAX_UNSENT", -1)
     control, (worker, _) = await desk.control(), desk.worker()
     await until(lambda: control.server.connected == 1)
     registry = registry_with("a.example")
@@ -549,7 +549,7 @@ async def test_a_worker_that_is_far_behind_gets_one_update_when_it_reads_again(
     registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
     await control.feed.publish(registry.table)
     assert worker.got == []
-    monkeypatch.setattr("portero_py.feed.server.MAX_UNSENT", 1 << 20)
+    monkeypatch.setattr("portero_py.feed.remote_worker.MAX_UNSENT", 1 << 20)
     await control.feed.publish_challenges(Challenges(1))  # any answer shows that it reads
     await until(lambda: worker.got[-1] == registry.table)
     assert len(worker.got) == 2
