@@ -15,6 +15,7 @@ from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Stan
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.feed.feed import Feed
+from tests.waiting import until
 
 SERVICE = "app.example"
 
@@ -62,9 +63,7 @@ class Desk:
     async def looked(self, times: int = 2) -> None:
         """Wait until there were that many looks more."""
         seen = len(self.workers[0].asked)
-        async with asyncio.timeout(10):
-            while len(self.workers[0].asked) < seen + times:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.workers[0].asked) >= seen + times)
 
 
 @pytest.fixture

@@ -91,9 +91,10 @@ async def backend(
         yield Backend(host, port, use_tls=tls is not None)
     finally:
         server.close()
-        for task in list(playing):
+        ending = list(playing)
+        for task in ending:
             task.cancel()
-        await asyncio.sleep(0.01)
+        await asyncio.gather(*ending, return_exceptions=True)
 
 
 def answer(raw: bytes) -> Script:

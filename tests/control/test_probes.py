@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -29,6 +29,7 @@ from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.feed.feed import Feed
 from portero_py.proxy.upstream.tls import UpstreamTls
+from tests.waiting import until
 
 STARTING, READY, DOWN, DRAINING = LeaseState
 
@@ -159,12 +160,6 @@ class Desk:
             if lease.backend.port == port
         ]
         return found
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

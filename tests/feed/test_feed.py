@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from portero_py.feed.messages import (
 )
 from portero_py.feed.server import FeedServer
 from portero_py.run.sockets import Rendezvous
+from tests.waiting import PATIENCE, until
 
 
 class Worker:
@@ -202,13 +203,6 @@ async def desk() -> AsyncIterator[Desk]:
     await found.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another task brings about."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
 def certificate(not_before: float) -> Certificate:
     end = not_before + 90.0
     return Certificate("a.example", b"chain", b"key", (), not_before, end, "ab", "a CA", 1, False, "/certs/a")
@@ -289,7 +283,7 @@ async def test_a_process_that_does_not_answer_holds_nobody_up_for_long(
     writer.write(encode(Hello(1, True, TableUpdate(0, "", ()), Counters(), Departed())))
     await until(lambda: control.server.connected == 2)
     registry = registry_with("a.example")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await control.feed.publish(registry.table)
     assert worker.got == [registry.table]
     # It reads again: what it was sent is all there, in order.

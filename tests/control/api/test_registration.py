@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from typing import Any
 
@@ -29,6 +29,7 @@ from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.feed import Feed
+from tests.waiting import until
 
 SECRET = "s\u00e9same-open"
 KEY = "k" * 32
@@ -148,12 +149,6 @@ async def problem(response: ClientResponse, status: int, reason: str) -> dict[st
     assert SECRET not in str(document)
     assert KEY not in str(document)
     return document
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 # 200

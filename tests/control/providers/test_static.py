@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from portero_py.feed.feed import Feed
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.sockets import Listening
 from portero_py.run.tuning import Shares
+from tests.waiting import until
 
 CORAL, TEAL = Backend("::1", 8001), Backend("::1", 8002, use_tls=True)
 
@@ -75,12 +76,6 @@ async def control(
         yield worker, plane
     finally:
         await plane.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 def static(*backends: Backend) -> StaticBackends:
