@@ -202,7 +202,7 @@ class Feed:
         """What `apply` answers, whatever may be wrong with who it belongs to."""
         try:
             return apply(what)
-        except Exception:
+        except Exception:  # one that is broken must not keep the others from it
             _log.exception("a worker could not be given %s", type(what).__name__)
             self.count_fault(FeedError.reason)
             return None
@@ -213,7 +213,7 @@ class Feed:
         """What it answers, None when it cannot."""
         try:
             return subscriber.standings(service)
-        except Exception:
+        except Exception:  # as above: then its exchanges are not known to have ended
             _log.exception("a worker could not be asked for its standings")
             self.count_fault(FeedError.reason)
             return None

@@ -264,7 +264,7 @@ class FeedServer:
         for worker in self._connected:
             try:
                 worker.keep(departed)
-            except Exception:
+            except Exception:  # one that is broken must not keep the others from it
                 _log.exception("a worker could not be given what others had counted")
                 self.feed.count_fault(FeedError.reason)
 
