@@ -13,41 +13,18 @@ import pytest
 
 from portero_py.control import leases as module
 from portero_py.control.leases import Change, Leases, What
-from portero_py.core.counters import Counters
-from portero_py.core.model import API, Backend, LeaseRequest, LeaseState, Standing
+from portero_py.core.model import API, Backend, LeaseRequest, LeaseState
 from portero_py.core.probing import Verdict
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
 from portero_py.feed.feed import Feed
+from tests.control.workers import Worker
 from tests.waiting import until
 
 
 def ask(port: int, ttl: int | None = 30, *, service: str = "app.example") -> LeaseRequest:
     return LeaseRequest(service, Backend("::1", port), ttl)
-
-
-class Worker:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.table = RoutingTable()
-        self.tables = 0
-
-    def apply(self, table: RoutingTable) -> None:
-        self.table = table
-        self.tables += 1
-
-    def apply_certificates(self, certificates: object) -> None: ...
-
-    def apply_challenges(self, challenges: object) -> None: ...
-
-    def standings(self, service: str) -> list[Standing]:
-        return []
-
-    def ports(self, service: str = "app.example") -> list[int]:
-        return [lease.backend.port for lease in self.table.services[service].leases]
 
 
 class Desk:
