@@ -274,7 +274,7 @@ def chat_backend() -> Iterator[int]:
         except ConnectionClosed:
             return
 
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0) as server:
+    with websockets.sync.server.serve(echo, "127.0.0.1", 0, max_size=1 << 24, server_header=None) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server.socket.getsockname()[1]

@@ -395,7 +395,10 @@ def test_the_command_drains_a_whole_service_and_says_whether_it_is_empty(
             "draining, 0 in flight",
             "draining, 1 in flight",
         ]
+        answers = proxy.metric("portero_actions_total", action="drain")
         waits = command(proxy, "drain", "--service", service, "--wait", "60", "--json")
+        # It drains each of them before it waits for any.
+        eventually(lambda: proxy.metric("portero_actions_total", action="drain") >= answers + 3, "it waits")
         time.sleep(A_FEW_LOOKS)
         assert waits.poll() is None
         for backend in backends:
