@@ -194,7 +194,7 @@ class SingleProcess:
                 _log.info("configuration read again")
             if not self._has_yielded:
                 await self._control.rescan()
-        except Exception:
+        except Exception:  # a bug: no reason to end what serves
             _log.exception("the reload failed: what it had not changed yet stays")
             self._control.count_fault("reload")
         self._notifier.ready(self._listening.summary())
@@ -227,7 +227,7 @@ class SingleProcess:
                 await self._yield()
             elif word is Word.RESUME and self._has_yielded:
                 await self._resume()
-        except Exception:
+        except Exception:  # a bug: the main process gives up waiting
             _log.exception("a step of an upgrade failed")
             if word is Word.RESUME:  # nobody takes registrations: another process will
                 raise
@@ -307,7 +307,7 @@ class SingleProcess:
             await self._control.lend()
         try:
             await self._worker.drain(timeouts.drain, self._leave)
-        except Exception:
+        except Exception:  # a bug: the rest of the end must still come; the status says it
             _log.exception("the drain failed")
             status = 1
         await self._unfollow()

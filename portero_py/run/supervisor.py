@@ -263,7 +263,7 @@ class Supervisor:
                 if number == signal.SIGHUP:
                     self._reload()
                 self._look(now, was_away=was_away)
-            except Exception:
+            except Exception:  # a bug: nobody else looks after the processes
                 _log.exception("a look at the processes failed; the next one follows")
 
     def _is_told_to_stop(self, number: signal.Signals | None) -> bool:
@@ -328,7 +328,7 @@ class Supervisor:
             )
         except held_signals.Stopped:
             return
-        except Exception:
+        except Exception:  # a bug: no reason to end what serves
             _log.exception("the configuration stays as it was")
         else:
             if found is not None:

@@ -18,6 +18,7 @@ from portero_py.client import registrar as module
 from portero_py.client.registrar import Api, Registrar, Registration, RenewalSchedule
 from portero_py.core.auth import TokenVerifier
 from portero_py.errors import AnswerBrokeOff, PorteroUnreachable, RegistrationRefused
+from tests.waiting import PATIENCE, until
 
 KEY = "k" * 32
 GRANTED = {"status": "registered", "instance_id": "one", "expires_in": 60, "renew_after": 20}
@@ -176,7 +177,7 @@ class TestRegistrar:
         scripted.answers = [(status, {}, {}), (200, GRANTED, {})]
         async with registrar(scripted) as entered:
             assert not entered.is_registered
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await entered.wait_registered()
         assert scripted.methods() == ["POST", "POST", "DELETE"]
 
@@ -215,7 +216,7 @@ class TestRegistrar:
         scripted.answers = [(200, soon, {}), (403, {"detail": "wrong"}, {}), (200, GRANTED, {})]
         async with registrar(scripted) as entered:
             await scripted.saw(3)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await entered.wait_registered()
         assert "403: wrong" in caplog.text
 
@@ -226,9 +227,7 @@ class TestRegistrar:
         soon = {**GRANTED, "renew_after": 0.01}
         scripted.answers = [(200, soon, {}), (status, {}, {"Retry-After": "3600"})]
         async with registrar(scripted) as entered:
-            async with asyncio.timeout(5):
-                while entered.is_registered:
-                    await asyncio.sleep(0.001)
+            await until(lambda: not entered.is_registered)
             assert scripted.methods() == ["POST", "POST"]
             scripted.answers = [(200, {}, {})]
         assert scripted.methods() == ["POST", "POST", "DELETE"]
@@ -278,9 +277,7 @@ class TestRegistrar:
         async with registrar(scripted) as entered:
             with monkeypatch.context() as patch:
                 patch.setattr(entered, "_ask", None)
-                async with asyncio.timeout(5):
-                    while "a renewal broke off" not in caplog.text:
-                        await asyncio.sleep(0.001)
+                await until(lambda: "a renewal broke off" in caplog.text)
             seen = len(scripted.requests)
             await scripted.saw(seen + 1)
         assert scripted.methods()[-1] == "DELETE"

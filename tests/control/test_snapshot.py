@@ -20,6 +20,7 @@ from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseStat
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot
+from tests.waiting import until
 
 EPOCH = 1_700_000_000.0
 
@@ -342,9 +343,7 @@ class Running:
         return [lease["expires_at"] - EPOCH - 60.0 for lease in leases]
 
     async def until(self, ends: list[float]) -> None:
-        async with asyncio.timeout(10):
-            while self.ends() != ends:
-                await asyncio.sleep(0.002)
+        await until(lambda: self.ends() == ends)
 
     async def close(self) -> None:
         self._task.cancel()
@@ -401,9 +400,7 @@ async def test_a_full_disk_is_said_once_and_ends_nothing(
     monkeypatch.setattr(os, "fsync", full)
     one = Running(tmp_path, interval=0.01)
     one.register(1)
-    async with asyncio.timeout(10):
-        while "leases are saved again" not in caplog.text:
-            await asyncio.sleep(0.002)
+    await until(lambda: "leases are saved again" in caplog.text)
     await one.close()
     assert attempts == 4
     said = [record.getMessage() for record in caplog.records]

@@ -11,14 +11,14 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
 
 from tests.e2e.backend_process import BackendProcess
 from tests.e2e.backends import Peer, RecordingBackend, ok
-from tests.e2e.conftest import SHORT_GOODBYE, StartBackend, StartProxy
+from tests.e2e.conftest import SHORT_GOODBYE, StartBackend, StartProcess, StartProxy
 from tests.e2e.http1_client import get
 from tests.e2e.proxy_process import ProxyProcess, free_port
 from tests.e2e.waiting import eventually
@@ -26,21 +26,6 @@ from tests.e2e.waiting import eventually
 #: Nobody waits for long, and a pause after a time-out is longer than a test.
 IMPATIENT = f"{SHORT_GOODBYE}connect = 0.5\nupstream_head = 0.5\n[health]\ntimeout = 60\n"
 FALL = 3
-
-StartProcess = Callable[[str], BackendProcess]
-
-
-@pytest.fixture
-def start_process() -> Iterator[StartProcess]:
-    """Start backends as processes; each is killed after the test."""
-    with ExitStack() as stack:
-
-        def start(name: str) -> BackendProcess:
-            backend = BackendProcess(name)
-            stack.callback(backend.close)
-            return backend
-
-        yield start
 
 
 @pytest.fixture(params=["1", "2"], ids=["one-worker", "two-workers"])

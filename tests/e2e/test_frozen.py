@@ -11,15 +11,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 
 from tests.e2e.backend_process import BackendProcess
-from tests.e2e.conftest import StartProxy
+from tests.e2e.conftest import StartProcess, StartProxy
 from tests.e2e.health_backend import backend_of, until_state
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import Http2Client, fields_of
@@ -28,20 +26,6 @@ from tests.e2e.waiting import PATIENCE, eventually
 
 #: Requests a second, a tenth of the HTTP/1 ones are POSTs.
 HTTP1, HTTP2 = 160, 40
-StartProcess = Callable[[str], BackendProcess]
-
-
-@pytest.fixture
-def start_process() -> Iterator[StartProcess]:
-    """Start backends as processes; each is killed after the test."""
-    with ExitStack() as stack:
-
-        def start(name: str) -> BackendProcess:
-            backend = BackendProcess(name)
-            stack.callback(backend.close)
-            return backend
-
-        yield start
 
 
 @dataclass

@@ -78,6 +78,17 @@ def queued(proxy: ProxyProcess) -> int:
     return int(proxy.metric("portero_queued", service=APP))
 
 
+def one_and_those_behind(
+    proxy: ProxyProcess, stack: ExitStack, busy: Crowd, count: int
+) -> tuple[Http1Client, list[Http1Client]]:
+    """The client that a backend for one at a time is busy with, and so many that wait."""
+    [first] = ask(proxy, stack, 1)
+    eventually(lambda: busy.now == 1, "the first one is there")
+    waiting = ask(proxy, stack, count)
+    eventually(lambda: queued(proxy) == count, "they wait")
+    return first, waiting
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_backend_never_sees_more_than_its_limit_and_everybody_is_answered(
     start_proxy: StartProxy, crowd: tuple[Crowd, RecordingBackend], workers: str
@@ -128,10 +139,7 @@ def test_clients_that_leave_never_reach_the_backend(
     proxy = start_proxy(toml=WAITING)
     proxy.register(APP, backend.host, backend.port, max_in_flight=1)
     with ExitStack() as stack:
-        [first] = ask(proxy, stack, 1)
-        eventually(lambda: busy.now == 1, "the first one is there")
-        leaving = ask(proxy, stack, 20)
-        eventually(lambda: queued(proxy) == 20, "they wait")
+        first, leaving = one_and_those_behind(proxy, stack, busy, 20)
         for client in leaving:
             leave(client)
         eventually(lambda: queued(proxy) == 0, "they have left")
@@ -253,10 +261,7 @@ def test_who_still_waits_when_a_drain_ends_gets_an_answer(
     proxy = start_proxy(toml=WAITING)
     proxy.register(APP, backend.host, backend.port, max_in_flight=1)
     with ExitStack() as stack:
-        [first] = ask(proxy, stack, 1)
-        eventually(lambda: busy.now == 1, "the first one is there")
-        clients = ask(proxy, stack, 3)
-        eventually(lambda: queued(proxy) == 3, "they wait")
+        first, clients = one_and_those_behind(proxy, stack, busy, 3)
         proxy.signal(signal.SIGTERM)
         assert [client.read_response().status for client in clients] == [503] * 3
         busy.gate.set()

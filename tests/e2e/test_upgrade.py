@@ -248,6 +248,14 @@ def _serves(upgraded: Upgraded, authority: Authority, service: str) -> None:
     assert found >= {service, f"more-{service}"}
 
 
+def _upgrades_once(upgraded: Upgraded, authority: Authority, service: str) -> None:
+    """The new version takes over, is alone in the end, serves, and stops when it is told to."""
+    eventually(lambda: upgraded.times("upgraded: the new version serves") == 1, "it is upgraded")
+    eventually(upgraded.is_alone, "the former generation has ended")
+    _serves(upgraded, authority, service)
+    upgraded.proxy.stop()
+
+
 def test_a_configuration_that_cannot_work_changes_nothing(
     upgraded: Upgraded, authority: Authority, start_backend: StartBackend, service: str
 ) -> None:
@@ -412,11 +420,8 @@ def test_a_second_sigusr2_in_the_middle_is_ignored(
     eventually(lambda: len(_children(proxy.pid)) == 2, "the new one is there")
     proxy.signal(signal.SIGUSR2)
     proxy.signal(signal.SIGHUP)
-    eventually(lambda: upgraded.times("upgraded: the new version serves") == 1, "it is upgraded")
+    _upgrades_once(upgraded, authority, service)
     assert upgraded.times("told to upgrade") == 1
-    eventually(upgraded.is_alone, "the former generation has ended")
-    _serves(upgraded, authority, service)
-    proxy.stop()
 
 
 def test_a_sigusr2_that_comes_within_the_start_waits_for_its_end(
@@ -428,11 +433,8 @@ def test_a_sigusr2_that_comes_within_the_start_waits_for_its_end(
     os.kill(proxy.generation, signal.SIGKILL)
     eventually(lambda: upgraded.times("it is started again") == 1, "another start")
     proxy.signal(signal.SIGUSR2)
-    eventually(lambda: upgraded.times("upgraded: the new version serves") == 1, "it is upgraded")
+    _upgrades_once(upgraded, authority, service)
     assert upgraded.times("told to upgrade, which waits") == 1
-    eventually(upgraded.is_alone, "the former generation has ended")
-    _serves(upgraded, authority, service)
-    proxy.stop()
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.4, 0.8])

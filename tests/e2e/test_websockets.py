@@ -6,14 +6,12 @@ import json
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import websockets.sync.client
 import websockets.sync.server
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from tests.e2e.backends import Peer, answer_with, echo_each
@@ -26,29 +24,10 @@ from tests.e2e.waiting import eventually
 # WebSockets
 
 
-@pytest.fixture
-def websocket_backend() -> Iterator[int]:
-    """The port of a server that echoes, and serves the page that Chromium loads."""
-
-    def echo(connection: websockets.sync.server.ServerConnection) -> None:
-        try:
-            for message in connection:
-                connection.send(message)
-        except ConnectionClosed:
-            return
-
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0, max_size=1 << 24, server_header=None) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.socket.getsockname()[1]
-        server.shutdown()
-        thread.join(20)
-
-
 def test_websockets_pass_both_ways(
-    websocket_backend: int, tls_proxy: ProxyProcess, authority: Authority, service: str
+    chat_backend: int, tls_proxy: ProxyProcess, authority: Authority, service: str
 ) -> None:
-    tls_proxy.register(service, "127.0.0.1", websocket_backend)
+    tls_proxy.register(service, "127.0.0.1", chat_backend)
     raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20)
     with websockets.sync.client.connect(
         f"wss://{service}:{tls_proxy.port}/chat",

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from portero_py.core.certificates import CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.demo.self_signed import Authority
 from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, StateUnwritable, ValidationFailed
+from tests.waiting import until
 
 NAME = "a.example"
 DIRECTORY = "https://ca.example/dir"
@@ -200,14 +201,6 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-async def until(check: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if check():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not come about")
-
-
 async def test_a_certificate_is_ordered_and_installed_once(desk: Desk) -> None:
     acme = desk.acme((NAME, "www.a.example"))
     async with desk.running(acme):
@@ -344,7 +337,7 @@ async def test_an_installation_that_the_full_disk_kept_back_is_done_once_when_th
             desk.now += 1000
             acme.look()
             await asyncio.sleep(0.02)
-        assert not acme._unkept
+        await until(lambda: not acme._unkept)
     assert desk.files.progress(NAME).step is Step.IDLE
     assert caplog.text.count("certificate installed") == 1
 
