@@ -91,8 +91,13 @@ def test_a_crash_at_any_step_goes_on_with_the_same_order(
     site.start(NAME, challenge="tls-alpn-01", http=False)
     site.issued(NAME)
     assert issued_by(front) == 1
-    # Lost are an order whose address never arrived, and one that the CA came to validate when all were dead.
-    assert front.count("order-plz") == (2 if step == "order-plz" or (step == "chalZ" and not before) else 1)
+    # Lost are an order whose address never arrived, and one that the CA came to validate when all were dead:
+    # it comes when it likes, perhaps when the next one is there.
+    orders = front.count("order-plz")
+    if step == "chalZ" and not before:
+        assert orders in (1, 2)
+    else:
+        assert orders == (2 if step == "order-plz" else 1)
     assert "There are now 2 accounts" not in front.pebble.log()
     assert site.progress(NAME)["step"] == "idle"
 
