@@ -107,7 +107,7 @@ def test_a_crash_between_issuance_and_installation_is_completed_at_the_start(
 ) -> None:
     proxy = site.start(NAME)
     site.issued(NAME)
-    proxy.kill()
+    proxy.crash()
     (site.certs / NAME / "fullchain.pem").unlink()
     site.change_progress(NAME, step="issued")
     asked = len(front.asked)
