@@ -260,4 +260,4 @@ def chat_backend() -> Iterator[int]:
         thread.start()
         yield server.socket.getsockname()[1]
         server.shutdown()
-        thread.join(20)
+        thread.join(60)

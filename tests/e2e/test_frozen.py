@@ -19,7 +19,7 @@ from itertools import count
 import pytest
 
 from tests.e2e.backend_process import BackendProcess
-from tests.e2e.conftest import StartProxy
+from tests.e2e.conftest import SHORT_GOODBYE, StartProxy
 from tests.e2e.health_backend import backend_of, until_state
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import Http2Client, fields_of
@@ -201,7 +201,8 @@ def test_a_frozen_backend_of_two_costs_no_get_its_answer_and_is_soon_left_alone(
 def test_backends_that_take_their_time_keep_all_of_their_requests(
     workers: str, start_proxy: StartProxy, start_process: StartProcess, service: str
 ) -> None:
-    proxy = start_proxy(flags=("--workers", workers))
+    # Probes have the time that a busy machine needs.
+    proxy = start_proxy(toml=f"{SHORT_GOODBYE}[health]\ntimeout = 20\n", flags=("--workers", workers))
     one, other = start_process("one"), start_process("other")
     for backend in (one, other):
         proxy.register(service, backend.host, backend.port)

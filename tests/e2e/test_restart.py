@@ -82,7 +82,7 @@ def test_clients_are_accepted_on_a_kept_socket_as_long_as_something_is_in_flight
         while True:
             request = peer.read_request()
             if request.path == b"/long":
-                gate.wait(20)
+                gate.wait(60)
             peer.send(ok(b"done", request))
 
     backend = start_backend(script)
@@ -108,7 +108,7 @@ def test_who_has_just_come_at_a_stop_is_served(
 ) -> None:
     proxy = start_proxy(tls=True, toml=DRAIN)
     proxy.serve(service, start_backend(answers))
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as raw:
         tls = client_context(authority.pem, "http/1.1")
         if when != "before its handshake":
             raw = tls.wrap_socket(raw, server_hostname=service)
@@ -177,8 +177,9 @@ def test_an_idle_client_is_closed_a_moment_after_a_stop_and_served_until_then(
         for client in (idle, late):
             assert client.ask(get(service)).status == 200
         proxy.signal(signal.SIGTERM)
-        eventually(lambda: "stopping: " in proxy.operator_log(), "it drains")
-        response = late.ask(get(service))
+        # One request after the other: a pause between them may be the moment in which it is closed.
+        while not (response := late.ask(get(service))).values(b"connection"):
+            assert response.status == 200
         assert (response.status, response.values(b"connection")) == (200, [b"close"])
         assert idle.read_all() == b""
         assert late.read_all() == b""

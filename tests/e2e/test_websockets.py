@@ -42,7 +42,7 @@ def websocket_backend() -> Iterator[int]:
         thread.start()
         yield server.socket.getsockname()[1]
         server.shutdown()
-        thread.join(20)
+        thread.join(60)
 
 
 def test_websockets_pass_both_ways(
@@ -236,5 +236,5 @@ def test_chromium_loads_a_page_over_h2_and_opens_a_websocket(
             browser.terminate()
             browser.wait(20)
             server.shutdown()
-            thread.join(20)
+            thread.join(60)
     assert found == {"protocol": "h2", "echo": "hello"}
