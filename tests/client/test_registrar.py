@@ -46,7 +46,7 @@ class ScriptedApi:
         return web.json_response(body, status=status, headers=headers)
 
     async def saw(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.requests) < count:
                 self.arrived.clear()
                 await self.arrived.wait()
@@ -176,7 +176,7 @@ class TestRegistrar:
         scripted.answers = [(status, {}, {}), (200, GRANTED, {})]
         async with registrar(scripted) as entered:
             assert not entered.is_registered
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await entered.wait_registered()
         assert scripted.methods() == ["POST", "POST", "DELETE"]
 
@@ -215,7 +215,7 @@ class TestRegistrar:
         scripted.answers = [(200, soon, {}), (403, {"detail": "wrong"}, {}), (200, GRANTED, {})]
         async with registrar(scripted) as entered:
             await scripted.saw(3)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await entered.wait_registered()
         assert "403: wrong" in caplog.text
 
@@ -226,7 +226,7 @@ class TestRegistrar:
         soon = {**GRANTED, "renew_after": 0.01}
         scripted.answers = [(200, soon, {}), (status, {}, {"Retry-After": "3600"})]
         async with registrar(scripted) as entered:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while entered.is_registered:
                     await asyncio.sleep(0.001)
             assert scripted.methods() == ["POST", "POST"]
@@ -278,7 +278,7 @@ class TestRegistrar:
         async with registrar(scripted) as entered:
             with monkeypatch.context() as patch:
                 patch.setattr(entered, "_ask", None)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     while "a renewal broke off" not in caplog.text:
                         await asyncio.sleep(0.001)
             seen = len(scripted.requests)
@@ -383,7 +383,7 @@ class TestLeaving:
     async def leaving(self, slow: SlowApi) -> AsyncIterator[asyncio.Task[None]]:
         entered, leave = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(left(slow, entered, leave))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await entered.wait()
         leave.set()
         yield task
@@ -397,7 +397,7 @@ class TestLeaving:
         await asyncio.sleep(0.6)  # longer than a portero that does not answer is given
         assert not leaving.done()
         slow.last.set_result(b'{"status": "deregistered", "in_flight": 0}')
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await leaving
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -413,7 +413,7 @@ class TestLeaving:
         leave.set()
         slow.last.set_result(last)
         leaving = asyncio.create_task(left(slow, asyncio.Event(), leave, 1))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while "app.example is deregistered, it leaves in " not in caplog.text:
                 await asyncio.sleep(0.001)
             assert not leaving.done()
@@ -424,7 +424,7 @@ class TestLeaving:
     async def test_cancelling_it_hangs_up_at_once(self, slow: SlowApi, leaving: asyncio.Task[None]) -> None:
         await slow.deleted.get()
         leaving.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await slow.hung_up.wait()
         with pytest.raises(asyncio.CancelledError):
             await leaving
@@ -434,7 +434,7 @@ class TestLeaving:
     ) -> None:
         leave = asyncio.Event()
         leave.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await left(slow, asyncio.Event(), leave, 0.1)
             await slow.hung_up.wait()
         assert "what is in flight is unknown: " in caplog.text
@@ -446,7 +446,7 @@ class TestLeaving:
         slow.has_head = False
         leave = asyncio.Event()
         leave.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await left(slow, asyncio.Event(), leave, 300)
         assert "app.example was not deregistered: " in caplog.text
 
@@ -459,7 +459,7 @@ class TestLeaving:
         leave.set()
         slow.loses = 2
         slow.last.set_result(b'{"in_flight": 0}')
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await left(slow, asyncio.Event(), leave, seconds)
         assert slow.deleted.qsize() == 1
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -503,7 +503,7 @@ class TestLeaving:
         monkeypatch.setattr(module, "LEAST_RETRY", 0.01)
         busy: tuple[int, Any, dict[str, str]] = (503, {"reason": "too_many_waits"}, {})
         scripted.answers = [(200, GRANTED, {}), busy]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async with Registrar(Api(scripted.url, "hush", KEY), BACKEND, drain_seconds=0.1):
                 pass
         assert "wait_seconds" in scripted.requests[1][1]

@@ -62,7 +62,7 @@ class Desk:
     async def looked(self, times: int = 2) -> None:
         """Wait until there were that many looks more."""
         seen = len(self.workers[0].asked)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.workers[0].asked) < seen + times:
                 await asyncio.sleep(0.001)
 

@@ -151,7 +151,7 @@ async def problem(response: ClientResponse, status: int, reason: str) -> dict[st
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not true():
             await asyncio.sleep(0.005)
 

@@ -336,7 +336,7 @@ async def test_a_fault_in_the_watch_leaves_the_looks_from_time_to_time(
     await desk.store.load()
     following = asyncio.create_task(desk.store.run())
     desk.put("a.example", A2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while desk.served() != {"a.example": A2.fingerprint}:
             await asyncio.sleep(0.01)
     following.cancel()
