@@ -376,7 +376,7 @@ class TestLeaving:
 
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "GOODBYE_TIMEOUT", 0.3)
+        monkeypatch.setattr(module, "GOODBYE_TIMEOUT", 1.5)
         monkeypatch.setattr(call, "WAIT_SLACK", 0.05)
 
     @pytest.fixture
@@ -394,7 +394,7 @@ class TestLeaving:
         self, slow: SlowApi, leaving: asyncio.Task[None], caplog: pytest.LogCaptureFixture
     ) -> None:
         assert (await slow.deleted.get())["wait_seconds"] == 30
-        await asyncio.sleep(0.6)  # longer than a portero that does not answer is given
+        await asyncio.sleep(2.0)  # longer than a portero that does not answer is given
         assert not leaving.done()
         slow.last.set_result(b'{"status": "deregistered", "in_flight": 0}')
         async with asyncio.timeout(30):
@@ -412,7 +412,7 @@ class TestLeaving:
         leave = asyncio.Event()
         leave.set()
         slow.last.set_result(last)
-        leaving = asyncio.create_task(left(slow, asyncio.Event(), leave, 1))
+        leaving = asyncio.create_task(left(slow, asyncio.Event(), leave, 2))
         async with asyncio.timeout(30):
             while "app.example is deregistered, it leaves in " not in caplog.text:
                 await asyncio.sleep(0.001)
