@@ -279,4 +279,4 @@ def chat_backend() -> Iterator[int]:
         thread.start()
         yield server.socket.getsockname()[1]
         server.shutdown()
-        thread.join(20)
+        thread.join(60)

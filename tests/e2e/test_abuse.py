@@ -258,8 +258,9 @@ BESIDE = 48 << 20
 
 def all_memory(proxy: ProxyProcess) -> int:
     """Resident bytes of all its processes."""
+    parents = f"{proxy.pid},{proxy.generation}"
     found = subprocess.run(
-        ["ps", "-o", "rss=", "--ppid", str(proxy.pid), "--pid", str(proxy.pid)],
+        ["ps", "-o", "rss=", "--ppid", parents, "--pid", str(proxy.pid)],
         stdout=subprocess.PIPE,
         check=True,
     )

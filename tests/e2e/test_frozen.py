@@ -185,7 +185,8 @@ def test_a_frozen_backend_of_two_costs_no_get_its_answer_and_is_soon_left_alone(
 def test_backends_that_take_their_time_keep_all_of_their_requests(
     workers: str, start_proxy: StartProxy, start_process: StartProcess, service: str
 ) -> None:
-    proxy = start_proxy(flags=("--workers", workers))
+    # A probe is asked for when they have waited for as long as one may take: that is less than they wait.
+    proxy = start_proxy(toml=f"{SHORT_GOODBYE}[health]\ntimeout = 3\n", flags=("--workers", workers))
     one, other = start_process("one"), start_process("other")
     for backend in (one, other):
         proxy.register(service, backend.host, backend.port)

@@ -86,10 +86,7 @@ def _load(
 ) -> SteadyLoad:
     upgraded.proxy.serve(service, backend)
     upgraded.proxy.register(f"chat-{service}", "127.0.0.1", chat)
-    clients = client_context(authority.pem, "http/1.1")
-    return SteadyLoad(
-        upgraded.proxy, service, clients, client_context(authority.pem, "h2"), f"chat-{service}"
-    )
+    return SteadyLoad(upgraded.proxy, service, authority, f"chat-{service}")
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.minutes)])

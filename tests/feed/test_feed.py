@@ -233,7 +233,7 @@ async def test_a_process_that_comes_late_gets_certificates_challenges_and_table(
     await control.feed.publish_challenges(challenges)
     await control.feed.publish_certificates(CertificateTable((), 3))
     worker, client = desk.worker()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await client.supplied()
     [certificates, got, supplied] = worker.got
     assert isinstance(certificates, CertificateTable)
@@ -521,7 +521,7 @@ async def test_a_connection_that_makes_no_sense_is_ended_and_does_no_harm(
     await until(lambda: control.server.connected == 1)
     reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
     writer.write(frame)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
@@ -567,7 +567,7 @@ async def test_a_worker_that_a_new_control_found_and_that_dies_later_is_gone_for
     await successor.server.refresh()
     emptied = asyncio.create_task(successor.server.emptied())
     await successor.server.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await emptied
 
 

@@ -332,7 +332,7 @@ async def test_an_installation_that_the_full_disk_kept_back_is_done_once_when_th
         monkeypatch.setattr(os, "fsync", fsync)
         desk.now += 400
         acme.look()
-        await until(lambda: desk.files.progress(NAME).installed_at)
+        await until(lambda: desk.files.progress(NAME).installed_at and not acme._unkept)
         for _ in range(3):
             desk.now += 1000
             acme.look()
@@ -366,6 +366,7 @@ async def test_a_question_that_the_full_disk_kept_back_is_asked_once_when_there_
             desk.now += 3700
             acme.look()
             await asyncio.sleep(0.02)
+            await until(lambda: not acme._sooner.is_set() and not acme._acting)
         assert not acme._unkept
         assert desk.files.progress(NAME).ask_at > desk.now
 
@@ -379,6 +380,15 @@ async def test_what_changes_nothing_is_not_done_over_and_over(
     async def to_no_avail(name: str, progress: Progress) -> None:
         begun.append(desk.now)
 
+    looks, look_round = 0, acme._look_round
+
+    async def counted() -> float:
+        nonlocal looks
+        until = await look_round()
+        looks += 1
+        return until
+
+    monkeypatch.setattr(acme, "_look_round", counted)
     async with desk.running(acme):
         await until(lambda: desk.results["issued"])
         await until(lambda: desk.files.progress(NAME).ask_at and not acme._acting)
@@ -386,9 +396,9 @@ async def test_what_changes_nothing_is_not_done_over_and_over(
         (desk.certs / NAME / "fullchain.pem").unlink()
         start = desk.now
         for _ in range(60):
+            before = looks
             acme.look()
-            await until(lambda: not acme._sooner.is_set() and not acme._acting)
-            await asyncio.sleep(0.005)
+            await until(lambda before=before: looks > before and not acme._acting)  # type: ignore[misc]
             desk.now += 0.25
     assert [moment - start for moment in begun][:4] == pytest.approx([0, 1, 3, 7], abs=0.5)
 
@@ -563,8 +573,7 @@ async def test_a_disk_that_does_not_answer_is_a_fault_until_it_does(
     acme = desk.acme((NAME,))
     try:
         async with desk.running(acme):
-            await until(lambda: acme.faults)
-            assert hung.is_set()
+            await until(lambda: acme.faults and hung.is_set())
             assert set(desk.faults) == {"acme"}
             monkeypatch.setattr(renewals, "DISK_SECONDS", 60.0)
             go_on.set()
