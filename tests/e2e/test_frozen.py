@@ -17,7 +17,7 @@ from itertools import count
 import pytest
 
 from tests.e2e.backend_process import BackendProcess
-from tests.e2e.conftest import StartProcess, StartProxy
+from tests.e2e.conftest import SHORT_GOODBYE, StartProcess, StartProxy
 from tests.e2e.health_backend import backend_of, until_state
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import Http2Client, fields_of

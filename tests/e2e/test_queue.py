@@ -263,7 +263,7 @@ def test_who_still_waits_when_a_drain_ends_gets_an_answer(
     proxy = start_proxy(toml=WAITING)
     proxy.register(APP, backend.host, backend.port, max_in_flight=1)
     with ExitStack() as stack:
-        first, clients = one_and_those_behind(proxy, stack, busy, 3)
+        _, clients = one_and_those_behind(proxy, stack, busy, 3)
         proxy.signal(signal.SIGTERM)
         assert [client.read_response().status for client in clients] == [503] * 3
         busy.gate.set()  # whether the first one is answered in what is left of the drain or cut off
