@@ -146,6 +146,7 @@ class SingleProcess:
             await self._control.prepare()
             place.prepared()
             await self._may_go.wait()
+        await self._kept.claim()
         kept, former_feeds = self._kept.load(), place.take_sockets(FEED)
         for sock in former_feeds:
             await self._guests.welcome(sock)
@@ -197,7 +198,7 @@ class SingleProcess:
             if not self._has_yielded:
                 await self._control.reconfigure(self._config, self._read.seen)
                 await self._control.rescan()
-        except Exception:
+        except Exception:  # a bug: no reason to end what serves
             _log.exception("the reload failed: what it had not changed yet stays")
             self._control.count_fault("reload")
         self._notifier.ready(self._listening.summary())
@@ -230,7 +231,7 @@ class SingleProcess:
                 await self._yield()
             elif word is Word.RESUME and self._has_yielded:
                 await self._resume()
-        except Exception:
+        except Exception:  # a bug: the main process gives up waiting
             _log.exception("a step of an upgrade failed")
             if word is Word.RESUME:  # nobody takes registrations: another process will
                 raise
@@ -254,6 +255,7 @@ class SingleProcess:
         self._feed = Feed()
         self._guests = FeedServer(self._feed, None, 0)
         self._make_control()
+        await self._kept.claim()
         kept = self._kept.load()
 
         async def former(names: list[str]) -> list[Certificate]:
@@ -309,7 +311,7 @@ class SingleProcess:
             await self._control.lend()
         try:
             await self._worker.drain(timeouts.drain, self._leave)
-        except Exception:
+        except Exception:  # a bug: the rest of the end must still come; the status says it
             _log.exception("the drain failed")
             status = 1
         await self._unfollow()

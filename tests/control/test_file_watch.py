@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from portero_py.config.files import Seen
 from portero_py.control import file_watch
 from portero_py.control.file_watch import FileWatch
+from tests.waiting import until
 
 
 class Reader:
@@ -61,12 +62,6 @@ async def watching(folder: Path, rescan_seconds: float = 60.0) -> AsyncIterator[
     finally:
         running.cancel()
         await asyncio.wait([running])
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_file_that_is_written_or_replaced_is_read_again(tmp_path: Path) -> None:
