@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -35,6 +36,9 @@ SWEEP_DELAY: Final = 0.25
 
 #: The most ends that are remembered, so that nobody who reports late brings a lease back.
 MOST_ENDED: Final = 2_000
+
+#: The most leases that one change of the table names one by one in the log.
+MOST_LINES: Final = 100
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ class Leases:
         self._feed = feed
         self._clock = clock
         self._count_fault = count_fault
-        self._subscribers: list[Callable[[Change], None]] = [_log_change]
+        self._subscribers: list[Callable[[Change], None]] = []
         self._tasks = Tasks(count_fault)
         self._ended: set[tuple[str, str]] = set()  # released here: service, and instance id or address
         self._sweep_at = math.inf
@@ -291,6 +295,7 @@ class Leases:
         if due is not None and due < self._sweep_at:
             self._sooner.set()
         await self._publish()
+        _log_changes(changes)
         for change in changes:
             for told in self._subscribers:
                 try:
@@ -312,6 +317,19 @@ class Leases:
                 await asyncio.wait_for(self._sooner.wait(), wait)
             except TimeoutError:
                 await self.sweep()
+
+
+def _log_changes(changes: Sequence[Change]) -> None:
+    """Each of a few; of many at once, a file of thousands of services, only how many there are."""
+    if len(changes) > MOST_LINES and not _log.isEnabledFor(logging.DEBUG):
+        counted = Counter(change.what.value for change in changes if change.what is not What.RENEWED)
+        if counted:
+            _log.info(
+                "many leases at once: %s", ", ".join(f"{count} {what}" for what, count in counted.items())
+            )
+        return
+    for change in changes:
+        _log_change(change)
 
 
 def _log_change(change: Change) -> None:

@@ -140,6 +140,19 @@ async def test_a_reload_changes_no_backend_that_stays_the_same() -> None:
         assert worker.table.services["other.example"] is others
 
 
+async def test_thousands_of_backends_are_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    many = tuple(fixed("[::1]:1", name=f"s{number}.example") for number in range(3000))
+    async with control(services=many) as (worker, plane):
+        assert len(worker.table.services) == 3000
+        await plane.reconfigure(replace(plane._config, services=many[:2000]))
+        said = [each.getMessage() for each in caplog.records if "leases" in each.getMessage()]
+        assert said == [
+            "many leases at once: 3000 registered",
+            "many leases at once: 1000 deregistered",
+        ]
+
+
 async def test_registered_and_fixed_backends_are_one_set() -> None:
     async with control(services=(fixed("[::1]:1"),)) as (worker, plane):
         for port in (1, 2):
