@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from portero_py.config.files import Seen
-from portero_py.config.model import Config
+from portero_py.config.model import Config, Reloads
 from portero_py.control.api.application import RegistrationApi
-from portero_py.control.api.metrics import Metrics, Reloads
+from portero_py.control.api.metrics import Metrics
 from portero_py.control.api.state import State
 from portero_py.control.certificates.store import CertificateStore, Former
 from portero_py.control.file_watch import FileWatch

@@ -21,9 +21,8 @@ from typing import Final
 
 from portero_py.config import sources
 from portero_py.config.files import Seen
-from portero_py.config.model import Config
+from portero_py.config.model import Config, Reloads
 from portero_py.config.sources import Environ, Flags
-from portero_py.control.api.metrics import Reloads
 
 #: Lengths of the two parts, their checksum, readings that went well, that did not, time of the last good one.
 _HEAD: Final = struct.Struct("@QQIIId")

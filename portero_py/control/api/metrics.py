@@ -20,6 +20,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 import portero_py
+from portero_py.config.model import Reloads
 from portero_py.control.api.metric_kinds import Family, Kind
 from portero_py.core.counters import DURATION_BUCKETS, Counters
 from portero_py.core.model import LeaseState
@@ -31,18 +32,6 @@ _Counter: Final = Kind.COUNTER
 _Histogram: Final = Kind.HISTOGRAM
 
 _BOUNDS: Final = (*(str(bound) for bound in DURATION_BUCKETS), "+Inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Reloads:
-    """How often the configuration was read again, and when that went well last, seconds since the epoch.
-
-    The reading at the start is none, but it is one that went well.
-    """
-
-    ok: int = 0
-    failed: int = 0
-    succeeded_at: float = 0.0
 
 
 class Metrics:

@@ -12,7 +12,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 import portero_py
-from portero_py.control.api.metrics import Metrics, Reloads, content_type
+from portero_py.config.model import Reloads
+from portero_py.control.api.metrics import Metrics, content_type
 from portero_py.core.counters import Counters
 from portero_py.core.model import Backend, LeaseRequest, LeaseState
 from portero_py.core.registry import Registry
