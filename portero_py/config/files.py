@@ -50,9 +50,8 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._files: dict[
-            str, tuple[int, ...] | None
-        ] = {}  # path -> which file, and of when; None: not there
+        # path -> which file it was, and of when; None: it was not there
+        self._files: dict[str, tuple[int, ...] | None] = {}
         self._patterns: dict[str, tuple[str, ...]] = {}  # pattern -> what matched
 
     def __bool__(self) -> bool:

@@ -44,7 +44,7 @@ from portero_py.feed.feed import Feed
 from portero_py.feed.server import FeedServer
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.worker import Leave, Worker
-from portero_py.run import tuning
+from portero_py.run import logs, tuning
 from portero_py.run.generation import Generation
 from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
 from portero_py.run.readings import Readings
@@ -212,6 +212,7 @@ class _Worker(_Process):
         try:
             found = self.inherited.readings.common()
             if found is not None and found != self.config:
+                logs.set_level(found.log.level)
                 worker.reconfigure(found)
                 self.config = found
         except Exception:  # a bug: no reason to end what serves
@@ -338,6 +339,7 @@ class _Control(_Process):
         try:
             found = await asyncio.to_thread(self.inherited.readings.whole)
             if found is not None:
+                logs.set_level(found[0].log.level)
                 await self._plane.reconfigure(*found)
                 self.config = found[0]
             await self._plane.rescan()

@@ -176,6 +176,35 @@ class TestCheck:
         assert "listen: [::]:443\n" in ended.out
         assert "certificate app.example: app.example; until " in ended.out
         assert ended.out.endswith("all is well\n")
+
+    async def test_services_are_listed_though_nobody_runs_to_compare_with(self, tmp_path: Path) -> None:
+        file = tmp_path / "portero.toml"
+        file.write_text(
+            '[registration]\nlisten = "127.0.0.1:1"\n[tls]\nenabled = false\n'
+            '[[service]]\nname = "a.example"\nbackends = ["127.0.0.1:8000", "localhost:8001"]\n'
+        )
+        ended = await portero("--check", f"--config={file}")
+        assert ended.status == 0
+        assert "services: 1 with 2 backend(s), 0 route(s)\nrunning: nothing to compare with: " in ended.out
+
+    async def test_what_would_change_is_asked_of_the_api_that_runs(
+        self, api: RunningApi, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "portero.toml"
+        file.write_text('[tls]\nenabled = false\n[[service]]\nname = "a.example"\nbalance = "source"\n')
+        url = api.url.partition("=")[2]
+        secrets = {"REGISTER_SECRET": SECRET, "JWT_HMAC_KEY": KEY}
+        ended = await portero("--check", f"--config={file}", environ={**secrets, "PORTERO_API": url})
+        assert ended.status == 0
+        assert (
+            "running: 2 change(s) to services and routes\n"
+            "  service a.example is new\n"
+            "  service a.example: balance: default -> source\n"
+        ) in ended.out
+        wrong = {**secrets, "REGISTER_SECRET": "another"}
+        ended = await portero("--check", f"--config={file}", environ={**wrong, "PORTERO_API": url})
+        assert ended.status == 0
+        assert "the secret in X-Register-Secret is wrong" in ended.out
         assert SECRET not in ended.out
         assert ended.err == ""
 

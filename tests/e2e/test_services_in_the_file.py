@@ -132,6 +132,21 @@ def test_another_file_is_in_force_soon(
 
 
 @WORKERS
+def test_the_log_s_level_and_the_default_service_change_with_the_file(
+    start_proxy: StartProxy, start_backend: StartBackend, workers: str
+) -> None:
+    one = start_backend(says(b"one"))
+    named = service("a.e2e.test", one)
+    proxy = start_proxy(toml=SHORT_GOODBYE + named, flags=("--workers", workers))
+    assert asked(proxy, "unknown.e2e.test") == "404"
+    rewrite(proxy, '[proxy]\ndefault_service = "a.e2e.test"\n[log]\nlevel = "debug"\n' + named)
+    eventually(lambda: asked(proxy, "unknown.e2e.test") == "one /", "the default service is in force")
+    proxy.register("b.e2e.test", one.host, one.port)
+    proxy.register("b.e2e.test", one.host, one.port)
+    eventually(lambda: "renewed: b.e2e.test" in proxy.operator_log(), "control logs what it did not before")
+
+
+@WORKERS
 def test_a_folder_of_services_is_followed(
     start_proxy: StartProxy, start_backend: StartBackend, tmp_path: Path, workers: str
 ) -> None:
