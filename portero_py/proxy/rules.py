@@ -7,7 +7,7 @@ its successor where the part of the policy that it follows from is the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from portero_py.core.policies import ServicePolicy
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
+    from portero_py.proxy.patience import AllPatience
     from portero_py.wire.message import RequestHead, ResponseHead
+
+#: How often a request may be sent again, over all backends, where nothing else was said.
+MAX_RETRIES: Final = 3
 
 
 class Rules:
@@ -32,6 +36,9 @@ class Rules:
         self._every = every
         self.service = service
         self.policy = policy
+        self.patience = every.patience.of(service, policy)
+        #: How often a request may be sent again.
+        self.retries = MAX_RETRIES if policy.retries is None else policy.retries
         #: What an exchange passes, in order.
         self.gates: tuple[Gate, ...] = ()
 
@@ -56,9 +63,12 @@ class AllRules:
     `limits` and `timeouts` are the general ones; `configure` changes them.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, config: Config) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, counters: Counters, patience: AllPatience, config: Config
+    ) -> None:
         self.loop = loop
         self.counters = counters
+        self.patience = patience
         self.configure(config)
         self._rules: dict[str, Rules] = {}
 

@@ -24,6 +24,7 @@ from portero_py.proxy.access_log import AccessLog
 from portero_py.proxy.budget import HEAVY, Budget
 from portero_py.proxy.downstream.connection import NOBODY
 from portero_py.proxy.outcomes import Outcomes
+from portero_py.proxy.patience import AllPatience
 from portero_py.proxy.peer import Peers
 from portero_py.proxy.queues import Queues
 from portero_py.proxy.refusals import Refusals
@@ -89,10 +90,11 @@ class Surroundings:
         # routing table
         self.table = RoutingTable()
         self.certificates = CertificateTable()
-        self.pools = Pools(loop, self.table, rooms)
+        self.patience = AllPatience(config)
+        self.pools = Pools(loop, self.table, self.patience, rooms)
         self.balancers = Balancers(self.pools, self.health, start)
         self.queues = Queues(loop, self.counters, config.limits, rooms)
-        self.rules = AllRules(loop, self.counters, config)
+        self.rules = AllRules(loop, self.counters, self.patience, config)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)
@@ -101,8 +103,7 @@ class Surroundings:
         """Take over times, limits and the log's style; connections that live already see them at once."""
         self.timeouts = config.timeouts
         self.limits = config.limits
-        #: Seconds until somebody looks at a request that waits for its response.
-        self.first_look = min(config.health.timeout, config.timeouts.upstream_head)
+        self.patience.configure(config)
         self.health.configure(config.health.fall, config.health.timeout, config.health.statuses)
         self.outcomes.configure(config.health.interval, config.health.timeout)
         self.queues.limits = config.limits

@@ -214,6 +214,7 @@ class Worker:
                 return
             surroundings.counters.keep_only(surroundings.table.services)
             surroundings.rules.retain(surroundings.table.services)
+            surroundings.patience.retain(surroundings.table.services)
             surroundings.outcomes.retain(surroundings.table, monotonic())
         except Exception:  # what is left now goes with another table
             _log.exception("a fault of portero's own: what is gone was not forgotten")
