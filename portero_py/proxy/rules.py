@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from portero_py.core.policies import ServicePolicy
+from portero_py.core.policies import FieldChanges, ServicePolicy
+from portero_py.proxy.gates.basic_auth import Comparisons, Passwords
+from portero_py.proxy.gates.forward_auth import Authority
+from portero_py.proxy.gates.maintenance import Closed
+from portero_py.proxy.routing import changed
+from portero_py.wire.field_changes import MEMO_SIZE, Changes
+from portero_py.wire.message import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from portero_py.config.model import Config
     from portero_py.core.counters import Counters
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
     from portero_py.proxy.patience import AllPatience
-    from portero_py.wire.message import RequestHead, ResponseHead
+    from portero_py.proxy.upstream.pool import Pools
 
 #: How often a request may be sent again, over all backends, where nothing else was said.
 MAX_RETRIES: Final = 3
@@ -39,8 +44,28 @@ class Rules:
         self.patience = every.patience.of(service, policy)
         #: How often a request may be sent again.
         self.retries = MAX_RETRIES if policy.retries is None else policy.retries
+        gates: list[Gate] = []
+        if policy.maintenance is not None:
+            gates.append(Closed(policy.maintenance))
+        if policy.basic_auth is not None:
+            gates.append(_kept(former, policy.basic_auth) or Passwords(policy.basic_auth, every.comparisons))
+        if policy.forward_auth is not None:
+            gates.append(
+                _kept(former, policy.forward_auth) or Authority(policy.forward_auth, service, every.pools)
+            )
         #: What an exchange passes, in order.
-        self.gates: tuple[Gate, ...] = ()
+        self.gates = tuple(gates)
+        self._request_changes = _changes(policy.request_headers)
+        self._response_changes = _changes(policy.response_headers)
+        # Backends send the same heads again and again, which parsers share: so are those that follow from
+        # them, under the identity of one that is kept alive with it.
+        self._changed_heads: dict[int, tuple[ResponseHead, ResponseHead]] = {}
+
+    def close(self, taken_over: Sequence[Gate] = ()) -> None:
+        """Exchanges that are under way may still use it, new ones do not; `taken_over` go on elsewhere."""
+        for gate in self.gates:
+            if isinstance(gate, Authority) and gate not in taken_over:
+                gate.close()
 
     @property
     def body_bytes(self) -> int:
@@ -50,11 +75,44 @@ class Rules:
 
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
-        return head
+        changes = self._request_changes
+        return head if changes is None else changed(head, changes.of(head.fields))
 
     def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
         """What the client is to get instead of a backend's `head`, as `request_head`."""
-        return head
+        changes = self._response_changes
+        if changes is None:
+            return head
+        known = self._changed_heads.get(id(head))
+        if known is not None:
+            return known[1]
+        fields = changes.of(head.fields)
+        other = ResponseHead(head.status, head.phrase, fields, head.body_length, upgrade=head.upgrade)
+        if len(self._changed_heads) >= MEMO_SIZE:
+            self._changed_heads.clear()
+        self._changed_heads[id(head)] = head, other
+        return other
+
+
+def _kept(former: Rules | None, auth: object) -> Gate | None:
+    """The gate of `former` rules that was made of the same part of the policy."""
+    for gate in () if former is None else former.gates:
+        if isinstance(gate, (Passwords, Authority)) and gate.auth == auth:
+            return gate
+    return None
+
+
+def _changes(changes: FieldChanges | None) -> Changes | None:
+    if changes is None:
+        return None
+    put, add = (
+        [(name.encode(), _value(value)) for name, value in each] for each in (changes.set, changes.add)
+    )
+    return Changes([name.encode() for name in changes.remove], put, add) or None
+
+
+def _value(text: str) -> bytes:
+    return text.encode("utf-8")
 
 
 class AllRules:
@@ -63,12 +121,11 @@ class AllRules:
     `limits` and `timeouts` are the general ones; `configure` changes them.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, counters: Counters, patience: AllPatience, config: Config
-    ) -> None:
-        self.loop = loop
+    def __init__(self, pools: Pools, counters: Counters, patience: AllPatience, config: Config) -> None:
+        self.pools = pools
         self.counters = counters
         self.patience = patience
+        self.comparisons = Comparisons(pools.loop.create_task)
         self.configure(config)
         self._rules: dict[str, Rules] = {}
 
@@ -85,7 +142,10 @@ class AllRules:
         rules = self._rules.get(service.name)
         if rules is None or rules.policy is not policy:
             if rules is None or rules.policy != policy:
-                rules = self._rules[service.name] = Rules(self, service.name, policy, rules)
+                former = rules
+                rules = self._rules[service.name] = Rules(self, service.name, policy, former)
+                if former is not None:
+                    former.close(rules.gates)
             else:
                 rules.policy = policy  # another object that says the same: a renewal over the feed
         return rules
@@ -97,4 +157,11 @@ class AllRules:
             service = services.get(name)
             if service is not None and service.policy is not None:
                 kept[name] = rules
+            else:
+                rules.close()
         self._rules = kept
+
+    def close(self) -> None:
+        """End what goes on for them."""
+        self.retain({})
+        self.comparisons.close()

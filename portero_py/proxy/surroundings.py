@@ -94,7 +94,7 @@ class Surroundings:
         self.pools = Pools(loop, self.table, self.patience, rooms)
         self.balancers = Balancers(self.pools, self.health, start)
         self.queues = Queues(loop, self.counters, config.limits, rooms)
-        self.rules = AllRules(loop, self.counters, self.patience, config)
+        self.rules = AllRules(self.pools, self.counters, self.patience, config)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)
@@ -122,6 +122,7 @@ class Surroundings:
         """Everything has ended."""
         self.access_log.close()
         self.refusals.close()
+        self.rules.close()
         self.budget.close()
         self.connections.arrivals.close()
 

@@ -259,7 +259,7 @@ class Pools(Claims):
         rooms: Rooms | None = None,
     ) -> None:
         self.loop = loop
-        self._patience = patience
+        self.patience = patience
         self._rooms = rooms
         self.connector: Connector
         self._pools: dict[PoolKey, BackendPool] = {}
@@ -380,7 +380,7 @@ class Pools(Claims):
 
     def _patience_of(self, service: str) -> Patience:
         found = self._latest.services.get(service)
-        return self._patience.of(service, None if found is None else found.policy)
+        return self.patience.of(service, None if found is None else found.policy)
 
     def _keys(self, service: str, backend: Backend) -> list[PoolKey]:
         if backend.use_tls:
