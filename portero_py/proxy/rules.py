@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.policies import FieldChanges, ServicePolicy
+from portero_py.core.rate_limit import Buckets
+from portero_py.proxy.gates.addresses import Addresses
 from portero_py.proxy.gates.basic_auth import Comparisons, Passwords
 from portero_py.proxy.gates.forward_auth import Authority
 from portero_py.proxy.gates.maintenance import Closed
+from portero_py.proxy.gates.rate_limit import RateLimits
 from portero_py.proxy.routing import changed
 from portero_py.wire.field_changes import MEMO_SIZE, Changes
 from portero_py.wire.message import RequestHead, ResponseHead
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
     from portero_py.proxy.patience import AllPatience
+    from portero_py.proxy.refusals import Refusals
     from portero_py.proxy.upstream.pool import Pools
 
 #: How often a request may be sent again, over all backends, where nothing else was said.
@@ -45,8 +49,14 @@ class Rules:
         #: How often a request may be sent again.
         self.retries = MAX_RETRIES if policy.retries is None else policy.retries
         gates: list[Gate] = []
+        if policy.allow or policy.deny:
+            gates.append(_kept(former, (policy.allow, policy.deny)) or Addresses(policy.allow, policy.deny))
         if policy.maintenance is not None:
             gates.append(Closed(policy.maintenance))
+        if policy.rate_limits:
+            gates.append(
+                RateLimits(service, policy.rate_limits, every.buckets, every.counters, every.refusals)
+            )
         if policy.basic_auth is not None:
             gates.append(_kept(former, policy.basic_auth) or Passwords(policy.basic_auth, every.comparisons))
         if policy.forward_auth is not None:
@@ -94,10 +104,12 @@ class Rules:
         return other
 
 
-def _kept(former: Rules | None, auth: object) -> Gate | None:
+def _kept(former: Rules | None, part: object) -> Gate | None:
     """The gate of `former` rules that was made of the same part of the policy."""
     for gate in () if former is None else former.gates:
-        if isinstance(gate, (Passwords, Authority)) and gate.auth == auth:
+        if (isinstance(gate, Addresses) and gate.lists == part) or (
+            isinstance(gate, (Passwords, Authority)) and gate.auth == part
+        ):
             return gate
     return None
 
@@ -118,12 +130,23 @@ def _value(text: str) -> bytes:
 class AllRules:
     """Those of all services of this worker that have a policy, and were asked for.
 
-    `limits` and `timeouts` are the general ones; `configure` changes them.
+    `buckets` are those of rate limits that it has with the other workers, if there are any. `limits` and
+    `timeouts` are the general ones; `configure` changes them.
     """
 
-    def __init__(self, pools: Pools, counters: Counters, patience: AllPatience, config: Config) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        counters: Counters,
+        patience: AllPatience,
+        refusals: Refusals,
+        buckets: Buckets | None,
+        config: Config,
+    ) -> None:
         self.pools = pools
         self.counters = counters
+        self.refusals = refusals
+        self.buckets = buckets or Buckets(memoryview(bytearray(Buckets.size(1))), 1, 0)
         self.patience = patience
         self.comparisons = Comparisons(pools.loop.create_task)
         self.configure(config)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from portero_py.config.model import Config
+    from portero_py.core.rate_limit import Buckets
     from portero_py.errors import PorteroError
     from portero_py.proxy.deadlines import DeadlineWheel
     from portero_py.proxy.downstream.arrivals import Place
@@ -51,7 +52,7 @@ class Surroundings:
 
     `start` shifts the balancers' first turns: it is another number in each worker. The access log goes to
     `log_descriptor`, in turns with the others who lock `log_lock` (see `access_log`). `rooms` is where
-    workers keep the limits of backends together.
+    workers keep the limits of backends together, and `buckets` where they keep the rate limits.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Surroundings:
         log_descriptor: int = 1,
         log_lock: int = -1,
         rooms: Rooms | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         # process
         self.loop = loop
@@ -94,7 +96,7 @@ class Surroundings:
         self.pools = Pools(loop, self.table, self.patience, rooms)
         self.balancers = Balancers(self.pools, self.health, start)
         self.queues = Queues(loop, self.counters, config.limits, rooms)
-        self.rules = AllRules(self.pools, self.counters, self.patience, config)
+        self.rules = AllRules(self.pools, self.counters, self.patience, self.refusals, buckets, config)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)
