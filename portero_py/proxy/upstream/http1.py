@@ -385,7 +385,7 @@ class UpstreamHttp1(UpstreamConnection):
             return False
         self.deadline += rest
         if self.is_silent():
-            self._surroundings.outcomes.slow(exchange, now)
+            self._surroundings.outcomes.slow(exchange, self._surroundings.table, now)
         return now < self.deadline
 
     def _let_out(self) -> None:
