@@ -20,6 +20,7 @@ The invariants
 - A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
   out. So it is with a limited backend's slot (`_pick_scarce`), and with the place in a queue (`_wait`).
 - Whoever comes while others wait for the same service waits behind them.
+- Whom the table sends to another service than at first passes the gates of that one too (`_enter`).
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
 - A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
@@ -313,8 +314,10 @@ class Exchange(RequestSide):
             return Turn.GONE
         if service.name != self.service or not service.is_scarce:
             self._release()
-            self.service = service.name
-            self._try_next(service, None, monotonic())
+            if service.name != self.service:
+                self._enter(service)
+            else:
+                self._try_next(service, None, monotonic())
             return Turn.GONE  # of this queue; it may be in another one
         self._try_next(service, None, monotonic())
         if self._phase is not _QUEUED:
@@ -531,6 +534,17 @@ class Exchange(RequestSide):
             return surroundings.router.route(self.head.authority, surroundings.table)
         return surroundings.table.services.get(route.service)
 
+    def _enter(self, service: Service) -> None:
+        """Another service is in charge of the host by now: through its gates, as a new request would."""
+        self.service = service.name
+        self._rules = None if service.policy is None else self._surroundings.rules.of(service)
+        self._outgoing = None  # which routes make too, but then the service is the route's
+        self._gates_passed = 0
+        if self._rules is None:
+            self._try_next(service, None, monotonic())
+        else:
+            self._pass_gates(service, monotonic())
+
     def _asked(self) -> None:
         """The gate has answered, if one was asked."""
         if self._asking is not None:
@@ -744,7 +758,10 @@ class Exchange(RequestSide):
         self.retries += 1
         self._surroundings.counters.retries[self.service, reason] += 1
         self._phase = _ROUTING
-        self._try_next(service, error, monotonic())
+        if service.name != self.service:
+            self._enter(service)
+        else:
+            self._try_next(service, error, monotonic())
 
     def _refuse(self, error: PorteroError) -> None:
         """Answer with the reply that `error` means, or abort a response that has begun."""

@@ -229,6 +229,33 @@ async def test_behind_a_trusted_proxy_the_client_is_who_it_names(world: World) -
         assert await ask(world, client, FORWARDED % chain) == expected, chain
 
 
+@pytest.mark.parametrize("has_failed", [False, True], ids=["queued", "tried again"])
+async def test_who_comes_to_another_service_on_the_way_passes_its_gates(
+    world: World, *, has_failed: bool
+) -> None:
+    leases = tuple(
+        Lease("*.example", f"b{n}", Backend("127.0.0.1", 9000 + n), float("inf"), None, max_in_flight=1)
+        for n in range(2 if has_failed else 1)
+    )
+    policy = ServicePolicy(queue_seconds=60)
+    world.apply(RoutingTable(2, {"*.example": Service("*.example", leases, policy=policy)}))
+    busy, client = world.client(), world.client()
+    busy.send(get(b"/"))
+    first = await world.backend()
+    client.send(get(b"/"))
+    await settle()
+    closed = Service("app.example", leases, policy=ServicePolicy(deny=("192.0.2.7",)))
+    world.apply(RoutingTable(3, {**world.table.services, "app.example": closed}))
+    if has_failed:
+        (await world.backend()).vanish()
+    else:
+        world.queues.follow(world.table)
+    await settle()
+    assert statuses(client.received) == [403]
+    assert world.done[-1].service == "app.example"
+    first.send(OK)
+
+
 async def test_lists_that_stay_the_same_are_not_made_again(world: World) -> None:
     allow = tuple(f"10.{high}.{low}.0/24" for high in range(10) for low in range(100))
     gates = set()
