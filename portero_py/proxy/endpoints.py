@@ -69,6 +69,7 @@ class Record:
     upstream_started = 0.0
     upstream_seconds = 0.0
     retries = 0
+    is_at_home = False  # the client's cookie is to stay as it is (`core/stickiness`)
     bytes_in = 0
     bytes_out = 0
     error: PorteroError | None = None

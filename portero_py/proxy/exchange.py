@@ -549,9 +549,12 @@ class Exchange(RequestSide):
             if lease is None:
                 return
         else:
-            lease = surroundings.balancers.pick(
-                service, now, self._excluded or (), self.head, error is not None
-            )
+            if self._rules is None:
+                lease = surroundings.balancers.pick(
+                    service, now, self._excluded or (), self.head, error is not None
+                )
+            else:
+                lease = self._pick(service, now, error is not None)
             if lease is None:
                 self._refuse(error or NoBackend("no backend can take the request now"))
                 return
@@ -575,6 +578,22 @@ class Exchange(RequestSide):
             self.downstream.pause_body()
         self._connecting = pool.connect(self)
 
+    def _pick(self, service: Service, now: float, retry: bool) -> Lease | None:
+        """Pick by the service's policy: its client's home (`core/stickiness`), if it has one, or another."""
+        surroundings, rules = self._surroundings, self._rules
+        balancers = surroundings.balancers
+        excluded = self._excluded or ()
+        client = ""
+        if rules is not None:
+            if rules.sticky is not None and rules.service == service.name:
+                home = rules.sticky.home(self.head, service)
+                self.is_at_home = home is not None and balancers.may_stay(service, home, now, excluded, retry)
+                if self.is_at_home and home is not None and surroundings.pools.has_room(home):
+                    return home
+            if rules.by_client:
+                client = surroundings.peers.client_behind(self.peer, self.head.forwarded)
+        return balancers.pick(service, now, excluded, self.head, retry, client)
+
     def _pick_scarce(self, service: Service, error: PorteroError | None, now: float) -> Lease | None:
         """Pick for a service that not everybody may go on to; None: it waits in the queue, or was refused."""
         surroundings = self._surroundings
@@ -583,7 +602,7 @@ class Exchange(RequestSide):
         if halt is None and (queued or service.name not in surroundings.queues):
             excluded = self._excluded or ()
             retry = bool(excluded)
-            lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+            lease = self._pick(service, now, retry)
             tries = len(service.leases)
             while lease is not None and lease.max_in_flight:
                 self._slot = surroundings.pools.take_slot(lease)
@@ -596,7 +615,7 @@ class Exchange(RequestSide):
                 if not tries:
                     lease = None
                     break
-                lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+                lease = self._pick(service, now, retry)
             if lease is not None:
                 if queued:
                     self._leave_queue(now)

@@ -15,9 +15,11 @@ from portero_py.wire.headers import Forwarding
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
     from portero_py.config.model import Network
     from portero_py.core.certificates import Certificate
+    from portero_py.wire.message import Field
 
 #: Addresses that are remembered, 1 KB each.
 MAX_KNOWN: Final = 4096
@@ -82,6 +84,19 @@ class Peers:
             client = self._clients[host] = "" if is_proxy else client_of(host)
         return client
 
+    def client_behind(self, peer: Peer, received: Sequence[Field]) -> str:
+        """Return the address of the client for whom a request comes; `received` are its forwarded fields.
+
+        From a trusted proxy it is the last one in X-Forwarded-For that is none of a trusted proxy: what
+        stands before it anybody may have written. "" when nobody knows.
+        """
+        address = peer.address
+        for hop in reversed(peer.forwarding.chain(received)):
+            address = _address_of(hop.decode("latin-1"))
+            if not address or not _is_in(address, self._trusted_proxies):
+                break
+        return "" if address == "unknown" else address
+
     # Private
 
     def _learn(self, key: tuple[str, bytes]) -> tuple[str, Forwarding]:
@@ -96,6 +111,19 @@ class Peers:
 
 
 # Private
+
+
+def _address_of(hop: str) -> str:
+    """The address in an entry of X-Forwarded-For, with or without port and brackets; "" for anything else."""
+    text = hop
+    if hop.startswith("["):
+        text = hop[1:].partition("]")[0]
+    elif hop.count(":") == 1:
+        text = hop.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return ""
 
 
 def _is_in(address: str, networks: tuple[Network, ...]) -> bool:

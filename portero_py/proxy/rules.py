@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from portero_py.core.balancing.balancers import BY_CLIENT
 from portero_py.core.policies import ServicePolicy
+from portero_py.core.stickiness import Stickiness, sticky_key
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,6 +36,10 @@ class Rules:
         self.policy = policy
         #: What an exchange passes, in order.
         self.gates: tuple[Gate, ...] = ()
+        #: Whether the client's address says which backend.
+        self.by_client = policy.balance in BY_CLIENT
+        self.sticky: Stickiness | None = None
+        self.renew_key()
 
     @property
     def body_bytes(self) -> int:
@@ -41,12 +47,22 @@ class Rules:
         own = self.policy.body_bytes
         return self._every.limits.body_bytes if own is None else own
 
+    def renew_key(self) -> None:
+        """Sign cookies with the key that there is now."""
+        sticky = self.policy.sticky
+        self.sticky = None if sticky is None else Stickiness(sticky, self._every.sticky_key)
+
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
-        return head
+        return head if self.sticky is None else self.sticky.request_head(head)
 
     def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
         """What the client is to get instead of a backend's `head`, as `request_head`."""
+        sticky, lease = self.sticky, exchange.lease
+        if sticky is not None and lease is not None:
+            asked = exchange.head
+            is_secure = exchange.peer.forwarding.scheme(asked.forwarded) == b"https"
+            head = sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
         return head
 
 
@@ -59,14 +75,21 @@ class AllRules:
     def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, config: Config) -> None:
         self.loop = loop
         self.counters = counters
-        self.configure(config)
         self._rules: dict[str, Rules] = {}
+        self.sticky_key = b""
+        self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Go by this configuration from now on."""
         self.limits = config.limits
         self.timeouts = config.timeouts
         self.workers = config.workers
+        registration = config.registration
+        key = sticky_key(registration.secret or "".join([key for _, key in registration.hmac_keys[:1]]))
+        if key != self.sticky_key:
+            self.sticky_key = key
+            for rules in self._rules.values():
+                rules.renew_key()
 
     def of(self, service: Service) -> Rules:
         """The rules of a service that has a policy."""
