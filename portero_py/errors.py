@@ -377,6 +377,50 @@ class ServicePaused(ServiceHalted):
     reason = "paused"
 
 
+class UnderMaintenance(NoBackend):
+    """The service's operator has put a page in its place: `page`, of `content_type`.
+
+    `retry_after` in seconds, 0 when nobody can say.
+    """
+
+    reason = "maintenance"
+
+    def __init__(self, message: str, page: str = "", content_type: str = "", retry_after: int = 0) -> None:
+        super().__init__(message)
+        self.page = page
+        self.content_type = content_type
+        self.retry_after = retry_after
+
+
+class Unauthorized(ExchangeError):
+    """A name and a password are needed, of `realm` (RFC 9110, 15.5.2)."""
+
+    status = 401
+    reason = "credentials"
+
+    def __init__(self, message: str, realm: str = "") -> None:
+        super().__init__(message)
+        self.realm = realm
+
+
+class TooManyLogins(ExchangeError):
+    """More passwords wait for being checked than may."""
+
+    status = 429
+    reason = "too_many_logins"
+
+
+class AuthUnreachable(ExchangeError):
+    """The server that a service asks about its requests gave no answer that can be used."""
+
+    reason = "auth_unreachable"
+
+
+class AuthTimeout(ExchangeError):
+    status = 504
+    reason = "auth_timeout"
+
+
 class GoingDown(NoBackend):
     """This process ends before there was room."""
 

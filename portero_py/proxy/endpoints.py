@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from portero_py.core.queue import Turn
     from portero_py.errors import PorteroError
     from portero_py.proxy.peer import Peer
+    from portero_py.wire.field_changes import Changes
     from portero_py.wire.headers import Forwarded
 
 
@@ -102,8 +103,8 @@ class Waiting(Record):
 class Gated(Waiting):
     """The exchange, as the gates of its service see it (`gates/gate`)."""
 
-    def gate_opened(self) -> None:
-        """It may go on."""
+    def gate_opened(self, changes: Changes | None = None) -> None:
+        """It may go on, to a backend with `changes`."""
         raise NotImplementedError
 
     def gate_closed(self, error: PorteroError) -> None:

@@ -67,7 +67,9 @@ from portero_py.errors import (
 )
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
+from portero_py.proxy.routing import redirect, stripped
 from portero_py.proxy.upstream.rooms import NONE
+from portero_py.wire.message import request_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from portero_py.proxy.rules import Rules
     from portero_py.proxy.surroundings import Surroundings
     from portero_py.proxy.upstream.pool import BackendPool, Connecting
+    from portero_py.wire.field_changes import Changes
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
 #: How often a request may be sent again, over all backends.
@@ -191,12 +194,17 @@ class Exchange(RequestSide):
                 self._refuse(Misdirected("this connection presented the certificate of another host"))
                 return
             peer.covered = head.authority
+        if route is not None and route.redirect:
+            self.answer(*redirect(route, head, self.request_id))
+            return
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host"))
             return
         if head.method == b"CONNECT":
             self._refuse(MethodRefused("CONNECT is not served here"))
             return
+        if route is not None and route.strip_path:
+            self._outgoing = stripped(head, route.path)
         if service.policy is not None:
             self._rules = surroundings.rules.of(service)
         rules = self._rules
@@ -266,10 +274,12 @@ class Exchange(RequestSide):
 
     # What the gates call
 
-    def gate_opened(self) -> None:
+    def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on: through the gates behind this one, as a new request would."""
-        self._asking = None
-        self._phase = _ROUTING
+        self._asked()
+        if changes is not None:
+            outgoing = self.head if self._outgoing is None else self._outgoing
+            self._outgoing = request_with(outgoing, changes.of(outgoing.fields))
         service = self._service_now()
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
@@ -278,14 +288,12 @@ class Exchange(RequestSide):
 
     def gate_closed(self, error: PorteroError) -> None:
         """It may not."""
-        self._asking = None
-        self._phase = _ROUTING
+        self._asked()
         self._refuse(error)
 
     def answer(self, head: ResponseHead, body: bytes, error: PorteroError | None = None) -> None:
         """This is the response, whole."""
-        self._asking = None
-        self._phase = _ROUTING
+        self._asked()
         self._give_up_upstream()
         self.error = error
         self._respond(head, body)
@@ -516,6 +524,12 @@ class Exchange(RequestSide):
             return surroundings.router.route(self.head.authority, surroundings.table)
         return surroundings.table.services.get(route.service)
 
+    def _asked(self) -> None:
+        """The gate has answered, if one was asked."""
+        if self._asking is not None:
+            self._asking = None
+            self._phase = _ROUTING
+
     def _pass_gates(self, service: Service, now: float) -> None:
         """Go through the gates that are left, then to a backend."""
         rules = self._rules
@@ -536,9 +550,7 @@ class Exchange(RequestSide):
                     self._body_held_up = True
                     self.downstream.pause_body()
                 return
-        outgoing = rules.request_head(self, self.head)
-        if outgoing is not self.head:
-            self._outgoing = outgoing
+        self._outgoing = rules.request_head(self, self.head if self._outgoing is None else self._outgoing)
         self._try_next(service, None, now)
 
     def _try_next(self, service: Service, error: PorteroError | None, now: float) -> None:

@@ -12,10 +12,19 @@ from typing import Final
 
 import orjson
 
-from portero_py.errors import NoBackend, PorteroError, ServiceHalted
+from portero_py.errors import (
+    NoBackend,
+    PorteroError,
+    ServiceHalted,
+    TooManyLogins,
+    Unauthorized,
+    UnderMaintenance,
+)
 from portero_py.wire.accept import preferred
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
+#: The same while an operator works on a service, and has not said for how long.
+MAINTENANCE_RETRY_AFTER: Final = b"60"
 #: Seconds after which a client may try again when no backend can take its request: backends register and
 #: renew within seconds, and a longer wait would outlive most redeployments.
 RETRY_AFTER: Final = b"2"
@@ -56,6 +65,11 @@ def http_date(seconds: float) -> bytes:
     return f"{day}, {at.tm_mday:02} {month} {at.tm_year:04} {clock} GMT".encode()
 
 
+def phrase_of(status: int) -> str:
+    """Return the reason phrase of a status."""
+    return _PHRASES.get(status, "Error")
+
+
 def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> tuple[ResponseHead, bytes]:
     """Return the response that tells a client about `error`; `head` is its request, if there was one.
 
@@ -63,9 +77,12 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
     The body is empty for HEAD.
     """
     detail = _OPAQUE.get(error.status) or str(error)
-    phrase = _PHRASES.get(error.status, "Error")
+    phrase = phrase_of(error.status)
     kind = _kind(error, head)
-    if kind == _JSON:
+    if isinstance(error, UnderMaintenance) and error.page and kind != _JSON:
+        content_type = error.content_type.encode()
+        body = error.page.encode()
+    elif kind == _JSON:
         content_type = b"application/problem+json"
         body = orjson.dumps(
             {
@@ -89,8 +106,13 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
         (b"Date", http_date(time())),
         (b"X-Request-ID", request_id),
     ]
-    if isinstance(error, NoBackend):
+    if isinstance(error, UnderMaintenance):
+        fields.append((b"Retry-After", _seconds(error.retry_after) or MAINTENANCE_RETRY_AFTER))
+    elif isinstance(error, (NoBackend, TooManyLogins)):
         fields.append((b"Retry-After", RETRY_AFTER))
+    if isinstance(error, Unauthorized):
+        realm = error.realm.replace("\\", "\\\\").replace('"', '\\"').encode()
+        fields.append((b"WWW-Authenticate", b'Basic realm="%b", charset="UTF-8"' % realm))
     if error.status == 405:
         fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     if head is not None and head.method == b"HEAD":
@@ -99,6 +121,10 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
 
 
 # Private
+
+
+def _seconds(number: int) -> bytes:
+    return b"%d" % number if number else b""
 
 
 def _kind(error: PorteroError, head: RequestHead | None) -> int:

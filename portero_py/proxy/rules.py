@@ -10,19 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from portero_py.core.balancing.balancers import BY_CLIENT
-from portero_py.core.policies import ServicePolicy
+from portero_py.core.policies import FieldChanges, ServicePolicy
 from portero_py.core.stickiness import Stickiness, sticky_key
+from portero_py.proxy.gates.basic_auth import Comparisons, Passwords
+from portero_py.proxy.gates.forward_auth import Authority
+from portero_py.proxy.gates.maintenance import Closed
+from portero_py.wire.field_changes import MEMO_SIZE, Changes
+from portero_py.wire.message import RequestHead, ResponseHead, request_with, response_with
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from portero_py.config.model import Config
     from portero_py.core.counters import Counters
     from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
-    from portero_py.wire.message import RequestHead, ResponseHead
+    from portero_py.proxy.upstream.pool import Pools
 
 
 class Rules:
@@ -34,12 +38,32 @@ class Rules:
         self._every = every
         self.service = service
         self.policy = policy
+        gates: list[Gate] = []
+        if policy.maintenance is not None:
+            gates.append(Closed(policy.maintenance))
+        if policy.basic_auth is not None:
+            gates.append(_kept(former, policy.basic_auth) or Passwords(policy.basic_auth, every.comparisons))
+        if policy.forward_auth is not None:
+            gates.append(
+                _kept(former, policy.forward_auth) or Authority(policy.forward_auth, service, every.pools)
+            )
         #: What an exchange passes, in order.
-        self.gates: tuple[Gate, ...] = ()
+        self.gates = tuple(gates)
         #: Whether the client's address says which backend.
         self.by_client = policy.balance in BY_CLIENT
         self.sticky: Stickiness | None = None
         self.renew_key()
+        self._request_changes = _changes(policy.request_headers)
+        self._response_changes = _changes(policy.response_headers)
+        # Backends send the same heads again and again, which parsers share: so are those that follow from
+        # them, under the identity of one that is kept alive with it.
+        self._changed_heads: dict[int, tuple[ResponseHead, ResponseHead]] = {}
+
+    def close(self, taken_over: Sequence[Gate] = ()) -> None:
+        """Exchanges that are under way may still use it, new ones do not; `taken_over` go on elsewhere."""
+        for gate in self.gates:
+            if isinstance(gate, Authority) and gate not in taken_over:
+                gate.close()
 
     @property
     def body_bytes(self) -> int:
@@ -54,16 +78,53 @@ class Rules:
 
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
+        changes = self._request_changes
+        if changes is not None:
+            head = request_with(head, changes.of(head.fields))
         return head if self.sticky is None else self.sticky.request_head(head)
 
     def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
         """What the client is to get instead of a backend's `head`, as `request_head`."""
-        sticky, lease = self.sticky, exchange.lease
-        if sticky is not None and lease is not None:
-            asked = exchange.head
-            is_secure = exchange.peer.forwarding.scheme(asked.forwarded) == b"https"
-            head = sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
-        return head
+        changes, sticky, lease = self._response_changes, self.sticky, exchange.lease
+        if changes is not None:
+            head = self._changed(head, changes)
+        if sticky is None or lease is None:
+            return head
+        is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) == b"https"
+        return sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
+
+    # Private
+
+    def _changed(self, head: ResponseHead, changes: Changes) -> ResponseHead:
+        known = self._changed_heads.get(id(head))
+        if known is not None:
+            return known[1]
+        other = response_with(head, changes.of(head.fields))
+        if len(self._changed_heads) >= MEMO_SIZE:
+            self._changed_heads.clear()
+        self._changed_heads[id(head)] = head, other
+        return other
+
+
+def _kept(former: Rules | None, auth: object) -> Gate | None:
+    """The gate of `former` rules that was made of the same part of the policy."""
+    for gate in () if former is None else former.gates:
+        if isinstance(gate, (Passwords, Authority)) and gate.auth == auth:
+            return gate
+    return None
+
+
+def _changes(changes: FieldChanges | None) -> Changes | None:
+    if changes is None:
+        return None
+    put, add = (
+        [(name.encode(), _value(value)) for name, value in each] for each in (changes.set, changes.add)
+    )
+    return Changes([name.encode() for name in changes.remove], put, add) or None
+
+
+def _value(text: str) -> bytes:
+    return text.encode("utf-8")
 
 
 class AllRules:
@@ -72,9 +133,10 @@ class AllRules:
     `limits` and `timeouts` are the general ones; `configure` changes them.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counters: Counters, config: Config) -> None:
-        self.loop = loop
+    def __init__(self, pools: Pools, counters: Counters, config: Config) -> None:
+        self.pools = pools
         self.counters = counters
+        self.comparisons = Comparisons(pools.loop.create_task)
         self._rules: dict[str, Rules] = {}
         self.sticky_key = b""
         self.configure(config)
@@ -98,7 +160,10 @@ class AllRules:
         rules = self._rules.get(service.name)
         if rules is None or rules.policy is not policy:
             if rules is None or rules.policy != policy:
-                rules = self._rules[service.name] = Rules(self, service.name, policy, rules)
+                former = rules
+                rules = self._rules[service.name] = Rules(self, service.name, policy, former)
+                if former is not None:
+                    former.close(rules.gates)
             else:
                 rules.policy = policy  # another object that says the same: a renewal over the feed
         return rules
@@ -110,4 +175,11 @@ class AllRules:
             service = services.get(name)
             if service is not None and service.policy is not None:
                 kept[name] = rules
+            else:
+                rules.close()
         self._rules = kept
+
+    def close(self) -> None:
+        """End what goes on for them."""
+        self.retain({})
+        self.comparisons.close()

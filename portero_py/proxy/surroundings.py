@@ -92,7 +92,7 @@ class Surroundings:
         self.pools = Pools(loop, self.table, rooms)
         self.balancers = Balancers(self.pools, self.health, start)
         self.queues = Queues(loop, self.counters, config.limits, rooms)
-        self.rules = AllRules(loop, self.counters, config)
+        self.rules = AllRules(self.pools, self.counters, config)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)
@@ -121,6 +121,7 @@ class Surroundings:
         """Everything has ended."""
         self.access_log.close()
         self.refusals.close()
+        self.rules.close()
         self.budget.close()
         self.connections.arrivals.close()
 

@@ -56,7 +56,7 @@ _FORWARDED: Final = (
 )
 
 
-def _underscored(name: bytes) -> list[bytes]:
+def underscored(name: bytes) -> list[bytes]:
     """Every spelling of `name` in which at least one dash is an underscore."""
     words = name.split(b"-")
     return [
@@ -80,7 +80,7 @@ def _request_kinds() -> dict[bytes, int]:
     kinds.update(dict.fromkeys(_HOP_BY_HOP, HOP))
     kinds.update(dict.fromkeys(_FORWARDED, FORWARDED))
     for name in list(kinds):
-        kinds.update(dict.fromkeys(_underscored(name), SPOOF))
+        kinds.update(dict.fromkeys(underscored(name), SPOOF))
     return kinds
 
 

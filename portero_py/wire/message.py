@@ -103,11 +103,11 @@ class ResponseHead:
         self.upgrade = upgrade
 
 
-def request_with(head: RequestHead, fields: Fields) -> RequestHead:
-    """`head`, which may be shared, with other fields."""
+def request_with(head: RequestHead, fields: Fields, target: bytes = b"") -> RequestHead:
+    """`head`, which may be shared, with other fields and, where it is given, another target."""
     other = RequestHead(
         head.method,
-        head.target,
+        target or head.target,
         head.authority,
         head.version,
         fields,
@@ -117,7 +117,8 @@ def request_with(head: RequestHead, fields: Fields) -> RequestHead:
         wants_trailers=head.wants_trailers,
     )
     other.keep_alive = head.keep_alive
-    other.upgrade = head.upgrade
+    if head.upgrade:
+        other.upgrade = head.upgrade
     return other
 
 
