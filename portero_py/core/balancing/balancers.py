@@ -56,7 +56,7 @@ class Balancers:
         self._health = health
         self._ejected = health.ejected
         self._start = start
-        self._policy = policy
+        self._policy = POLICIES[policy]
         self._policies: dict[str, Policy] = {}
         self._choices: dict[str, Choice] = {}  # of those that have a policy, and are or were not plain
 
@@ -128,7 +128,7 @@ class Balancers:
 
     def _made_for(self, service: Service, former: Policy | None) -> Policy:
         """The policy that a service's terms ask for: `former`, if it is that one."""
-        made = POLICIES[self._policy if service.policy is None else service.policy.balance]
+        made = self._policy if service.policy is None else POLICIES[service.policy.balance]
         policy = former if type(former) is made else made(self._start, self._claims, self._health)
         policy.terms = service.policy
         self._policies[service.name] = policy
