@@ -103,6 +103,10 @@ class Waiting(Record):
 class Gated(Waiting):
     """The exchange, as the gates of its service see it (`gates/gate`)."""
 
+    def bare_fields(self) -> Fields:
+        """The request's fields as an application knows them: without what in its cookies is portero's own."""
+        return self.head.fields
+
     def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on, to a backend with `changes`."""
         raise NotImplementedError

@@ -20,6 +20,8 @@ The invariants
 - A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
   out. So it is with a limited backend's slot (`_pick_scarce`), and with the place in a queue (`_wait`).
 - Whoever comes while others wait for the same service waits behind them.
+- A request whose cookie names a backend (`core/stickiness`) goes there while it may, in each try anew; the
+  answer says whether its client is to have another cookie.
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
 - A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
@@ -273,6 +275,13 @@ class Exchange(RequestSide):
         self._finish()
 
     # What the gates call
+
+    def bare_fields(self) -> Fields:
+        """The request's fields as an application knows them: without what in its cookies is portero's own."""
+        rules, head = self._rules, self.head
+        if rules is None or rules.sticky is None:
+            return head.fields
+        return rules.sticky.request_head(head).fields
 
     def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on: through the gates behind this one, as a new request would."""

@@ -36,8 +36,8 @@ _NOBODY: Final[frozenset[str]] = frozenset()
 
 def goes_before(service: Service, state: LeaseState, now: float) -> bool:
     """Whether somebody of the service is in a better state than this one."""
-    better = ORDER[: ORDER.index(state)]
-    return any(lease.state in better and now < lease.serves_until for lease in service.leases)
+    rank = ORDER.index(state)
+    return any(lease.state in ORDER[:rank] and now < lease.serves_until for lease in service.leases)
 
 
 class PassedOver:
