@@ -36,6 +36,8 @@ The invariants
   Failed connects are no retries: every lease is tried, for CONNECT_PATIENCE connect time-outs. What counts
   against MAX_RETRIES is a request that was sent, and against its service's budget one that a backend may have
   begun. Time in a queue counts for none of it.
+- Whoever is sent to another service than at first, because the table has changed, comes to its gates like
+  anybody else (`_enter`).
 - Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
@@ -193,7 +195,7 @@ class Exchange(RequestSide):
                 self._refuse(Misdirected("this connection presented the certificate of another host"))
                 return
             peer.covered = head.authority
-        if route is not None and route.redirect:
+        if route is not None and route.redirect and head.method != b"CONNECT":
             self.answer(*redirect(route, head, self.request_id))
             return
         if service is None:
@@ -202,16 +204,12 @@ class Exchange(RequestSide):
         if head.method == b"CONNECT":
             self._refuse(MethodRefused("CONNECT is not served here"))
             return
-        if route is not None and route.strip_path:
-            self._outgoing = stripped(head, route.path)
-        if service.policy is not None:
-            self._rules = surroundings.rules.of(service)
-        rules = self._rules
-        limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
+        if service.policy is not None or route is not None:
+            self._enter(service, self.started)
+            return
+        limit = surroundings.limits.body_bytes
         if limit and head.body_length > limit:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
-        elif rules is not None:
-            self._pass_gates(service, self.started)
         else:
             self._try_next(service, None, self.started)
 
@@ -247,7 +245,7 @@ class Exchange(RequestSide):
     @property
     def is_queued(self) -> bool:
         """Whether it waits for its turn: a client that closes its side then has given up."""
-        return self._phase is _QUEUED or self._phase is _ASKING
+        return self._phase is _QUEUED
 
     def downstream_paused(self) -> None:
         """The client reads slower than the backend sends."""
@@ -276,14 +274,17 @@ class Exchange(RequestSide):
     def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on: through the gates behind this one, as a new request would."""
         self._asked()
-        if changes is not None:
-            outgoing = self.head if self._outgoing is None else self._outgoing
-            self._outgoing = changed(outgoing, changes.of(outgoing.fields))
         service = self._service_now()
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
-        else:
-            self._pass_gates(service, monotonic())
+            return
+        if service.name != self.service:
+            self._enter(service, monotonic())
+            return
+        if changes is not None:
+            outgoing = self.head if self._outgoing is None else self._outgoing
+            self._outgoing = changed(outgoing, changes.of(outgoing.fields))
+        self._pass_gates(service, monotonic())
 
     def gate_closed(self, error: PorteroError) -> None:
         """It may not."""
@@ -305,11 +306,14 @@ class Exchange(RequestSide):
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
             return Turn.GONE
-        if service.name != self.service or not service.is_scarce:
+        if service.name != self.service:
             self._release()
-            self.service = service.name
-            self._try_next(service, None, monotonic())
+            self._enter(service, monotonic())
             return Turn.GONE  # of this queue; it may be in another one
+        if not service.is_scarce:
+            self._release()
+            self._try_next(service, None, monotonic())
+            return Turn.GONE
         self._try_next(service, None, monotonic())
         if self._phase is not _QUEUED:
             return Turn.GONE
@@ -523,6 +527,23 @@ class Exchange(RequestSide):
             return surroundings.router.route(self.head.authority, surroundings.table)
         return surroundings.table.services.get(route.service)
 
+    def _enter(self, service: Service, now: float) -> None:
+        """Come to a service, by its rules and through all of its gates: to another one than at first, too."""
+        surroundings, head, route = self._surroundings, self.head, self._route
+        self.service = service.name
+        self._rules = rules = None if service.policy is None else surroundings.rules.of(service)
+        self._gates_passed = 0
+        self._outgoing = None
+        if route is not None and route.strip_path:
+            self._outgoing = stripped(head, route.path)
+        limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
+        if limit and (head.body_length > limit or self.bytes_in > limit):
+            self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
+        elif rules is not None:
+            self._pass_gates(service, now)
+        else:
+            self._try_next(service, None, now)
+
     def _asked(self) -> None:
         """The gate has answered, if one was asked."""
         if self._asking is not None:
@@ -727,7 +748,10 @@ class Exchange(RequestSide):
         self.retries += 1
         self._surroundings.counters.retries[self.service, reason] += 1
         self._phase = _ROUTING
-        self._try_next(service, error, monotonic())
+        if service.name != self.service:
+            self._enter(service, monotonic())
+        else:
+            self._try_next(service, error, monotonic())
 
     def _refuse(self, error: PorteroError) -> None:
         """Answer with the reply that `error` means, or abort a response that has begun."""
