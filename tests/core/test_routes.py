@@ -57,3 +57,14 @@ def test_routes_are_equal_by_what_they_say() -> None:
     assert ROUTES != "routes"
     assert ROUTES
     assert not Routes()
+
+
+def test_a_host_that_only_routes_know_is_remembered_and_others_are_not() -> None:
+    router = Router()
+    routes = Routes([Route("only.example", "/a", "app.example"), Route("*.wild.example", "", "app.example")])
+    table = RoutingTable(1, {}, routes=routes)
+    for host in (b"Only.example:443", b"a.wild.example", b"other.example", b"not a name"):
+        router.find_route(host, b"/a", table)
+        router.find_route(host, b"/b", table)
+    assert router._names == {b"Only.example:443": "only.example", b"a.wild.example": "a.wild.example"}
+    assert router.route(b"Only.example:443", table) is None

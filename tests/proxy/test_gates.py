@@ -562,3 +562,17 @@ async def test_short_descriptors_close_its_idle_connections(world: World) -> Non
     assert not asked.closed
     world.pools.close_idle()
     assert asked.closed
+
+
+async def test_what_is_said_of_the_resource_is_not_said_to_the_server(world: World) -> None:
+    serve(world, FORWARD)
+    client = world.client()
+    conditions = b'If-None-Match: "1"\r\nRange: bytes=0-1\r\nIf-Modified-Since: x\r\n'
+    client.send(GET[:-2] + conditions + b"\r\n")
+    asked = await world.backend()
+    for line in conditions.split(b"\r\n"):
+        assert not line or line not in asked.received
+    asked.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+    backend = await world.backend()
+    assert b"\r\n" + conditions in backend.received
+    backend.send(OK)

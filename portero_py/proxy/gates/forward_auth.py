@@ -52,8 +52,14 @@ QUIET: Final = 10.0
 _METHOD: Final = b"X-Forwarded-Method"
 _URI: Final = b"X-Forwarded-Uri"
 _OURS: Final = frozenset({b"x-forwarded-method", b"x-forwarded-uri"})
-#: Fields of a request that are about its body, which is not sent.
-_OF_BODY: Final = frozenset({b"content-length", b"content-type", b"content-encoding", b"content-range"})
+#: Fields of a request that are about its body, which is not sent, or about a part or a state of what is asked
+#: for: the server that is asked would answer 304 or 412 for something of its own.
+_NOT_SHOWN: Final = frozenset(
+    {
+        *(b"content-length", b"content-type", b"content-encoding", b"content-range"),
+        *(b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"),
+    }
+)
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +135,7 @@ class Authority(Gate):
         fields: Fields = []
         for name, value in head.fields:
             lower = name.lower()
-            if lower in _OF_BODY or lower.replace(b"_", b"-") in _OURS:
+            if lower in _NOT_SHOWN or lower.replace(b"_", b"-") in _OURS:
                 continue
             if not self._shown or lower in self._shown:
                 fields.append((name, value))
