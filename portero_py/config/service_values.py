@@ -211,6 +211,8 @@ def redirect(value: object) -> str:
     is_path = _PATH.fullmatch(text) is not None and not text.startswith("//")
     if not text.isascii() or " " in text or not (is_path or values.is_url(text, "http", "https")):
         raise BadValueError(f"{shown(value)} is no https:// or http:// address and no path")
+    if text.lower().startswith(("http://$", "https://$")):
+        raise BadValueError(f"{shown(value)}: the host is missing, and a client's path would take its place")
     if _DOLLAR.search(text):
         raise BadValueError(f"{shown(value)}: $uri is all that can be filled in")
     return text

@@ -20,7 +20,6 @@ The invariants
 - A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
   out. So it is with a limited backend's slot (`_pick_scarce`), and with the place in a queue (`_wait`).
 - Whoever comes while others wait for the same service waits behind them.
-- Whom the table sends to another service than at first passes the gates of that one too (`_enter`).
 - A request whose cookie names a backend (`core/stickiness`) goes there while it may, in each try anew; the
   answer says whether its client is to have another cookie.
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
@@ -40,6 +39,8 @@ The invariants
   against MAX_RETRIES, or the service's own `retries`, is a request that was sent, and against its service's
   budget one that a backend may have begun. Time in a queue counts for none of it. With `retries` 0 nothing
   is sent twice for whatever reason, so an idle connection is not risked that may be stale.
+- Whoever is sent to another service than at first, because the table has changed, comes to its gates like
+  anybody else (`_enter`).
 - Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
@@ -74,7 +75,6 @@ from portero_py.proxy.replies import reply
 from portero_py.proxy.routing import redirect, stripped
 from portero_py.proxy.rules import MAX_RETRIES
 from portero_py.proxy.upstream.rooms import NONE
-from portero_py.wire.message import request_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -197,7 +197,7 @@ class Exchange(RequestSide):
                 self._refuse(Misdirected("this connection presented the certificate of another host"))
                 return
             peer.covered = head.authority
-        if route is not None and route.redirect:
+        if route is not None and route.redirect and head.method != b"CONNECT":
             self.answer(*redirect(route, head, self.request_id))
             return
         if service is None:
@@ -206,16 +206,12 @@ class Exchange(RequestSide):
         if head.method == b"CONNECT":
             self._refuse(MethodRefused("CONNECT is not served here"))
             return
-        if route is not None and route.strip_path:
-            self._outgoing = stripped(head, route.path)
-        if service.policy is not None:
-            self._rules = surroundings.rules.of(service)
-        rules = self._rules
-        limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
+        if service.policy is not None or route is not None:
+            self._enter(service, self.started)
+            return
+        limit = surroundings.limits.body_bytes
         if limit and head.body_length > limit:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
-        elif rules is not None:
-            self._pass_gates(service, self.started)
         else:
             self._try_next(service, None, self.started)
 
@@ -257,7 +253,7 @@ class Exchange(RequestSide):
     @property
     def is_queued(self) -> bool:
         """Whether it waits for its turn: a client that closes its side then has given up."""
-        return self._phase is _QUEUED or self._phase is _ASKING
+        return self._phase is _QUEUED
 
     def downstream_paused(self) -> None:
         """The client reads slower than the backend sends."""
@@ -293,14 +289,17 @@ class Exchange(RequestSide):
     def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on: through the gates behind this one, as a new request would."""
         self._asked()
-        if changes is not None:
-            outgoing = self.head if self._outgoing is None else self._outgoing
-            self._outgoing = request_with(outgoing, changes.of(outgoing.fields))
         service = self._service_now()
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
-        else:
-            self._pass_gates(service, monotonic())
+            return
+        if service.name != self.service:
+            self._enter(service, monotonic())
+            return
+        if changes is not None:
+            outgoing = self.head if self._outgoing is None else self._outgoing
+            self._outgoing = request_with(outgoing, changes.of(outgoing.fields))
+        self._pass_gates(service, monotonic())
 
     def gate_closed(self, error: PorteroError) -> None:
         """It may not."""
@@ -322,13 +321,14 @@ class Exchange(RequestSide):
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
             return Turn.GONE
-        if service.name != self.service or not service.is_scarce:
+        if service.name != self.service:
             self._release()
-            if service.name != self.service:
-                self._enter(service)
-            else:
-                self._try_next(service, None, monotonic())
+            self._enter(service, monotonic())
             return Turn.GONE  # of this queue; it may be in another one
+        if not service.is_scarce:
+            self._release()
+            self._try_next(service, None, monotonic())
+            return Turn.GONE
         self._try_next(service, None, monotonic())
         if self._phase is not _QUEUED:
             return Turn.GONE
@@ -544,16 +544,22 @@ class Exchange(RequestSide):
             return surroundings.router.route(self.head.authority, surroundings.table)
         return surroundings.table.services.get(route.service)
 
-    def _enter(self, service: Service) -> None:
-        """Another service is in charge of the host by now: through its gates, as a new request would."""
+    def _enter(self, service: Service, now: float) -> None:
+        """Come to a service, by its rules and through all of its gates: to another one than at first, too."""
+        surroundings, head, route = self._surroundings, self.head, self._route
         self.service = service.name
-        self._rules = None if service.policy is None else self._surroundings.rules.of(service)
-        self._outgoing = None  # which routes make too, but then the service is the route's
+        self._rules = rules = None if service.policy is None else surroundings.rules.of(service)
         self._gates_passed = 0
-        if self._rules is None:
-            self._try_next(service, None, monotonic())
+        self._outgoing = None
+        if route is not None and route.strip_path:
+            self._outgoing = stripped(head, route.path)
+        limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
+        if limit and (head.body_length > limit or self.bytes_in > limit):
+            self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
+        elif rules is not None:
+            self._pass_gates(service, now)
         else:
-            self._pass_gates(service, monotonic())
+            self._try_next(service, None, now)
 
     def _asked(self) -> None:
         """The gate has answered, if one was asked."""
@@ -788,7 +794,7 @@ class Exchange(RequestSide):
         self._surroundings.counters.retries[self.service, reason] += 1
         self._phase = _ROUTING
         if service.name != self.service:
-            self._enter(service)
+            self._enter(service, monotonic())
         else:
             self._try_next(service, error, monotonic())
 

@@ -30,6 +30,9 @@ def redirect(route: Route, head: RequestHead, request_id: bytes) -> tuple[Respon
     """The response of a route that redirects."""
     uri = b"/" + head.target.lstrip(b"/") if head.target != b"*" else b"/"
     location = route.redirect.encode().replace(b"$uri", uri)
+    if location[0] == 0x2F:
+        # "//" and "/\\", which is the same to browsers, begin another host's name, and a client chose it.
+        location = b"/" + location.lstrip(b"/\\")
     phrase = phrase_of(route.status)
     body = f"{route.status} {phrase}\n".encode()
     fields = [

@@ -396,6 +396,13 @@ AT_A = 'portero.toml:4: service "a.example": '
             ),
         ),
         (
+            ROUTE + 'redirect = "https://$uri"',
+            (
+                'portero.toml:4: route "a.example": redirect: "https://$uri": '
+                "the host is missing, and a client's path would take its place"
+            ),
+        ),
+        (
             ROUTE + 'redirect = "https://x/$host"',
             (
                 'portero.toml:4: route "a.example": redirect: "https://x/$host": '

@@ -15,6 +15,7 @@ The rules
 - A change of the routing table costs what the change is worth, in steps of STEP leases: looking at all of
   100,000 leases stopped everybody for 30 ms, twice a second. Empty pools are found little by little too: a
   few whenever one is made, so that names which clients make up cannot grow into a heap.
+- Who is no backend (`apart`) is in no table: its pool is closed by whoever asked for it.
 - Whatever goes wrong while a connection is made, its exchange hears of it.
 - A pool knows how patient its service is (`patience`): by the table in force when it was made, then by each
   that it was compared with. One whose backend left goes on as it was.
@@ -108,6 +109,11 @@ class BackendPool:
     def is_empty(self) -> bool:
         """Whether there is nothing here: no claim, no connection that is idle or being made."""
         return not (self.claims or self._idle or self._tasks)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it was closed, and nothing is left in it."""
+        return self._closed and self.is_empty
 
     def take(self, now: float, *, retriable: bool) -> Upstream | None:
         """Return an idle connection's upstream, alive as far as can be known, or None."""
@@ -263,6 +269,7 @@ class Pools(Claims):
         self._rooms = rooms
         self.connector: Connector
         self._pools: dict[PoolKey, BackendPool] = {}
+        self._apart: list[BackendPool] = []
         self._tls_keys: dict[tuple[str, Backend], set[PoolKey]] = {}  # a backend's pools, one a server name
         self._round: list[PoolKey] = []  # still to be looked at, before all of them are looked at again
         # what the pools know of the routing tables
@@ -284,6 +291,13 @@ class Pools(Claims):
         server_name = normalise_host(authority) or ""
         key = (lease.service, backend, server_name)
         return self._pools.get(key) or self._make(key, lease, server_name)
+
+    def apart(self, service: str, backend: Backend, server_name: str) -> BackendPool:
+        """Another pool than that of a backend, for somebody who is asked about the requests to `service`."""
+        pool = BackendPool(self, service, backend, server_name, self.patience.general)
+        self._apart = [each for each in self._apart if not each.is_left]
+        self._apart.append(pool)
+        return pool
 
     def claims_of(self, lease: Lease) -> int:
         """How many exchanges of its service hold the backend of `lease` now, under whatever server name."""
@@ -334,7 +348,7 @@ class Pools(Claims):
 
     def close_idle(self) -> None:
         """Close every idle connection: descriptors are short."""
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._apart):
             pool.empty()
 
     def follow(self, table: RoutingTable) -> None:
@@ -368,9 +382,10 @@ class Pools(Claims):
 
     async def close(self) -> None:
         """Close every connection that is idle or being made."""
-        for pool in list(self._pools.values()):
+        for pool in (*self._pools.values(), *self._apart):
             await pool.close()
         self._pools.clear()
+        self._apart.clear()
         self._tls_keys.clear()
 
     # Private
