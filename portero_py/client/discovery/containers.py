@@ -17,6 +17,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -50,7 +51,7 @@ class Container:
     id: str
     name: str
     why_not: str = ""
-    started_at: str = ""
+    started_at: float = 0.0  # by Docker's clock, seconds
     stop_signal: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     network_mode: str = ""
@@ -86,7 +87,7 @@ def parse(inspection: object) -> Container | None:
         container_id,
         _text(said.get("Name")).removeprefix("/") or container_id[:_SHORT],
         why_not=_why_not(state),
-        started_at=_text(state.get("StartedAt")),
+        started_at=_seconds(_text(state.get("StartedAt"))),
         stop_signal=_text(config.get("StopSignal")),
         labels=texts(config.get("Labels")),
         network_mode=_text(_mapping(said.get("HostConfig")).get("NetworkMode")),
@@ -169,6 +170,13 @@ def _mapping(value: object) -> Mapping[Any, Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _seconds(time: str) -> float:
+    try:
+        return max(datetime.fromisoformat(time).timestamp(), 0.0)
+    except (ValueError, OverflowError, OSError):
+        return 0.0
 
 
 def _why_not(state: Mapping[str, Any]) -> str:

@@ -32,11 +32,15 @@ class Happened(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`signal_number` is that of SIGNALLED, 0 when it is none that we know."""
+    """`signal_number` is that of SIGNALLED, 0 when it is none that we know.
+
+    `at` is when it was, by Docker's clock, in seconds; 0.0 when that is not said.
+    """
 
     happened: Happened
     container_id: str
     signal_number: int = 0
+    at: float = 0.0
 
 
 _ACTIONS: Final = {
@@ -80,7 +84,8 @@ def read_event(line: bytes) -> Event | None:
     if happened is None or not isinstance(container_id, str) or not is_id(container_id):
         return None
     number = signal_number(attributes.get("signal", "")) if happened is Happened.SIGNALLED else 0
-    return Event(happened, container_id, number)
+    nanoseconds = said.get("timeNano")
+    return Event(happened, container_id, number, nanoseconds / 1e9 if isinstance(nanoseconds, int) else 0.0)
 
 
 def signal_number(name: str) -> int:

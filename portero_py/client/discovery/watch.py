@@ -103,9 +103,7 @@ class Watch:
             if isinstance(container_id, str) and is_id(container_id):
                 running.add(container_id)
                 if container_id in self._known or is_labelled(texts(said.get("Labels"))):
-                    known = self._known.setdefault(container_id, _Known(self._moment))
-                    if not known.started_at:  # it may have been started anew since, and nobody heard of it
-                        known.stopped_at = None
+                    self._known.setdefault(container_id, _Known(self._moment))
                     self._pending[container_id] = None
         gone = [
             container_id
@@ -138,11 +136,9 @@ class Watch:
         known.inside = container.inside
         known.stop_signal = signal_number(container.stop_signal)
         if known.stopped_at is not None and (
-            now - known.stopped_at >= STOP_PATIENCE
-            or (known.started_at and known.started_at != container.started_at)
+            now - known.stopped_at >= STOP_PATIENCE or 0 < known.signalled_at < container.started_at
         ):
             known.stopped_at = None
-        known.started_at = container.started_at
         found = wanted(container, self._options, self._engine, around)
         why_not = container.why_not or (_STOPS if known.stopped_at is not None else "")
         # One that does not run has no address: what is wrong with it is said when it should serve.
@@ -174,6 +170,7 @@ class Watch:
             return ""
         if known.stopped_at is None:
             known.stopped_at = now
+        known.signalled_at = event.at
         return _STOPS
 
     def _look_at_those_inside(self, container_id: str) -> None:
@@ -206,8 +203,9 @@ class _Known:
     def __init__(self, moment: int = 0) -> None:
         self.moment = moment
         self.runs = True
-        self.started_at = ""
         self.stop_signal = 0
-        self.stopped_at: float | None = None  # when it got a signal that ends it
+        # When it got a signal that ends it: by our clock and, as far as it is known, by Docker's
+        self.stopped_at: float | None = None
+        self.signalled_at = 0.0
         self.inside = ""
         self.why_not = ""

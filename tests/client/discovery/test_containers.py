@@ -88,6 +88,20 @@ def test_a_container_serves_while_it_runs_and_is_well(state: dict[str, Any], why
 
 
 @pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("2026-11-21T23:46:11.407852914Z", 1795304771.407852),
+        ("2026-11-22T00:46:11+01:00", 1795304771.0),
+        ("0001-01-01T00:00:00Z", 0.0),
+        ("yesterday", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_when_it_was_started_is_a_number_of_seconds(said: str, seconds: float) -> None:
+    assert parsed(inspection("web", StartedAt=said)).started_at == seconds
+
+
+@pytest.mark.parametrize(
     ("ports", "found"),
     [
         (("8080/tcp",), ["172.17.0.2:8080"]),

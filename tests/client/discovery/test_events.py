@@ -45,6 +45,11 @@ def test_a_kill_tells_its_signal() -> None:
     assert read_event(line("kill", signal="SIGQUIT")) == Event(Happened.SIGNALLED, ID, 3)
 
 
+def test_an_event_tells_its_time() -> None:
+    said = {**json.loads(line("start")), "timeNano": 1795304770_500000000}
+    assert read_event(json.dumps(said).encode()) == Event(Happened.STARTED, ID, at=1795304770.5)
+
+
 @pytest.mark.parametrize("action", ["connect", "disconnect"])
 def test_a_container_that_joins_or_leaves_a_network_has_changed(action: str) -> None:
     other = "0" * 64

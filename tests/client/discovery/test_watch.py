@@ -16,8 +16,15 @@ from tests.client.discovery.inspections import id_of, inspection
 WEB = id_of("web")
 
 
-def event(happened: Happened, name: str = "web", signal: int = 0) -> Event:
-    return Event(happened, id_of(name), signal)
+def event(happened: Happened, name: str = "web", signal: int = 0, at: float = 0.0) -> Event:
+    return Event(happened, id_of(name), signal, at)
+
+
+def started(number: int) -> float:
+    """When an inspection says that it was started so."""
+    found = parse(inspection("web", started=number))
+    assert found is not None
+    return found.started_at
 
 
 def summary(name: str, **labels: str) -> dict[str, Any]:
@@ -129,12 +136,13 @@ class TestSignals:
 
     def test_so_is_one_whose_start_nobody_told(self) -> None:
         watch = watching()
-        watch.heard(event(Happened.SIGNALLED, signal=15), 0.0)
+        watch.heard(event(Happened.SIGNALLED, signal=15, at=started(1) + 0.1), 0.0)
+        assert not look(watch, inspection("web", started=1)).registrations
         assert look(watch, inspection("web", started=2)).registrations
 
     def test_so_is_one_that_nobody_saw_before_its_signal(self) -> None:
         watch = Watch(Options())
-        watch.heard(event(Happened.SIGNALLED, signal=15), 0.0)
+        watch.heard(event(Happened.SIGNALLED, signal=15, at=started(1) + 0.1), 0.0)
         watch.listed([summary("web")], watch.begin())
         assert look(watch, inspection("web", started=2)).registrations
 
@@ -254,14 +262,14 @@ class DockerModel(RuleBasedStateMachine):
 
     def tell(self, happened: Happened, name: str, signal: int = 0) -> None:
         if self.is_connected:
-            self.under_way.append(event(happened, name, signal))
+            self.under_way.append(event(happened, name, signal, started(self.starts) + 0.1))
 
     # Docker
 
     @rule(name=st.sampled_from(NAMES), labelled=st.booleans())
     def start(self, name: str, labelled: bool) -> None:
         if name not in self.containers:
-            self.starts += 1
+            self.starts = min(self.starts + 1, 59)
             labels = None if labelled else {"com.example": "x"}
             self.containers[name] = inspection(name, labels, started=self.starts)
             self.tell(Happened.STARTED, name)
