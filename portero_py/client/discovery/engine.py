@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ OURS: Final = (1, 43)
 ANSWER_SECONDS: Final = 20.0
 MAX_ANSWER: Final = 128 << 20
 MAX_EVENT: Final = 1 << 20
+
+_log = logging.getLogger(__name__)
 
 _OK: Final = 200
 _NOT_FOUND: Final = 404
@@ -205,7 +208,7 @@ class EventStream:
         self._content = content
         self._told = told
         self._rest = bytearray()
-        self.unreadable = 0
+        self._was_unreadable = False
 
     async def next(self) -> list[Event]:
         """Those that came, at least a part of one. Whoever gives up waiting loses none."""
@@ -226,7 +229,9 @@ class EventStream:
             return read_event(line)
         except ValueError:
             # The next one may be well; what this one said, the next listing shows.
-            self.unreadable += 1
+            if not self._was_unreadable:
+                self._was_unreadable = True
+                _log.warning("an event of Docker's is no JSON, and passed over: %r", line[:80])
             return None
 
 
