@@ -1,6 +1,6 @@
 """Clients that ask all the time, and a line every second: how many answers by whom, and how many were lost.
 
-    python examples/load.py http://127.0.0.1:8080/ app.localhost
+python examples/load.py http://127.0.0.1:8080/ app.localhost
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,7 @@ class Dockerd:
 
 
 @contextmanager
-def dockerd(folder: Path) -> Iterator[Dockerd]:
+def dockerd() -> Iterator[Dockerd]:
     """One that runs, with its image and networks; or the test is skipped."""
     if os.geteuid() != 0:
         pytest.skip("dockerd needs root")
@@ -136,6 +137,8 @@ def dockerd(folder: Path) -> Iterator[Dockerd]:
     missing = [name for name, path in found.items() if path is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
+    # Not in pytest's own folder: a unix socket's path has 108 bytes at most.
+    folder = Path(tempfile.mkdtemp(prefix="portero-dockerd-"))
     docker = Dockerd(folder, str(found["dockerd"]))
     try:
         docker.start()
@@ -152,12 +155,21 @@ def dockerd(folder: Path) -> Iterator[Dockerd]:
                 docker("network", "rm", network)
     finally:
         docker.stop()
+        _unmount(folder)
+        shutil.rmtree(folder)
 
 
 # Private
 
 
 _NEEDED = ("dockerd", "docker", "busybox")
+
+
+def _unmount(folder: Path) -> None:
+    """What a dockerd whose containers live on leaves mounted."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted((each for each in mounts if each.startswith(f"{folder}/")), reverse=True):
+        subprocess.run(["umount", mount], timeout=PATIENCE, check=True)
 
 
 def _add(image: tarfile.TarFile, name: str, data: bytes) -> None:

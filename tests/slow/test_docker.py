@@ -19,9 +19,8 @@ SERVICE = "app.e2e.test"
 
 
 @pytest.fixture
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
-    # A unix socket's path has 108 bytes at most.
-    with dockerd(tmp_path_factory.mktemp("d")) as found:
+def docker() -> Iterator[Dockerd]:
+    with dockerd() as found:
         yield found
 
 
