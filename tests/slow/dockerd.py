@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,9 +47,9 @@ hostname
 class Dockerd:
     """One dockerd in `folder`. Containers live on while it is stopped."""
 
-    def __init__(self, folder: Path, program: str) -> None:
+    def __init__(self, folder: Path, program: str, prefix: Sequence[str] = ()) -> None:
         self._folder = folder
-        self._program = program
+        self._program = [*prefix, program]
         self._process: subprocess.Popen[bytes] | None = None
         self.host = f"unix://{folder}/docker.sock"
 
@@ -59,7 +59,7 @@ class Dockerd:
         with (folder / "dockerd.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(self._program, "--host", self.host, "--pidfile", str(folder / "pid")),
+                    *(*self._program, "--host", self.host, "--pidfile", str(folder / "pid")),
                     *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
                     *("--bridge=none", "--iptables=false", "--ip-masq=false", "--live-restore"),
                 ],
@@ -88,7 +88,8 @@ class Dockerd:
         """Run one command of docker's; what it printed."""
         done = self._run(*arguments)
         assert done.returncode == 0, (arguments, done.stderr)
-        return done.stdout.decode().strip()
+        # `logs` has both.
+        return (done.stdout + (done.stderr if arguments[0] == "logs" else b"")).decode().strip()
 
     def import_image(self) -> None:
         """An image of busybox and little else, which exposes 8080."""
@@ -129,7 +130,7 @@ class Dockerd:
 
 
 @contextmanager
-def dockerd() -> Iterator[Dockerd]:
+def dockerd(prefix: Sequence[str] = ()) -> Iterator[Dockerd]:
     """One that runs, with its image and networks; or the test is skipped."""
     if os.geteuid() != 0:
         pytest.skip("dockerd needs root")
@@ -139,7 +140,7 @@ def dockerd() -> Iterator[Dockerd]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     # Not in pytest's own folder: a unix socket's path has 108 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="portero-dockerd-"))
-    docker = Dockerd(folder, str(found["dockerd"]))
+    docker = Dockerd(folder, str(found["dockerd"]), prefix)
     try:
         docker.start()
         try:

@@ -1,4 +1,4 @@
-"""examples/compose.yaml, run by a real dockerd: its replicas are scaled up and down, and its load loses nothing.
+"""examples/compose.yaml, run by a real dockerd: replicas are scaled up and down, and its load loses nothing.
 
 There is no Compose here and no registry, so the test does what Compose would do with the file, and the image
 is this machine's Python with the sources, at the places where they are.
@@ -29,8 +29,6 @@ MOUNTS = ["/usr", "/lib", "/lib64", "/etc/passwd", sys.base_prefix, sys.prefix, 
 #: Who runs in it, and what its Dockerfile sets.
 USER = "10001"
 SET = re.findall(r"(PORTERO_(?:LISTEN|REGISTER)_ADDR=\S+)", (ROOT / "Dockerfile").read_text())
-#: What Compose would ask the shell for.
-ASKED = {"PORTERO_REGISTER_SECRET": SECRET, "PORTERO_JWT_HMAC_KEY": KEY, "DOCKER_GID": "0"}
 
 
 class Compose:
@@ -40,6 +38,13 @@ class Compose:
         self.docker = docker
         self.name: str = said["name"]
         self._services: dict[str, Any] = said["services"]
+        # What Compose would ask the shell for.
+        socket = Path(docker.host.removeprefix("unix://"))
+        self._asked = {
+            "PORTERO_REGISTER_SECRET": SECRET,
+            "PORTERO_JWT_HMAC_KEY": KEY,
+            "DOCKER_GID": str(socket.stat().st_gid),
+        }
         self._numbers = dict.fromkeys(self._services, 0)
         for network in said["networks"]:
             docker("network", "create", f"{self.name}_{network}")
@@ -56,9 +61,9 @@ class Compose:
         }
         flags = ["--name", name, "--hostname", name, "--user", f"{USER}:{USER}", "--restart=no"]
         flags += [f"--label={key}={value}" for key, value in labels.items()]
-        flags += [f"--group-add={_filled(group)}" for group in said.get("group_add", ())]
+        flags += [f"--group-add={self._filled(group)}" for group in said.get("group_add", ())]
         flags += [f"--env={each}" for each in SET]
-        flags += [f"--env={key}={_filled(value)}" for key, value in said.get("environment", {}).items()]
+        flags += [f"--env={key}={self._filled(value)}" for key, value in said.get("environment", {}).items()]
         flags += [f"--volume={path}:{path}:ro" for path in dict.fromkeys(MOUNTS) if Path(path).exists()]
         flags += [f"--volume={self._volume(volume)}" for volume in said.get("volumes", ())]
         flags += self._health(said.get("healthcheck", {}))
@@ -88,6 +93,12 @@ class Compose:
         assert [each.wait(120) for each in stopping] == [0] * len(names)
         self.docker("rm", *names)
 
+    def logs(self) -> str:
+        """What they all said last."""
+        names = self.docker("ps", "--all", "--format", "{{.Names}}").split()
+        said = [f"{name}:\n{self.docker('logs', '--tail', '20', name)}" for name in names]
+        return "\n".join([self.docker("ps", "--all"), *said])
+
     # Private
 
     def _volume(self, volume: str) -> str:
@@ -95,6 +106,10 @@ class Compose:
         if source == "/var/run/docker.sock":
             source = self.docker.host.removeprefix("unix://")
         return f"{(EXAMPLES / source).resolve()}:{rest}"
+
+    def _filled(self, value: str) -> str:
+        name = re.match(r"\$\{(\w+)", value)
+        return self._asked[name[1]] if name else value
 
     @staticmethod
     def _health(said: dict[str, Any]) -> list[str]:
@@ -113,7 +128,8 @@ class Compose:
 @pytest.fixture
 def compose() -> Iterator[Compose]:
     yaml = pytest.importorskip("yaml", reason="needs PyYAML")
-    with dockerd() as docker:
+    # Where the machine's own rules do not say what containers may reach.
+    with dockerd(["unshare", "--net"]) as docker:
         yield Compose(docker, yaml.safe_load((EXAMPLES / "compose.yaml").read_text()))
 
 
@@ -126,11 +142,14 @@ def test_replicas_are_scaled_up_and_down_under_load_and_nothing_is_lost(compose:
     def all_answer() -> None:
         # Exactly these, in a line that is not written yet.
         before = len(_lines(compose, load))
-        eventually(
-            lambda: any(_who(line) == set(apps) for line in _lines(compose, load)[before:]),
-            f"answers of {apps}",
-            180,
-        )
+        try:
+            eventually(
+                lambda: any(_who(line) == set(apps) for line in _lines(compose, load)[before:]),
+                f"answers of {apps}",
+                180,
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{compose.logs()}") from None
 
     all_answer()
     apps += [compose.up("app") for _ in range(3)]
@@ -148,8 +167,3 @@ def _lines(compose: Compose, load: str) -> list[str]:
 
 def _who(line: str) -> set[str]:
     return set(re.findall(r"([\w-]+): \d+", line))
-
-
-def _filled(value: str) -> str:
-    name = re.match(r"\$\{(\w+)", value)
-    return ASKED[name[1]] if name else value
