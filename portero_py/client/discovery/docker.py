@@ -7,7 +7,7 @@ The rules
 - Events are subscribed to first, then all that run are listed: nothing is missed in between. A stream that
   broke is begun anew in the same way, after a pause that grows. Meanwhile every lease is kept: that Docker
   cannot be asked says nothing about the containers.
-- All are listed again every RELIST seconds, which also finds a connection that died without a word.
+- All are listed again every RELIST seconds: a stream that died without a word costs no more than that.
 - Leases are left as they are at the end, so that another start costs no request. What ran then and does not
   run now, the first listing cannot tell: it is found by its instance id in the API's own list.
 """

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,10 @@ _VERSIONED = re.compile(r"/v(\d+)\.(\d+)(/.*)")
 
 
 class FakeDocker:
-    """`async with`: serves at `path`. `start`, `stop` and the like do what docker does, and tell it."""
+    """`async with`: serves at `path`, and on a port after `listen`.
+
+    `start`, `signal`, `end` and the like do what docker does, and tell it.
+    """
 
     def __init__(self, path: Path, version: str = "1.41", least: str = "1.12") -> None:
         self.path = path
@@ -57,6 +61,14 @@ class FakeDocker:
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.path)).start()
+
+    async def listen(self, tls: ssl.SSLContext | None = None) -> int:
+        """Serve on a port of loopback too."""
+        assert self._runner is not None
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=tls)
+        await site.start()
+        port: int = self._runner.addresses[-1][1]
+        return port
 
     async def close(self) -> None:
         """As when the daemon is stopped: its streams break off, nobody listens at the socket."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from portero_py.client.discovery.events import Event, Happened
 from portero_py.errors import ConfigError, DockerUnreachable
 from tests.client.discovery.fake_docker import FakeDocker
 from tests.client.discovery.inspections import id_of
+from tests.e2e.certificates import Authority
 
 
 @pytest.fixture
@@ -139,6 +141,34 @@ class TestAnswers:
         monkeypatch.setattr(module, "MAX_ANSWER", 10)
         with pytest.raises(DockerUnreachable, match="the answer to /version is too long"):
             await engine.connect()
+
+
+class TestTcp:
+    async def test_docker_is_asked_over_tcp(self, docker: FakeDocker) -> None:
+        docker.start("web")
+        async with Engine(parse_address(f"tcp://127.0.0.1:{await docker.listen()}")) as engine:
+            await engine.connect()
+            assert [each["Id"] for each in await engine.containers()] == [id_of("web")]
+
+    async def test_over_tls_both_prove_who_they_are(self, docker: FakeDocker, tmp_path: Path) -> None:
+        authority, stranger = Authority(), Authority()
+        server = authority.issue("127.0.0.1")
+        server.write(tmp_path / "server")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=authority.pem.decode())
+        context.load_cert_chain(tmp_path / "server/fullchain.pem", tmp_path / "server/privkey.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        host = f"tcp://127.0.0.1:{await docker.listen(context)}"
+        for name, trusted in (("right", authority), ("stranger", stranger)):
+            pair = trusted.issue("client")
+            pair.write(tmp_path / name)
+            (tmp_path / name / "fullchain.pem").rename(tmp_path / name / "cert.pem")
+            (tmp_path / name / "privkey.pem").rename(tmp_path / name / "key.pem")
+            (tmp_path / name / "ca.pem").write_bytes(trusted.pem)
+        async with Engine(parse_address(host, str(tmp_path / "right"))) as engine:
+            assert "API 1.41" in await engine.connect()
+        async with Engine(parse_address(host, str(tmp_path / "stranger"))) as engine:
+            with pytest.raises(DockerUnreachable, match="certificate"):
+                await engine.connect()
 
 
 class TestEvents:
