@@ -44,12 +44,26 @@ hostname
 """
 
 
-class Dockerd:
-    """One dockerd in `folder`. Containers live on while it is stopped."""
+#: Makes dockerd's network one of its own, with an address for a Swarm, where the machine's rules say nothing.
+APART = (
+    *("unshare", "--net", "sh", "-euc"),
+    (
+        "ip link set lo up; ip link add eth0 type veth peer name eth1; "
+        'ip address add 10.213.76.1/24 dev eth0; ip link set eth0 up; ip link set eth1 up; exec "$@"'
+    ),
+    "sh",
+)
 
-    def __init__(self, folder: Path, program: str, prefix: Sequence[str] = ()) -> None:
+
+class Dockerd:
+    """One dockerd in `folder`. Containers live on while it is stopped, unless it is to be in a Swarm."""
+
+    def __init__(
+        self, folder: Path, program: str, prefix: Sequence[str] = (), *, swarm: bool = False
+    ) -> None:
         self._folder = folder
         self._program = [*prefix, program]
+        self._swarm = swarm
         self._process: subprocess.Popen[bytes] | None = None
         self.host = f"unix://{folder}/docker.sock"
 
@@ -61,7 +75,9 @@ class Dockerd:
                 [
                     *(*self._program, "--host", self.host, "--pidfile", str(folder / "pid")),
                     *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
-                    *("--bridge=none", "--iptables=false", "--ip-masq=false", "--live-restore"),
+                    *("--bridge=none", "--ip-masq=false"),
+                    # A Swarm needs the one, and forbids the other.
+                    *(() if self._swarm else ("--iptables=false", "--live-restore")),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -130,7 +146,7 @@ class Dockerd:
 
 
 @contextmanager
-def dockerd(prefix: Sequence[str] = ()) -> Iterator[Dockerd]:
+def dockerd(prefix: Sequence[str] = (), *, swarm: bool = False) -> Iterator[Dockerd]:
     """One that runs, with its image and networks; or the test is skipped."""
     if os.geteuid() != 0:
         pytest.skip("dockerd needs root")
@@ -140,7 +156,7 @@ def dockerd(prefix: Sequence[str] = ()) -> Iterator[Dockerd]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     # Not in pytest's own folder: a unix socket's path has 108 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="portero-dockerd-"))
-    docker = Dockerd(folder, str(found["dockerd"]), prefix)
+    docker = Dockerd(folder, str(found["dockerd"]), prefix, swarm=swarm)
     try:
         docker.start()
         try:

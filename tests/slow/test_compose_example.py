@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.proxy_process import KEY, SECRET
 from tests.e2e.waiting import eventually
-from tests.slow.dockerd import IMAGE, Dockerd, dockerd
+from tests.slow.dockerd import APART, IMAGE, Dockerd, dockerd
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -128,8 +128,7 @@ class Compose:
 @pytest.fixture
 def compose() -> Iterator[Compose]:
     yaml = pytest.importorskip("yaml", reason="needs PyYAML")
-    # Where the machine's own rules do not say what containers may reach.
-    with dockerd(["unshare", "--net"]) as docker:
+    with dockerd(APART) as docker:
         yield Compose(docker, yaml.safe_load((EXAMPLES / "compose.yaml").read_text()))
 
 

@@ -11,7 +11,7 @@ from tests.e2e.asking import Asking
 from tests.e2e.discover_process import DiscoverProcess
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import eventually
-from tests.slow.dockerd import IMAGE, Dockerd, dockerd
+from tests.slow.dockerd import APART, IMAGE, Dockerd, dockerd
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -143,3 +143,33 @@ def test_a_container_that_is_killed_costs_what_was_with_it_at_most(
     assert len(asking.lost + slow.lost) <= 30
     # It is not even that, as a rule: a GET that has no answer yet is asked for again.
     assert [each for each in asking.lost + slow.lost if " 404 " in each or " 503 " in each] == []
+
+
+def test_the_tasks_of_a_swarm_are_registered_at_their_addresses_in_its_overlay(
+    tmp_path: Path, proxy: ProxyProcess
+) -> None:
+    with dockerd(APART, swarm=True) as docker:
+        docker("swarm", "init", "--advertise-addr", "10.213.76.1", "--listen-addr", "10.213.76.1:2377")
+        try:
+            docker("network", "create", "--driver", "overlay", "--subnet", "10.213.79.0/24", "shop_over")
+            with DiscoverProcess(tmp_path, proxy, docker.host) as discover:
+                labels = {
+                    "portero.service": SERVICE,
+                    "portero.network": "over",
+                    "com.docker.stack.namespace": "shop",  # as `docker stack deploy` has it
+                }
+                docker(
+                    *("service", "create", "--detach", "--name", "shop_web", "--replicas", "2"),
+                    # Published: each task is in the network `ingress`, too.
+                    *("--network", "shop_over", "--publish", "9000:8080", "--stop-grace-period", "1s"),
+                    *(f"--container-label={name}={value}" for name, value in labels.items()),
+                    *("--no-resolve-image", IMAGE, "patient"),
+                )
+                for replicas in (2, 4, 1, 0):
+                    docker("service", "scale", "--detach", f"shop_web={replicas}")
+                    eventually(lambda wanted=replicas: count(proxy) == wanted, f"{replicas} tasks")  # type: ignore[misc]
+                    assert all(host.startswith("10.213.79.") for host in hosts(proxy))
+                assert "WARNING" not in discover.log(), discover.log()
+            docker("service", "rm", "shop_web")
+        finally:
+            docker("swarm", "leave", "--force")
