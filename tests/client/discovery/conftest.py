@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_network
@@ -31,6 +32,7 @@ class RealApi:
         self.port = 0
         self._runner: web.AppRunner | None = None
         self._leases: Leases
+        self._metrics: Metrics
 
     @property
     def api(self) -> Api:
@@ -44,6 +46,13 @@ class RealApi:
             for each in services
         }
         return {name: places for name, places in found.items() if places}
+
+    async def until_answered(self, result: str, count: int) -> None:
+        """Wait until so many more answers to /register were `renewed`, or an error's reason."""
+        wanted = await self._answered(result) + count
+        async with asyncio.timeout(60):
+            while await self._answered(result) < wanted:
+                await asyncio.sleep(0.02)
 
     async def until(self, check: Callable[[], Any]) -> None:
         """Wait until `check` holds."""
@@ -62,7 +71,7 @@ class RealApi:
     async def open(self) -> None:
         registry, feed = Registry(), Feed()
         config = Registration(secret=SECRET, hmac_keys=(("", KEY),), backend_cidrs=NETWORKS)
-        metrics = Metrics(registry, feed.counters)
+        self._metrics = metrics = Metrics(registry, feed.counters)
         self._leases = Leases(registry, feed, clock=time.monotonic, count_fault=metrics.fault)
         served = RegistrationApi(config, self._leases, metrics, clock=time.monotonic, wall_clock=time.time)
         await self._leases.start()
@@ -76,6 +85,13 @@ class RealApi:
             runner, self._runner = self._runner, None
             await runner.cleanup()
             await self._leases.close()
+
+    # Private
+
+    async def _answered(self, result: str) -> float:
+        text = (await self._metrics.scrape()).decode()
+        found = re.search(rf'^portero_registrations_total{{result="{result}"}} (\S+)$', text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
 
 
 @pytest.fixture

@@ -188,9 +188,8 @@ class TestEvents:
             assert await stream.next() == [ended, ended]
             docker.write(b"more\n" + line)
             assert await stream.next() == [ended]
-        assert [record.getMessage() for record in caplog.records] == [
-            "an event of Docker's is no JSON, and passed over: b'garbage'"
-        ]
+        assert caplog.text.count("an event of Docker's is no JSON, and passed over") == 1
+        assert "b'garbage'" in caplog.text
 
     async def test_whoever_gives_up_waiting_loses_none(self, docker: FakeDocker, engine: Engine) -> None:
         await engine.connect()
