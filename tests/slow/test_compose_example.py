@@ -87,7 +87,7 @@ class Compose:
         """All at once, with the time that the file gives them, as Compose does."""
         grace = self._services["app"]["stop_grace_period"].removesuffix("s")
         stopping = [
-            subprocess.Popen(["docker", "--host", self.docker.host, "stop", "--time", grace, name])
+            subprocess.Popen(["docker", "--host", self.docker.host, "stop", "-t", grace, name])
             for name in names
         ]
         assert [each.wait(120) for each in stopping] == [0] * len(names)
