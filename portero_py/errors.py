@@ -199,6 +199,12 @@ class RegistrationRefused(ClientError):
         self.reason_given = reason_given
 
 
+class DockerUnreachable(PorteroError):
+    """No answer from Docker, or one that is of no use: where it was asked, and why."""
+
+    reason = "docker_unreachable"
+
+
 # Certificates by ACME
 
 

@@ -29,7 +29,7 @@ ALLOWED = {
     "feed": ("config", "core", "wire", "errors"),
     "proxy": ("feed", "config", "core", "wire", "errors"),
     "control": ("feed", "config", "core", "wire", "errors", "__version__"),
-    "client": ("core.auth", "errors"),
+    "client": ("core.auth", "core.names", "errors"),
     "run": ("control", "proxy", "feed", "config", "core", "wire", "errors", "__version__"),
     "demo": ("client", "config", "core", "errors"),
     "cli": (

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import typer
 
 from portero_py import __version__
-from portero_py.cli import actions, backends, certs, outcome
+from portero_py.cli import actions, backends, certs, discover, outcome
 from portero_py.cli.options import (
     AnyHost,
     AnyPort,
@@ -38,6 +38,7 @@ app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, r
 
 certs_app: Final = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(certs_app, name="certs")
+app.add_typer(discover.app, name="discover")
 
 #: The base of all errors about flags; click's or Typer's own, as the version of Typer has it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]

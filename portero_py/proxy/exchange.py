@@ -75,6 +75,7 @@ from portero_py.proxy.replies import reply
 from portero_py.proxy.routing import redirect, stripped
 from portero_py.proxy.rules import MAX_RETRIES
 from portero_py.proxy.upstream.rooms import NONE
+from portero_py.wire.message import request_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
