@@ -21,6 +21,7 @@ from benchmarks.registrations import Api
 from benchmarks.stage import (
     HOST,
     NGINX_TOP,
+    POLICED,
     Bench,
     await_port,
     free_port,
@@ -127,6 +128,24 @@ def _start_nginx(peer: Peer, bench: Bench) -> None:
             proxy_set_header X-Forwarded-Host $http_host;
             proxy_set_header X-Request-ID $request_id;
         }}
+    }}
+    limit_req_zone $binary_remote_addr zone=clients:1m rate=1000000r/s;
+    server {{
+        listen 127.0.0.1:{peer.plain_port};
+        server_name {POLICED};
+        location / {{
+            limit_req zone=clients burst=1000000 nodelay;
+            proxy_pass http://backend;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_set_header X-Forwarded-Host $http_host;
+            proxy_set_header X-Request-ID $request_id;
+            proxy_set_header X-Env prod;
+            add_header Strict-Transport-Security max-age=31536000;
+        }}
     }} }}
     """
     )
@@ -154,7 +173,16 @@ frontend public
     http-request set-header X-Forwarded-Proto http if !{{ ssl_fc }}
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
     http-request set-header X-Request-ID %[uuid]
+    use_backend policed if {{ hdr(host) -i {POLICED} }}
     default_backend backend
+backend policed
+    stick-table type ip size 100k expire 30s store http_req_rate(1s)
+    http-request track-sc0 src
+    http-request deny deny_status 429 if {{ sc_http_req_rate(0) gt 100000000 }}
+    http-request set-header X-Env prod
+    http-response set-header Strict-Transport-Security max-age=31536000
+    cookie portero insert indirect nocache httponly
+    server one 127.0.0.1:{bench.backend_port} pool-max-conn -1 cookie one
 backend backend
     server one 127.0.0.1:{bench.backend_port} pool-max-conn -1
 """
@@ -182,6 +210,17 @@ def _start_caddy(peer: Peer, bench: Bench) -> None:
 }}
 http://{HOST}:{peer.plain_port} {{
     import relay
+}}
+http://{POLICED}:{peer.plain_port} {{
+    header Strict-Transport-Security max-age=31536000
+    bind 127.0.0.1
+    reverse_proxy 127.0.0.1:{bench.backend_port} {{
+        lb_policy cookie portero
+        header_up X-Env prod
+        transport http {{
+            keepalive_idle_conns_per_host 512
+        }}
+    }}
 }}
 https://{HOST}:{peer.tls_port} {{
     tls {pair}/fullchain.pem {pair}/privkey.pem {{
@@ -225,17 +264,27 @@ def _start_portero_of(python: str, peer: Peer, bench: Bench, more: Sequence[str]
         "PORTERO_ACCESS_LOG": "off",
         "PORTERO_LOG": "warning",
     }
+    policed = [] if more else ["--config", write(bench, "portero.toml", _POLICY)]
     flags = {peer.plain_port: ["--no-tls"], peer.tls_port: ["--tls-cert-dir", str(bench.folder / "certs")]}
     for port, tls in flags.items():
         api = Api(free_port(), secret, key)
         addresses = ["--listen-addr", f"127.0.0.1:{port}", "--register-addr", f"127.0.0.1:{api.port}"]
-        command = [python, "-P", "-m", "portero_py", *addresses, *tls, *more]
+        command = [python, "-P", "-m", "portero_py", *addresses, *tls, *policed, *more]
         process = spawn(bench, f"{peer.name}-{port}", command, environment)
         peer.processes.append(process)
         await_port(process, api.port, "portero-py's registration API")
-        api.register([HOST], bench.backend_port)
+        api.register([HOST, POLICED], bench.backend_port)
         peer.apis.append(api)
 
+
+_POLICY = f"""
+[[service]]
+name = "{POLICED}"
+sticky = {{ cookie = "portero" }}
+rate_limit = {{ requests = 100_000_000, seconds = 1 }}
+request_headers = {{ set = {{ "X-Env" = "prod" }} }}
+response_headers = {{ set = {{ "Strict-Transport-Security" = "max-age=31536000" }} }}
+"""
 
 _STARTERS = {
     "nginx": _start_nginx,

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from benchmarks.machine import program
 from benchmarks.peers import Peer
-from benchmarks.stage import BODIES, BenchError
+from benchmarks.stage import BODIES, POLICED, BenchError
 
 
 @dataclass(frozen=True)
 class Row:
     """One kind of load. `streams` is for HTTP/2 only; `close` makes a new connection for every request,
-    `fresh` a new one that resumes no TLS session. `services`, if not 0, are asked for in turns.
+    `fresh` a new one that resumes no TLS session. `host` is asked for, if it is not the stage's; `services`,
+    if not 0, are asked for in turns.
     """
 
     key: str
@@ -37,12 +38,14 @@ class Row:
     post_bytes: int = 0
     close: bool = False
     fresh: bool = False
+    host: str = ""
     services: int = 0
     quick: bool = False
 
 
 ROWS = (
     Row("h1", "h1 plain keep-alive, small", "/small", quick=True),
+    Row("h1-policy", "the same, cookie, headers, rate limit", "/small", host=POLICED, quick=True),
     Row("h1-tls", "h1 TLS keep-alive, small", "/small", tls=True, quick=True),
     Row(
         "h2", "h2 16 x 16 streams, small", "/small", tls=True, h2=True, connections=16, streams=16, quick=True
@@ -92,6 +95,9 @@ if {post} > 0 then
 end
 if {close} then
   wrk.headers["Connection"] = "close"
+end
+if "{host}" ~= "" then
+  wrk.headers["Host"] = "{host}"
 end
 if {services} > 0 then
   local asked, turn = {{}}, 0
@@ -157,6 +163,8 @@ def verify(row: Row, peer: Peer, folder: Path, core: int) -> None:
     ]
     curl += ["--cacert", str(folder / "certs" / "localhost" / "fullchain.pem")]
     curl += ["-w", "%{http_code} %{size_download} %{http_version}"]
+    if row.host:
+        curl += ["-H", f"Host: {row.host}"]
     if row.post_bytes:
         curl += ["--data-binary", "x" * row.post_bytes]
     got = _run_client([*curl, peer.url(row.path, row.tls)], 20, folder, core).strip()
@@ -182,7 +190,7 @@ def _verify_tls(row: Row, peer: Peer, folder: Path, core: int) -> None:
 def _wrk(row: Row, peer: Peer, seconds: float, folder: Path) -> list[str]:
     script = folder / f"{row.key}.lua"
     close = "true" if row.close else "false"
-    script.write_text(_WRK_LUA.format(post=row.post_bytes, close=close, services=row.services))
+    script.write_text(_WRK_LUA.format(post=row.post_bytes, close=close, services=row.services, host=row.host))
     # wrk takes whole seconds only.
     load = ["-t", "1", "-c", str(row.connections), "-d", f"{max(1, round(seconds))}s", "--timeout", "20s"]
     return ["wrk", *load, "-s", str(script), peer.url(row.path, row.tls)]

@@ -14,6 +14,9 @@ from pathlib import Path
 from benchmarks.machine import program
 
 HOST = "localhost"
+#: The same backend behind a service with a policy: sticky cookie, changed headers, a rate limit that lets
+#: everything pass. nginx has no sticky cookie, Caddy no rate limit: they do the rest.
+POLICED = "policed.example"
 SMALL = b"hello, world\n"
 BODIES = {"/small": len(SMALL), "/100k": 100 * 1024, "/10m": 10 * 1024 * 1024, "/post": len(SMALL)}
 START_SECONDS = 15.0

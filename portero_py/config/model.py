@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
 
 from portero_py.core.policies import DEFAULTS, ServicePolicy
 from portero_py.core.routes import Route
 
 Network = IPv4Network | IPv6Network
+
+#: The keys of the file that are no settings: `services` reads them.
+SERVICE_KEYS: Final = ("service", "route", "include")
 
 
 @dataclass(frozen=True, slots=True)

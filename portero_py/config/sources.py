@@ -15,31 +15,33 @@ Rules
 - An HMAC key may hold "=", and Portero's JWT_HMAC_KEY is taken as it is. So named keys, for rotation, have a
   flag of their own: `--jwt-named-key KID=KEY`, split at the first "=".
 - No error and no warning shows a secret.
-- Whatever is in a file, or in its place, ends in a `ConfigError` and in time: files are opened without
-  waiting, and read with a limit and a deadline. (A pipe is allowed: a shell's `<(pass show portero)` is one.)
+- Whatever is in a file, or in its place, ends in a `ConfigError` and in time (`files`).
+- What stands in the configuration file is complained of with file, line and key. Its services and routes,
+  and the files that it includes, are read by `services`.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from portero_py.config import values
-from portero_py.config.model import Config
+from portero_py.config.files import read_text
+from portero_py.config.model import SERVICE_KEYS, Config
 from portero_py.errors import ConfigError
 
-#: The most that a secret's file, or the configuration file, may hold, bytes.
-MAX_FILE: Final = 1 << 20
-#: Seconds in which all of it must have come, where it is no plain file.
-FILE_PATIENCE: Final = 5.0
+if TYPE_CHECKING:
+    from portero_py.config.toml_file import TomlFile
 
 Flags = Mapping[str, "str | list[str] | bool | None"]
 Environ = Mapping[str, str]
+
+#: What a value came from, for complaints; to find its line takes time.
+Source = str | Callable[[], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +164,24 @@ SETTINGS: Final = (
 )
 
 
+_SECRET_FILES: Final = tuple(f"{s.key}_file" for s in SETTINGS if s.is_secret)
+
 #: The sections of the file: name -> the group of `Config`.
 SECTIONS: Final[Mapping[str, type[Any]]] = {
     each.name: type(each.default) for each in fields(Config) if is_dataclass(each.default)
 }
 
 
-def load(flags: Flags, environ: Environ) -> Config:
+def load(flags: Flags, environ: Environ, seen: set[str] | None = None, *, whole: bool = True) -> Config:
     """The configuration from all sources, each value checked; secrets may still be missing.
 
-    `flags` maps a flag's name without dashes in front to what was given, or None. Raises `ConfigError`,
-    with the flag, variable or key to blame.
+    `flags` maps a flag's name without dashes in front to what was given, or None. To `seen` go the paths of
+    what the services depend on, the configuration file among them, also when this fails. With `whole` False
+    services, routes and what the file includes are left out. Raises `ConfigError`, with the flag, variable or
+    place in a file to blame.
     """
-    in_file = _read_config_file(flags, environ)
+    sheet = _read_config_file(flags, environ, set() if seen is None else seen)
+    in_file = _InFile(sheet)
     found: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
     for setting in SETTINGS:
         given = _find(setting, flags, environ, in_file)
@@ -185,34 +192,40 @@ def load(flags: Flags, environ: Environ) -> Config:
     config = Config(**groups, **found[""])
     if not config.proxy.listen:
         raise ConfigError("listen-addr: at least one address is needed")
-    return config
+    if sheet is None or not whole or sheet.content.keys().isdisjoint(SERVICE_KEYS):
+        return config
+    from portero_py.config.services import read_services  # for those who have some
+
+    services, routes = read_services(sheet, set() if seen is None else seen)
+    return replace(config, services=services, routes=routes)
 
 
 def read_one(flag: str, flags: Flags, environ: Environ) -> Any:
     """One setting by its flag, for commands that need no more; None when neither flag nor variable has it."""
     setting = next(s for s in SETTINGS if s.flag == flag)
-    return _find(setting, flags, environ, {})
+    return _find(setting, flags, environ, _InFile(None))
 
 
 # Private
 
 
-def _find(setting: Setting, flags: Flags, environ: Environ, in_file: Mapping[str, object]) -> Any:
+def _find(setting: Setting, flags: Flags, environ: Environ, in_file: _InFile) -> Any:
     for rank in _ranks(setting, flags, environ, in_file):
         given = [(source, value) for source, value in rank if value is not None]
         if len(given) > 1:
-            raise ConfigError(f"{given[0][0]} and {given[1][0]} are both given: use one of them")
+            both = f"{_named(given[0][0])} and {_named(given[1][0])}"
+            raise ConfigError(f"{both} are both given: use one of them")
         for source, value in given:
             return _read(setting, source, value)
     return None
 
 
 def _ranks(
-    setting: Setting, flags: Flags, environ: Environ, in_file: Mapping[str, object]
-) -> Iterator[list[tuple[str, object]]]:
+    setting: Setting, flags: Flags, environ: Environ, in_file: _InFile
+) -> Iterator[list[tuple[Source, object]]]:
     """The sources of one setting, the strongest first; those of one rank exclude each other."""
 
-    def from_file(source: str, path: object) -> tuple[str, object]:
+    def from_file(source: str, path: object) -> tuple[Source, object]:
         if not path:
             return source, None
         text = read_text(Path(str(path)), source)
@@ -222,7 +235,7 @@ def _ranks(
     if flag:
         value = flags.get(flag)
         shaped = setting.shape(str(value)) if isinstance(value, (str, bool)) else (value or None)
-        rank = [(f"--{flag}", shaped)]
+        rank: list[tuple[Source, object]] = [(f"--{flag}", shaped)]
         if setting.is_secret:
             rank.append(from_file(f"--{flag}-file", flags.get(f"{flag}-file")))
         yield rank
@@ -238,98 +251,78 @@ def _ranks(
     if setting.is_secret:
         credential = os.path.join(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", flag)  # noqa: PTH118
         yield [from_file("credential", credential if os.path.lexists(credential) else None)]
-    rank = [(_in_file(in_file, key), in_file.get(key))]
+    own: list[tuple[Source, object]] = [(partial(in_file.where, key), in_file.get(key))]
     if setting.is_secret:
-        rank.append(from_file(_in_file(in_file, f"{key}_file"), in_file.get(f"{key}_file")))
-    yield rank
+        path_key = f"{key}_file"
+        if in_file.get(path_key):
+            own.append(from_file(in_file.where(path_key), in_file.get(path_key)))
+    yield own
 
 
-def _read(setting: Setting, source: str, value: object) -> Any:
+def _read(setting: Setting, source: Source, value: object) -> Any:
     try:
         return setting.read(value)
     except values.BadValueError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(f"{_named(source)}: {error}") from None
 
 
-def _read_config_file(flags: Flags, environ: Environ) -> dict[str, object]:
-    """The file's values by dotted key, and its name under ""; every key is known."""
-    source, path = "--config", flags.get("config")
-    if not path:
-        source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
-    if not path:
-        return {}
-    import tomllib  # for those who have such a file
+def _named(source: Source) -> str:
+    return source if isinstance(source, str) else source()
 
-    text = read_text(Path(str(path)), source)
-    try:
-        document = tomllib.loads(text)
-    except ValueError as error:  # TOMLDecodeError is one; a number of thousands of digits is another
-        raise ConfigError(f"{path}: no valid TOML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: no valid TOML: lists or tables are nested too deeply") from None
-    secret_files = [f"{s.key}_file" for s in SETTINGS if s.is_secret]
-    known = [s.key for s in SETTINGS] + secret_files
-    found: dict[str, object] = {"": str(path)}
-    for name, value in document.items():
+
+class _InFile:
+    """The values of the configuration file by dotted key; every key is known."""
+
+    def __init__(self, sheet: TomlFile | None) -> None:
+        self._sheet = sheet
+        self._found: dict[str, object] = {}
+        for name, value in () if sheet is None else sheet.content.items():
+            self._take(name, value)
+        for key in _SECRET_FILES:
+            if not isinstance(self._found.get(key, ""), str):
+                raise ConfigError(f"{self.where(key)}: must be a file's path")
+
+    def get(self, key: str) -> object:
+        return self._found.get(key)
+
+    def where(self, key: str) -> str:
+        """File, line and key, for complaints."""
+        assert self._sheet is not None
+        return f"{self._sheet.where(key.split('.'))}: {key}"
+
+    def _take(self, name: str, value: object) -> None:
+        assert self._sheet is not None
+        if name in SERVICE_KEYS:
+            return
+        known = [*(s.key for s in SETTINGS), *_SECRET_FILES]
         if name in SECTIONS and not isinstance(value, dict):
-            raise ConfigError(f"{path}: {name} must be a section: [{name}]")
+            raise ConfigError(f"{self._sheet.where((name,))}: {name} must be a section: [{name}]")
         if name not in SECTIONS and name not in known:
-            nearest = values.nearest(name, [key for key in known if "." not in key] + sorted(SECTIONS))
-            raise ConfigError(f'{path}: unknown key {values.shown(name)}: the nearest is "{nearest}"')
+            tops = [*(key for key in known if "." not in key), *sorted(SECTIONS), *SERVICE_KEYS]
+            raise ConfigError(
+                f"{self._sheet.where((name,))}: unknown key {values.shown(name)}: "
+                f'the nearest is "{values.nearest(name, tops)}"'
+            )
         if not isinstance(value, dict) or name not in SECTIONS:
-            found[name] = value
-            continue
+            self._found[name] = value
+            return
         for key, inner in value.items():
             dotted = f"{name}.{key}"
             if dotted not in known:
                 raise ConfigError(
-                    f"{path}: unknown key {values.shown(dotted)}: "
+                    f"{self._sheet.where((name, key))}: unknown key {values.shown(dotted)}: "
                     f'the nearest is "{values.nearest(dotted, known)}"'
                 )
-            found[dotted] = inner
-    for key in secret_files:
-        if not isinstance(found.get(key, ""), str):
-            raise ConfigError(f"{path}: {key}: must be a file's path")
-    return found
+            self._found[dotted] = inner
 
 
-def _in_file(in_file: Mapping[str, object], key: str) -> str:
-    return f"{in_file.get('', '')}: {key}"
+def _read_config_file(flags: Flags, environ: Environ, seen: set[str]) -> TomlFile | None:
+    source, path = "--config", flags.get("config")
+    if not path:
+        source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
+    if not path:
+        return None
+    from portero_py.config.toml_file import TomlFile  # for those who have such a file
 
-
-def read_text(path: Path, source: str) -> str:
-    """The UTF-8 text of a small file, or a `ConfigError` that begins with `source`."""
-    try:
-        data = _read_bytes(path)
-    except TimeoutError:
-        raise ConfigError(f"{source}: {path} had no end within {FILE_PATIENCE:g} s") from None
-    except OSError as error:
-        raise ConfigError(f"{source}: cannot read {path}: {os.strerror(error.errno or 0)}") from None
-    except ValueError:  # a NUL, or a character that this system's file names cannot have
-        raise ConfigError(f"{source}: {values.shown(str(path))} is no path") from None
-    if len(data) > MAX_FILE:
-        raise ConfigError(f"{source}: {path} is larger than {MAX_FILE} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source}: {path} is not UTF-8 text") from None
-
-
-def _read_bytes(path: Path) -> bytes:
-    """At most `MAX_FILE` bytes and one more. TimeoutError when a pipe or a device keeps its end back."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        ready = select.poll()
-        ready.register(descriptor, select.POLLIN)
-        ends_at = time.monotonic() + FILE_PATIENCE
-        data = b""
-        while len(data) <= MAX_FILE:
-            if not ready.poll(max(0.0, ends_at - time.monotonic()) * 1000):
-                raise TimeoutError
-            part = os.read(descriptor, MAX_FILE + 1 - len(data))
-            if not part:
-                break
-            data += part
-        return data
-    finally:
-        os.close(descriptor)
+    seen.add(str(path))
+    return TomlFile.read(str(path), source)

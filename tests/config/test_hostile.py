@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from portero_py.cli import backends, main
 from portero_py.client.registrar import Registration
-from portero_py.config import sources
+from portero_py.config import files, toml_file
 from portero_py.config.model import Config, Timeouts
 from portero_py.config.sources import SETTINGS, Setting, load
 from portero_py.config.values import BadValueError
@@ -118,7 +118,7 @@ def test_settings_of_any_kind_side_by_side_are_taken_or_refused(given: dict[str,
         section, _, name = key.rpartition(".")
         (document.setdefault(section, {}) if section else document)[name] = value
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "read_text", lambda path, source: "")
+        patch.setattr(toml_file, "read_text", lambda path, source, most: "")
         patch.setattr(tomllib, "loads", lambda _: document)
         assert len(refusal_of(lambda: load({"config": "any.toml"}, {}))) < 400
 
@@ -128,7 +128,7 @@ def test_settings_of_any_kind_side_by_side_are_taken_or_refused(given: dict[str,
 def test_what_stands_in_a_file_s_place_is_refused_in_time(
     tmp_path: Path, kind: str, flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "FILE_PATIENCE", 0.01)
+    monkeypatch.setattr(files, "FILE_PATIENCE", 0.01)
     path = str(tmp_path / "file")
     match kind:
         case "pipe":

@@ -136,6 +136,8 @@ class TestSources:
     def test_every_field_of_the_configuration_has_a_row_and_every_row_a_field(self) -> None:
         expected = set()
         for group in fields(Config):
+            if group.name in ("services", "routes"):  # in the file only: `config.services`
+                continue
             inner = getattr(Config(), group.name)
             expected |= (
                 {(group.name, each.name) for each in fields(inner)}
@@ -166,7 +168,7 @@ class TestSources:
         with pytest.raises(ConfigError, match=r"^LISTEN_ADDR: "):
             load({}, {"LISTEN_ADDR": "x"})
         assert refused(tmp_path, "[limits]\nh2_streams = 0\n").endswith(
-            "portero.toml: limits.h2_streams: must be a whole number from 1 to 65536, not 0"
+            "portero.toml:2: limits.h2_streams: must be a whole number from 1 to 65536, not 0"
         )
 
     def test_workers_are_a_number_or_one_for_each_core(self) -> None:
@@ -280,7 +282,7 @@ class TestFile:
         (tmp_path / "latin").write_bytes(b"# \xff")
         with pytest.raises(ConfigError, match="is not UTF-8 text"):
             load({"config": str(tmp_path / "latin")}, {})
-        (tmp_path / "large").write_bytes(b"#" * (1 << 20) + b"#")
+        (tmp_path / "large").write_bytes(b"#" * (16 << 20) + b"#")
         with pytest.raises(ConfigError, match="is larger than"):
             load({"config": str(tmp_path / "large")}, {})
 
