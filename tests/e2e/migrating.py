@@ -89,16 +89,19 @@ def asked_for_a_pass(peer: Peer) -> None:
 
 
 class Stage:
-    """Backends by name, and certificates; `close` at the end."""
+    """Backends by name, and certificates for `names` where it has any; `close` at the end."""
 
-    def __init__(self, folder: Path, authority: Authority, *names: str) -> None:
+    def __init__(
+        self, folder: Path, authority: Authority, *names: str, has_certificates: bool = True
+    ) -> None:
         self.folder = folder
         self.certificates = folder / "certificates"
         self.tls = client_context(authority.pem, "http/1.1")
         self.scripts: dict[str, Answering] = {}
         self.backends: dict[str, RecordingBackend] = {}
         self.pair = authority.issue(*names)
-        for name in names:
+        self.certificates.mkdir(parents=True)
+        for name in names if has_certificates else ():
             self.pair.write(self.certificates / name.replace("*", "_wildcard"))
 
     def backend(self, name: str, tls: ssl.SSLContext | None = None) -> str:
@@ -170,9 +173,10 @@ def said(response: Response) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def portero(stage: Stage, toml: str, *flags: str) -> Iterator[tuple[Front, ProxyProcess]]:
-    """portero-py with a file of the examples. Its ACME, if it has any, finds nobody."""
+    """portero-py with a file of the examples. Its ACME finds nobody unless `flags` say where to look."""
     assert not foreign(toml), foreign(toml)
     plain_port = free_port()
+    nowhere = ("--acme-directory", f"https://127.0.0.1:{free_port()}/dir")
     proxy = ProxyProcess(
         stage.folder / "portero",
         certificates=stage.certificates,
@@ -180,12 +184,11 @@ def portero(stage: Stage, toml: str, *flags: str) -> Iterator[tuple[Front, Proxy
         flags=(
             *("--http-addr", f"127.0.0.1:{plain_port}"),
             *("--state-dir", str(stage.folder / "state")),
-            *("--acme-directory", f"https://127.0.0.1:{free_port()}/dir"),
+            *(() if nowhere[0] in flags else nowhere),
             *flags,
         ),
     ).start()
     try:
-        _for_now(proxy, toml)
         yield Front(proxy.port, plain_port, stage.tls), proxy
         proxy.stop()
     finally:
@@ -228,16 +231,3 @@ def _listens(port: int) -> bool:
     except ConnectionRefusedError:
         return False
     return True
-
-
-def _for_now(proxy: ProxyProcess, toml: str) -> None:
-    import tomllib
-
-    for service in tomllib.loads(toml).get("service", []):
-        for backend in service.get("backends", []):
-            b = backend if isinstance(backend, dict) else {"address": backend}
-            host, port = b["address"].split(":")
-            more = {"weight": b["weight"]} if "weight" in b else {}
-            if service.get("health_path"):
-                more["health_path"] = service["health_path"]
-            proxy.register(service["name"], host, int(port), use_tls=b.get("tls", False), **more)
