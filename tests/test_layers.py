@@ -22,7 +22,8 @@ ALLOWED = {
     "errors.py": (),
     "__init__.py": (),
     "__main__.py": ("cli", "run.held_signals", "run.main_process"),
-    "core": ("wire.message", "errors"),  # a request's head is what a balancing policy may decide by
+    # A request's head is what a balancing policy may decide by, and its cookies.
+    "core": ("wire.message", "wire.cookies", "errors"),
     "wire": ("errors",),
     "config": ("core", "wire", "errors"),
     "feed": ("config", "core", "wire", "errors"),

@@ -7,15 +7,19 @@ its successor where the part of the policy that it follows from is the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from portero_py.core.balancing.balancers import BY_CLIENT
 from portero_py.core.policies import FieldChanges, ServicePolicy
+from portero_py.core.rate_limit import Buckets
+from portero_py.core.stickiness import Stickiness, sticky_key
+from portero_py.proxy.gates.addresses import Addresses
 from portero_py.proxy.gates.basic_auth import Comparisons, Passwords
 from portero_py.proxy.gates.forward_auth import Authority
 from portero_py.proxy.gates.maintenance import Closed
-from portero_py.proxy.routing import changed
+from portero_py.proxy.gates.rate_limit import RateLimits
 from portero_py.wire.field_changes import MEMO_SIZE, Changes
-from portero_py.wire.message import RequestHead, ResponseHead
+from portero_py.wire.message import RequestHead, ResponseHead, request_with, response_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +29,12 @@ if TYPE_CHECKING:
     from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
+    from portero_py.proxy.patience import AllPatience
+    from portero_py.proxy.refusals import Refusals
     from portero_py.proxy.upstream.pool import Pools
+
+#: How often a request may be sent again, over all backends, where nothing else was said.
+MAX_RETRIES: Final = 3
 
 
 class Rules:
@@ -37,9 +46,18 @@ class Rules:
         self._every = every
         self.service = service
         self.policy = policy
+        self.patience = every.patience.of(service, policy)
+        #: How often a request may be sent again.
+        self.retries = MAX_RETRIES if policy.retries is None else policy.retries
         gates: list[Gate] = []
+        if policy.allow or policy.deny:
+            gates.append(_kept(former, (policy.allow, policy.deny)) or Addresses(policy.allow, policy.deny))
         if policy.maintenance is not None:
             gates.append(Closed(policy.maintenance))
+        if policy.rate_limits:
+            gates.append(
+                RateLimits(service, policy.rate_limits, every.buckets, every.counters, every.refusals)
+            )
         if policy.basic_auth is not None:
             gates.append(_kept(former, policy.basic_auth) or Passwords(policy.basic_auth, every.comparisons))
         if policy.forward_auth is not None:
@@ -48,6 +66,10 @@ class Rules:
             )
         #: What an exchange passes, in order.
         self.gates = tuple(gates)
+        #: Whether the client's address says which backend.
+        self.by_client = policy.balance in BY_CLIENT
+        self.sticky: Stickiness | None = None
+        self.renew_key()
         self._request_changes = _changes(policy.request_headers)
         self._response_changes = _changes(policy.response_headers)
         # Backends send the same heads again and again, which parsers share: so are those that follow from
@@ -66,31 +88,47 @@ class Rules:
         own = self.policy.body_bytes
         return self._every.limits.body_bytes if own is None else own
 
+    def renew_key(self) -> None:
+        """Sign cookies with the key that there is now."""
+        sticky = self.policy.sticky
+        self.sticky = None if sticky is None else Stickiness(sticky, self._every.sticky_key)
+
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
         changes = self._request_changes
-        return head if changes is None else changed(head, changes.of(head.fields))
+        if changes is not None:
+            head = request_with(head, changes.of(head.fields))
+        return head if self.sticky is None else self.sticky.request_head(head)
 
     def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
         """What the client is to get instead of a backend's `head`, as `request_head`."""
-        changes = self._response_changes
-        if changes is None:
+        changes, sticky, lease = self._response_changes, self.sticky, exchange.lease
+        if changes is not None:
+            head = self._changed(head, changes)
+        if sticky is None or lease is None:
             return head
+        is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) == b"https"
+        return sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
+
+    # Private
+
+    def _changed(self, head: ResponseHead, changes: Changes) -> ResponseHead:
         known = self._changed_heads.get(id(head))
         if known is not None:
             return known[1]
-        fields = changes.of(head.fields)
-        other = ResponseHead(head.status, head.phrase, fields, head.body_length, upgrade=head.upgrade)
+        other = response_with(head, changes.of(head.fields))
         if len(self._changed_heads) >= MEMO_SIZE:
             self._changed_heads.clear()
         self._changed_heads[id(head)] = head, other
         return other
 
 
-def _kept(former: Rules | None, auth: object) -> Gate | None:
+def _kept(former: Rules | None, part: object) -> Gate | None:
     """The gate of `former` rules that was made of the same part of the policy."""
     for gate in () if former is None else former.gates:
-        if isinstance(gate, (Passwords, Authority)) and gate.auth == auth:
+        if (isinstance(gate, Addresses) and gate.lists == part) or (
+            isinstance(gate, (Passwords, Authority)) and gate.auth == part
+        ):
             return gate
     return None
 
@@ -111,21 +149,40 @@ def _value(text: str) -> bytes:
 class AllRules:
     """Those of all services of this worker that have a policy, and were asked for.
 
-    `limits` and `timeouts` are the general ones; `configure` changes them.
+    `buckets` are those of rate limits that it has with the other workers, if there are any. `limits` and
+    `timeouts` are the general ones; `configure` changes them.
     """
 
-    def __init__(self, pools: Pools, counters: Counters, config: Config) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        counters: Counters,
+        patience: AllPatience,
+        refusals: Refusals,
+        buckets: Buckets | None,
+        config: Config,
+    ) -> None:
         self.pools = pools
         self.counters = counters
+        self.refusals = refusals
+        self.buckets = buckets or Buckets(memoryview(bytearray(Buckets.size(1))), 1, 0)
+        self.patience = patience
         self.comparisons = Comparisons(pools.loop.create_task)
-        self.configure(config)
         self._rules: dict[str, Rules] = {}
+        self.sticky_key = b""
+        self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Go by this configuration from now on."""
         self.limits = config.limits
         self.timeouts = config.timeouts
         self.workers = config.workers
+        registration = config.registration
+        key = sticky_key(registration.secret or "".join([key for _, key in registration.hmac_keys[:1]]))
+        if key != self.sticky_key:
+            self.sticky_key = key
+            for rules in self._rules.values():
+                rules.renew_key()
 
     def of(self, service: Service) -> Rules:
         """The rules of a service that has a policy."""

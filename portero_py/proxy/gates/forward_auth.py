@@ -67,7 +67,7 @@ class Authority(Gate):
         is_tls = url.scheme == "https"
         host = url.hostname or ""
         backend = Backend(host, url.port or (443 if is_tls else 80), use_tls=is_tls)
-        self._pool = BackendPool(pools, service, backend, host if is_tls else "")
+        self._pool = BackendPool(pools, service, backend, host if is_tls else "", pools.patience.general)
         self._host = url.netloc.rpartition("@")[2].encode()
         self._target = ((url.path or "/") + (f"?{url.query}" if url.query else "")).encode()
         self._shown = frozenset(name.lower().encode() for name in auth.request_headers)
@@ -78,7 +78,7 @@ class Authority(Gate):
 
     def admit(self, exchange: Gated, now: float) -> Asking | None:
         """Ask about `exchange`."""
-        question = Question(self, exchange, self._question(exchange.head), now)
+        question = Question(self, exchange, self._question(exchange.head, exchange.bare_fields()), now)
         # Not at once: who is asking has not heard yet that there is a question.
         self.loop.call_soon(question.begin, self._pool)
         return question.asking
@@ -95,9 +95,9 @@ class Authority(Gate):
 
     # Private
 
-    def _question(self, head: RequestHead) -> RequestHead:
+    def _question(self, head: RequestHead, received: Fields) -> RequestHead:
         fields: Fields = []
-        for name, value in head.fields:
+        for name, value in received:
             lower = name.lower()
             if lower in _OF_BODY or lower.replace(b"_", b"-") in _OURS:
                 continue
