@@ -90,11 +90,10 @@ def _examine_hook(findings: Findings, program: str) -> None:
 
 def _examine_servers(findings: Findings, zones: Zones, name: str) -> None:
     """Whether all that must have the record can be asked: of a value that nobody wants."""
-    zone = zones.zone_of(name)
-    servers = zones.servers_of(zone)
+    servers = zones.servers_of(name)
     listed = ", ".join(server.name or str(server.addresses[0]) for server in servers)
     silent = [said for server in servers if (said := zones.missing(name, (), (server,)))]
     if silent:
-        findings.bad(f"the record {name} must be at all servers of {zone} ({listed}): {silent[0]}")
+        findings.bad(f"the record {name} must be at all of {listed}: {silent[0]}")
     else:
-        findings.good(f"the record {name} is looked for at all servers of {zone}: {listed}")
+        findings.good(f"the record {name} is looked for at {listed}")

@@ -222,8 +222,7 @@ class DnsRecords:
         return self._loaded()[0].aliases(name)
 
     def _servers(self, name: str) -> Any:
-        zones, _ = self._loaded()
-        return zones.servers_of(zones.zone_of(name))
+        return self._loaded()[0].servers_of(name)
 
     def _missing(self, name: str, values: list[str], servers: Any) -> str:
         return self._loaded()[0].missing(name, values, servers)

@@ -28,6 +28,7 @@ from portero_py.errors import DnsFailed
 
 #: Seconds for one answer.
 UPDATE_SECONDS: Final = 10.0
+UDP_SECONDS: Final = 3.0
 #: How long resolvers may keep the record.
 TTL: Final = 60
 #: Addresses of the server's name that are tried.
@@ -90,9 +91,9 @@ class Updates:
     def _send(self, zone: str, update: dns.update.UpdateMessage) -> None:
         complaint = ""
         for address in self._addresses():
-            for send in (dns.query.tcp, dns.query.udp):
+            for send, seconds in ((dns.query.tcp, UPDATE_SECONDS), (dns.query.udp, UDP_SECONDS)):
                 try:
-                    answer = send(update, address.host, timeout=UPDATE_SECONDS, port=address.port)
+                    answer = send(update, address.host, timeout=seconds, port=address.port)
                 except (
                     dns.tsig.PeerError,
                     dns.tsig.BadTime,

@@ -71,24 +71,25 @@ class Zones:
                 return above
         raise DnsFailed(f"{name} is in no zone: no name above it has a SOA record")
 
-    def servers_of(self, zone: str) -> list[Server]:
-        """Who serves a zone. Raises DnsFailed."""
+    def servers_of(self, name: str) -> list[Server]:
+        """Who serves the zone of a name, or who is to be asked instead. Raises DnsFailed."""
         if self._check:
             return [Server("", (address,)) for address in self._check]
+        zone = self.zone_of(name)
         names = sorted(answers(self._ask(zone, "NS"), zone, "NS"))[:MAX_SERVERS]
         if not names:
             raise DnsFailed(f"{zone} names no name servers (NS)")
         found = []
-        for name in names:
+        for server in names:
             addresses = [
                 Address(address, self._port)
                 for kind in ("A", "AAAA")
-                for address in answers(self._ask(name, kind), name, kind)
+                for address in answers(self._ask(server, kind), server, kind)
             ]
             if not addresses:
-                raise DnsFailed(f"the name server {name} of {zone} has no address")
+                raise DnsFailed(f"the name server {server} of {zone} has no address")
             near = tuple(address for address in addresses if _has_route(address))
-            found.append(Server(name, near or tuple(addresses)))
+            found.append(Server(server, near or tuple(addresses)))
         return found
 
     def missing(self, name: str, values: Sequence[str], servers: Sequence[Server]) -> str:
