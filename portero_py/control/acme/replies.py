@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import requests
 
 from portero_py.core.acme import faults
+from portero_py.core.acme.names import WILDCARD
 from portero_py.errors import AcmeError, BadCaReply, CaRefused, CaUnreachable
 
 MAX_URL: Final = 2048
@@ -51,7 +52,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """RFC 8555, 7.1.4: what has to be shown for one name."""
+    """RFC 8555, 7.1.4: what has to be shown for one name, which is a wildcard as it was ordered."""
 
     url: str
     name: str
@@ -196,9 +197,12 @@ def authorization(url: str, reply: requests.Response) -> Authorization:
     identifier = document.get("identifier")
     if not isinstance(identifier, dict):
         raise BadCaReply("an authorization of the CA is for no name")
+    name = _text(identifier, "value").lower()
+    if document.get("wildcard") is True:
+        name = f"{WILDCARD}{name}"
     return Authorization(
         url=url,
-        name=_text(identifier, "value").lower(),
+        name=name,
         status=_text(document, "status"),
         challenges=tuple(_challenge(each) for each in _list(document, "challenges")),
         retry_after=_retry_after(reply),

@@ -88,7 +88,7 @@ class DnsRecords:
         await self._on_disk(
             self._files.save_dns_records, certificate, list(dict.fromkeys([*known, *records]))
         )
-        self.left_behind(certificate, FIRST_PAUSE)  # should nobody come to `hide` them
+        self.left_behind(certificate, BUSY_SECONDS)  # should nobody come to `hide` them
         for record in records:
             await self._beating(self._make(PRESENT, record), beat)
         values: dict[str, list[str]] = {}
