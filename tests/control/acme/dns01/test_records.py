@@ -157,7 +157,7 @@ async def test_a_removal_that_fails_is_tried_again_with_growing_pauses(
         desk.dns.refuses = True
         await records.hide(NAME)
         tries = len(desk.dns.asked)
-        pause = FIRST_PAUSE * 2  # `show` began with the first
+        pause = FIRST_PAUSE
         for number in range(1, 9):
             assert f"again in {pause:.0f} s: {AT} TXT" in caplog.text
             desk.now += pause - 1
