@@ -159,7 +159,7 @@ def _require_dns01(acme: Acme) -> None:
             asked = f"--acme-domain {wildcard}" if wildcard else "--acme-challenge dns-01"
             raise ConfigError(f"{asked} needs DNS records: set --acme-dns-hook or --acme-dns-server")
         return
-    if not _has_dnspython():
+    if find_spec("dns") is None:  # it is loaded by who uses it
         raise ConfigError("dns-01 needs dnspython, which is not installed: pip install 'portero-py[dns]'")
     if acme.dns_hook:
         from portero_py.control.acme.dns01.hook import unfit  # for those who have one
@@ -175,13 +175,6 @@ def _require_dns01(acme: Acme) -> None:
         b64decode(acme.dns_tsig_secret, validate=True)
     except ValueError:
         raise ConfigError("--acme-dns-tsig-secret-file holds no base64: copy the key's secret") from None
-
-
-def _has_dnspython() -> bool:
-    try:
-        return find_spec("dns.update") is not None
-    except ImportError:  # its package is not there
-        return False
 
 
 def _require_file(path: str, flag: str) -> None:

@@ -15,8 +15,11 @@ from tests.e2e.acme_site import AcmeSite, presented
 from tests.e2e.conftest import StartBackend
 from tests.e2e.name_servers import NameServer, update_flags
 from tests.e2e.pebble import Pebble
+from tests.e2e.proxy_process import PROXY, ProxyProcess
 from tests.e2e.test_acme import names_of, portero
 from tests.e2e.test_acme_faults import Killer
+from tests.e2e.test_imports import TELLING, modules
+from tests.e2e.test_workers import processes
 from tests.e2e.waiting import eventually
 
 TOML = "[timeouts]\ndrain = 2\nshutdown = 5\n"
@@ -393,3 +396,35 @@ def test_neither_the_program_nor_the_log_sees_a_secret(
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert names <= {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "PWD", "OLDPWD", "SHLVL", "_"}
     proxy.stop()
+
+
+# What it costs
+
+
+@pytest.mark.parametrize("by_dns", [True, False])
+def test_only_the_control_process_loads_what_makes_records_and_only_for_a_record(
+    site: AcmeSite, start_ca: StartCa, tmp_path: Path, by_dns: bool
+) -> None:
+    front = start_ca()
+    hook = Hook(tmp_path / "hook", front.pebble)
+    told = tmp_path / "told"
+    told.mkdir()
+    proxy = ProxyProcess(
+        tmp_path / "proxy",
+        certificates=site.certs,
+        toml=TOML,
+        flags=[
+            *("--listen-addr", f"127.0.0.1:{site.tls_port}", "--workers", "2", *site.flags()[2:]),
+            *("--acme-agree-tos", "--acme-domain", "a.example", *hook.flags),
+            *("--acme-challenge", "dns-01" if by_dns else "tls-alpn-01"),
+        ],
+    )
+    proxy.start((PROXY[0], "-P", "-c", TELLING, str(told)))
+    try:
+        site.issued("a.example")
+        pids = {"first": proxy.generation, **processes(proxy)}
+        found = {name for name, pid in pids.items() if "dns" in modules(pid, told)}
+        assert found == ({"control"} if by_dns else set())
+        proxy.stop()
+    finally:
+        proxy.kill()

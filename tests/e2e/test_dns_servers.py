@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import dns.message
 import pytest
 
-from portero_py.config.model import Acme, Address
+from portero_py.cli import challenges
+from portero_py.config.model import Acme, Address, Config
 from portero_py.control.acme.dns01 import questions, updates
 from portero_py.control.acme.dns01.updates import Updates
 from portero_py.control.acme.dns01.zones import Server, Zones
@@ -253,3 +254,84 @@ def test_a_server_that_does_not_answer_is_named(zones: Zones) -> None:
     dead = Address("127.0.0.1", free_port())
     said = zones.missing("a.example", ["x"], [Server("ns9.test", (dead,))])
     assert said.startswith(f"ns9.test ({dead}): no name server says")
+
+
+# What `certs check` says
+
+
+class Said:
+    """Findings that are kept."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def good(self, text: str) -> None:
+        self.lines.append(f"ok: {text}")
+
+    def bad(self, text: str) -> None:
+        self.lines.append(f"bad: {text}")
+
+
+@pytest.fixture
+def examined(primary: NameServer, config: Acme) -> Callable[..., list[str]]:
+    here = Address(primary.host, primary.port)
+
+    def examine(host: str, **changes: object) -> list[str]:
+        told = replace(
+            config, domains=(("*.a.example", "a.example"), ("b.example",)), on_register=("*.c.example",)
+        )
+        acme = replace(told, **{"dns_resolver": (here,), "dns_check": (here,), **changes})  # type: ignore[arg-type]
+        said = Said()
+        challenges.examine(said, Config(acme=acme), host)
+        return said.lines
+
+    return examine
+
+
+def test_all_that_a_record_needs_is_tried_without_making_one(
+    primary: NameServer, examined: Callable[..., list[str]]
+) -> None:
+    before = primary.serial("a.example")
+    assert (
+        examined("x.a.example")
+        == examined("a.example")
+        == [
+            "ok: ACME validates it by dns-01",
+            f"ok: {primary.address} takes updates of a.example, signed by {KEY}",
+            f"ok: the record _acme-challenge.a.example is looked for at {primary.address}",
+        ]
+    )
+    assert primary.serial("a.example") == before
+    lines = examined("b.example")
+    assert lines[0] == "ok: ACME validates it by tls-alpn-01, after a failure by dns-01"
+    assert lines[1] == "ok: _acme-challenge.b.example is an alias of b.acme.example: the record is made there"
+    assert examined("x.c.example")[0].startswith("ok: ACME validates it by")
+    assert examined("nobody.example") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dns_tsig_secret": "d3Jvbmc="}, "its key of this name is another one"),
+        ({"dns_tsig_name": "stranger"}, "(REFUSED)"),
+        (
+            {"dns_server": None, "dns_hook": ("/no/such/hook",)},
+            "bad: acme.dns_hook: /no/such/hook is not there",
+        ),
+        ({"dns_server": None}, "bad: ACME has no challenge for it"),
+        ({"challenge": "http-01"}, "bad: ACME has no challenge for it: --acme-challenge http-01"),
+        (
+            {"dns_check": (Address("127.0.0.1", 1),)},
+            "must be at all of 127.0.0.1:1: 127.0.0.1:1: no name server",
+        ),
+        ({"dns_zone": "b.example"}, "bad: _acme-challenge.a.example is not in acme.dns_zone, b.example"),
+        ({"dns_resolver": (Address("127.0.0.1", 1),)}, "127.0.0.1:1 does not answer"),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_what_would_fail_is_said_before(
+    examined: Callable[..., list[str]], changes: dict[str, object], said: str
+) -> None:
+    bad = [line for line in examined("a.example", **changes) if line.startswith("bad: ")]
+    assert len(bad) == 1
+    assert said in bad[0]

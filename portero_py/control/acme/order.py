@@ -236,10 +236,10 @@ class OrderRun:
             raise
         except BaseException:
             if shown:
-                await dns.hide(self._name)
+                await dns.hide(self._name, self._beat)
             raise
         if shown:
-            await dns.hide(self._name)
+            await dns.hide(self._name, self._beat)
 
     def _chosen(self, authorization: Authorization) -> Any:
         around = self._around

@@ -97,10 +97,10 @@ class DnsRecords:
         for name, wanted in values.items():
             await self._arrived(name, wanted, beat)
 
-    async def hide(self, certificate: str) -> None:
+    async def hide(self, certificate: str, beat: Beat) -> None:
         """Remove what was made for a certificate; what cannot be removed now is tried again later."""
         try:
-            await self._remove(certificate)
+            await self._beating(self._remove(certificate), beat)
         except AcmeError as error:
             self._postponed(certificate, error)
 

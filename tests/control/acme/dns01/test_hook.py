@@ -82,12 +82,12 @@ def test_it_sees_nothing_of_our_environment_but_path_home_and_the_locale(shop: S
         PORTERO_REGISTER_SECRET="secret",
         JWT_HMAC_KEY="secret",
         CREDENTIALS_DIRECTORY="/secret",
-        HOME="/home/of/portero",
+        HOME="/var/lib/portero",
         LANG="C.UTF-8",
         PATH=os.environ["PATH"],
     ).run()
     found = dict(each.split("=", 1) for each in shop.read("env").splitlines())
-    assert found["HOME"] == "/home/of/portero"
+    assert found["HOME"] == "/var/lib/portero"
     assert set(found) <= {"PATH", "HOME", "LANG", "PWD", "OLDPWD", "SHLVL", "_"}
     assert "secret" not in shop.read("env")
     assert shop.read("pwd") == "/\n"

@@ -111,7 +111,7 @@ async def test_a_record_is_written_down_before_it_is_made_and_until_it_is_gone(d
         await records.show(NAME, [(NAME, "p1"), ("a.example", "p2")], desk.beat)
         assert desk.dns.values == expected
         assert kept == [expected, expected]
-        await records.hide(NAME)
+        await records.hide(NAME, desk.beat)
     assert desk.dns.values == []
     assert desk.files.dns_records(NAME) == []
     assert not (desk.files.folder(NAME) / "dns.json").exists()
@@ -122,7 +122,7 @@ async def test_the_end_of_the_aliases_is_what_is_kept(desk: Desk) -> None:
     async with desk.records() as records:
         await records.show(NAME, [(NAME, "p")], desk.beat)
         desk.dns.alias = "elsewhere.example"  # somebody changes it meanwhile
-        await records.hide(NAME)
+        await records.hide(NAME, desk.beat)
     assert [(verb, record.name) for verb, record in desk.dns.asked] == [
         ("present", "a.acme.example"),
         ("cleanup", "a.acme.example"),
@@ -144,7 +144,7 @@ async def test_what_is_not_there_in_time_is_an_error_that_names_the_server(desk:
             DnsFailed, match=f"{AT} is not at all servers of its zone within 0.05 s: ns1.test"
         ):
             await records.show(NAME, [(NAME, "p")], desk.beat)
-        await records.hide(NAME)
+        await records.hide(NAME, desk.beat)
     assert desk.dns.values == []
 
 
@@ -155,7 +155,7 @@ async def test_a_removal_that_fails_is_tried_again_with_growing_pauses(
     async with desk.records() as records:
         await records.show(NAME, [(NAME, "p")], desk.beat)
         desk.dns.refuses = True
-        await records.hide(NAME)
+        await records.hide(NAME, desk.beat)
         tries = len(desk.dns.asked)
         pause = FIRST_PAUSE
         for number in range(1, 9):
@@ -218,7 +218,7 @@ async def test_a_disk_that_is_full_fails_what_is_to_be_shown_and_not_what_was(
             patch.setattr(desk.files, "save_dns_records", full)
             with pytest.raises(StateUnwritable):
                 await records.show(NAME, [(NAME, "other")], desk.beat)
-            await records.hide(NAME)  # it is gone, which could not be written down
+            await records.hide(NAME, desk.beat)  # it is gone, which could not be written down
         assert len(desk.dns.asked) == 2
         desk.now += MAX_PAUSE
         records._sooner.set()
@@ -249,7 +249,7 @@ async def test_whoever_waits_for_a_program_says_now_and_then_that_it_lives(
     desk.dns.values.append(TxtRecord(AT, record_value("p")))  # as if the program had made it
     async with desk.records(dns_server=None, dns_hook=(str(program),)) as records:
         await records.show(NAME, [(NAME, "p")], beat)
-        await records.hide(NAME)
+        await records.hide(NAME, desk.beat)
     assert desk.beats >= 5
     assert desk.files.dns_records(NAME) == []
 
