@@ -300,6 +300,10 @@ def command(value: object) -> tuple[str, ...]:
         )
     if not words or not words[0]:
         raise BadValueError("must name a program")
+    if "/" in words[0] and not words[0].startswith("/"):
+        raise BadValueError(
+            f"must name its program by a whole path, or by its name alone, not {shown(words[0])}"
+        )
     return tuple(text(word) for word in words)
 
 

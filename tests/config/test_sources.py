@@ -652,6 +652,7 @@ class TestValues:
         ([], "must name a program"),
         ([""], "must name a program"),
         (["/bin/hook", 1], "must be a list of words"),
+        (["./hook"], "by a whole path, or by its name alone"),
         (["/bin/hook", "a\n"], "control characters"),
         ({"a": 1}, "must be a list of words"),
     ],

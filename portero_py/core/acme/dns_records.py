@@ -33,6 +33,19 @@ class TxtRecord:
     name: str
     value: str
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is made of letters, digits, dots, hyphens and underscores only.
+
+        An alias may lead to any name, and both become arguments of a program.
+        """
+        return (
+            0 < len(self.name) <= _MAX_NAME
+            and 0 < len(self.value) <= _MAX_NAME
+            and all(c.isascii() and (c.isalnum() or c in "._-") for c in self.name + self.value)
+            and not self.name.startswith("-")
+        )
+
 
 def record_name(host: str) -> str:
     """Where a CA asks about `host`; a wildcard is validated where its parent is (RFC 8555, 7.1.3)."""
@@ -76,20 +89,7 @@ def from_json(document: object) -> list[TxtRecord]:
     found = []
     for each in document:
         name, value = (each.get("name"), each.get("value")) if isinstance(each, Mapping) else (None, None)
-        if not isinstance(name, str) or not isinstance(value, str) or not _is_plain(name, value):
+        if not isinstance(name, str) or not isinstance(value, str) or not TxtRecord(name, value).is_plain:
             raise ValueError("it lists something that is no record")
         found.append(TxtRecord(name, value))
     return found
-
-
-# Private
-
-
-def _is_plain(name: str, value: str) -> bool:
-    """Whether they can be what portero wrote: they become arguments of a program."""
-    return (
-        0 < len(name) <= _MAX_NAME
-        and 0 < len(value) <= _MAX_NAME
-        and all(c.isascii() and (c.isalnum() or c in "._-") for c in name + value)
-        and not name.startswith("-")
-    )

@@ -15,7 +15,7 @@ The rules
 - A state directory that was lost costs no certificate: the pair in the certificate directory, if this CA
   issued it to portero and its renewal is not due, is adopted. So is one that another instance renewed.
 - Which challenge: dns-01 where a wildcard is on the certificate. Else first what is answered at the port that
-  a CA asks at, then dns-01, then what is answered at another port, which may be the one that a CA reaches.
+  a CA asks at, then dns-01 (if it can be had), then what is answered at another port, which a router may map.
 - At most `AT_ONCE` names are acted upon at a time: first certificates first, and at most `LATER_AT_ONCE` of
   the others, so that names that cannot be validated delay none that can.
 """
@@ -200,11 +200,12 @@ def challenges_for(
 
     `answered` are those of portero's listeners, `at_usual_port` those of them that listen at 443 and 80.
     """
-    dns = (DNS_01,) if has_dns else ()
     if has_wildcard(names):
-        return dns
+        return (DNS_01,) if has_dns else ()
+    if not has_dns:
+        return answered
     near = tuple(kind for kind in answered if kind in at_usual_port)
-    return (*near, *dns, *(kind for kind in answered if kind not in at_usual_port))
+    return (*near, DNS_01, *(kind for kind in answered if kind not in at_usual_port))
 
 
 def choose_challenge(wanted: str, answerable: tuple[str, ...], tried: tuple[str, ...]) -> str:

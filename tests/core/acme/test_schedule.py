@@ -259,7 +259,7 @@ def test_challenges_alternate(
     ("names", "usual", "has_dns", "kinds"),
     [
         (("a.example",), ("tls-alpn-01", "http-01"), False, ("tls-alpn-01", "http-01")),
-        (("a.example",), (), False, ("tls-alpn-01", "http-01")),
+        (("a.example",), ("http-01",), False, ("tls-alpn-01", "http-01")),
         (("a.example",), ("tls-alpn-01", "http-01"), True, ("tls-alpn-01", "http-01", "dns-01")),
         (("a.example",), ("http-01",), True, ("http-01", "dns-01", "tls-alpn-01")),
         (("a.example",), (), True, ("dns-01", "tls-alpn-01", "http-01")),

@@ -83,7 +83,10 @@ class DnsRecords:
         records = []
         for host, proof in proofs:
             chain = await self._call(self._aliases, record_name(host))
-            records.append(TxtRecord(chain[-1], record_value(proof)))
+            record = TxtRecord(chain[-1], record_value(proof))
+            if not record.is_plain:
+                raise DnsFailed(f"{chain[0]} is an alias of a name that nobody wants to change: {chain[-1]}")
+            records.append(record)
         known = await self._on_disk(self._files.dns_records, certificate)
         await self._on_disk(
             self._files.save_dns_records, certificate, list(dict.fromkeys([*known, *records]))

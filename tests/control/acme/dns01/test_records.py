@@ -129,6 +129,15 @@ async def test_the_end_of_the_aliases_is_what_is_kept(desk: Desk) -> None:
     ]
 
 
+@pytest.mark.parametrize("alias", ["--option.example", "a b.example", "a\\;b.example", "x" * 256])
+async def test_an_alias_that_could_mislead_a_program_is_refused(desk: Desk, alias: str) -> None:
+    desk.dns.alias = alias
+    async with desk.records() as records:
+        with pytest.raises(DnsFailed, match="is an alias of a name that nobody wants to change"):
+            await records.show(NAME, [(NAME, "p")], desk.beat)
+    assert desk.dns.asked == []
+
+
 async def test_it_is_waited_for_until_all_servers_have_it(desk: Desk) -> None:
     desk.dns.late = 5
     async with desk.records() as records:
