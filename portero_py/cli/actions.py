@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -36,7 +36,16 @@ ServiceName = Annotated[str, typer.Option("--service", metavar="NAME", help="The
 Found = dict[str, Any]
 
 
-def drain(
+#: The commands that `change_backends` is, and their help.
+OF_BACKENDS: Final = {
+    "drain": (
+        "Send nothing new to a backend, or to all of a service; --wait until nothing is in flight there."
+    ),
+    "ready": "End the drain of a backend, or of all of a service; --wait until they are ready.",
+}
+
+
+def change_backends(
     ctx: typer.Context,
     service: ServiceName,
     instance_id: InstanceId = "",
@@ -48,24 +57,24 @@ def drain(
     register_secret_file: RegisterSecretFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send nothing new to a backend, or to all of a service; --wait until nothing is in flight there."""
-    _change_backends("drain", ctx, service, instance_id, host, port, wait, as_json=as_json)
-
-
-def ready(
-    ctx: typer.Context,
-    service: ServiceName,
-    instance_id: InstanceId = "",
-    host: AnyHost = "",
-    port: AnyPort = 0,
-    wait: Wait = 0.0,
-    register_url: RegisterUrl = None,
-    register_secret: RegisterSecret = None,
-    register_secret_file: RegisterSecretFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """End the drain of a backend, or of all of a service; --wait until they are ready."""
-    _change_backends("ready", ctx, service, instance_id, host, port, wait, as_json=as_json)
+    """Do what the command is called: one of `OF_BACKENDS`."""
+    verb = str(ctx.command.name)
+    require_text({"service": service, "instance_id": instance_id, "host": host})
+    if bool(host) != bool(port):
+        raise ConfigError(f"{verb} needs --host and --port together")
+    which: Found = {}
+    if instance_id:
+        which = {"instance_id": instance_id}
+    elif host:
+        which = {"host": host, "port": port}
+    api = OpenApi(flags_of(ctx), os.environ)
+    found = asyncio.run(_change(api, verb, service, which, wait))
+    if as_json:
+        typer.echo(json.dumps({"service_name": service, "backends": found}))
+    else:
+        typer.echo("\n".join(map(_line, found)) if found else f"{service}: no backend")
+    is_missing = any(each["in_flight"] if verb == "drain" else each["state"] != "ready" for each in found)
+    raise typer.Exit(1 if not found or (wait and is_missing) else 0)
 
 
 def pause(
@@ -123,35 +132,6 @@ def resume(
 
 
 # Private
-
-
-def _change_backends(
-    verb: str,
-    ctx: typer.Context,
-    service: str,
-    instance_id: str,
-    host: str,
-    port: int,
-    wait: float,
-    *,
-    as_json: bool,
-) -> None:
-    require_text({"service": service, "instance_id": instance_id, "host": host})
-    if bool(host) != bool(port):
-        raise ConfigError(f"{verb} needs --host and --port together")
-    which: Found = {}
-    if instance_id:
-        which = {"instance_id": instance_id}
-    elif host:
-        which = {"host": host, "port": port}
-    api = OpenApi(flags_of(ctx), os.environ)
-    found = asyncio.run(_change(api, verb, service, which, wait))
-    if as_json:
-        typer.echo(json.dumps({"service_name": service, "backends": found}))
-    else:
-        typer.echo("\n".join(map(_line, found)) if found else f"{service}: no backend")
-    is_missing = any(each["in_flight"] if verb == "drain" else each["state"] != "ready" for each in found)
-    raise typer.Exit(1 if not found or (wait and is_missing) else 0)
 
 
 def _change_service(

@@ -257,7 +257,7 @@ def _examine_acme(findings: _Findings, config: Config, host: str) -> None:
 
 
 def _examine_listener(findings: _Findings, address: Address, host: str, wanted: Certificate | None) -> None:
-    where = address.host if address.host not in {"", "::", "0.0.0.0"} else "localhost"  # noqa: S104
+    where = address.host if address.host not in {"", "::", "0.0.0.0"} else "localhost"  # noqa: S104 - compared
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

@@ -410,7 +410,9 @@ def explain(
     raise typer.Exit(backends.explain(flags_of(ctx), os.environ, url, as_json=as_json))
 
 
-for action in (actions.drain, actions.ready, actions.pause, actions.stop, actions.resume):
+for verb, help_text in actions.OF_BACKENDS.items():
+    app.command(verb, help=help_text)(actions.change_backends)
+for action in (actions.pause, actions.stop, actions.resume):
     app.command()(action)
 
 

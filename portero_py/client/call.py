@@ -75,7 +75,7 @@ async def call(
 def seconds(value: object, otherwise: float) -> float:
     """A positive time that an answer named, at most a day; `otherwise` when it is none."""
     try:
-        named = float(value)  # type: ignore[arg-type]
+        named = float(value)  # type: ignore[arg-type]  # what is no number raises
     except (TypeError, ValueError):
         return otherwise
     return min(named, 86400.0) if named > 0 else otherwise

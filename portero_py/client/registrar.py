@@ -177,7 +177,7 @@ class Registrar:
         except asyncio.CancelledError:
             await self._leave()
             raise
-        except BaseException:
+        except BaseException:  # raised on: there will be no __aexit__
             await self._close_session()
             raise
         self._renewing = asyncio.create_task(self._renew(wait), name="portero renewal")

@@ -251,7 +251,7 @@ def _ranks(
     width = 2 if setting.is_secret else 1
     yield from (rank[i : i + width] for i in range(0, len(rank), width))
     if setting.is_secret:
-        credential = os.path.join(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", flag)  # noqa: PTH118
+        credential = Path(environ.get("CREDENTIALS_DIRECTORY") or "/nonexistent", flag)
         yield [from_file("credential", credential if os.path.lexists(credential) else None)]
     rank = [(_in_file(in_file, key), in_file.get(key))]
     if setting.is_secret:

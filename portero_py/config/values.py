@@ -140,12 +140,9 @@ def seconds(lowest: float, highest: float = 86400) -> Reader:
     """A time in seconds within both bounds; fractions are allowed."""
 
     def read(value: object) -> float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not lowest <= value <= highest:  # type: ignore[operator]
-            raise BadValueError(
-                f"must be a number of seconds from {lowest:g} to {highest:g}, not {shown(value)}"
-            )
-        return value  # type: ignore[return-value]
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and lowest <= value <= highest:
+            return value
+        raise BadValueError(f"must be a number of seconds from {lowest:g} to {highest:g}, not {shown(value)}")
 
     return read
 

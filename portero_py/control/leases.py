@@ -267,7 +267,7 @@ class Leases:
             for told in self._subscribers:
                 try:
                     told(change)
-                except Exception:
+                except Exception:  # a subscriber's bug: the others are told all the same
                     _log.exception("what follows from a lease failed")
                     self._count_fault("leases")
 

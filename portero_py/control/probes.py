@@ -153,7 +153,7 @@ class Probes:
         result, said = Result.NO_VERDICT, ""
         try:
             result, said = await self._asker.ask(probe, self._timeout)
-        except Exception:
+        except Exception:  # a bug: no verdict on the backend, and its next probe follows
             _log.exception("a probe failed")
             self._count_fault("probes")
         finally:
@@ -176,7 +176,7 @@ class Probes:
                 verdicts, self._verdicts = self._verdicts, []
                 await self._leases.judge(verdicts)
                 await asyncio.sleep(TICK)
-        except Exception:
+        except Exception:  # a bug: the next verdict takes up what is left
             _log.exception("what probes have found is not in force")
             self._count_fault("probes")
         finally:

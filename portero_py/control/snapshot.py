@@ -229,7 +229,7 @@ class Snapshot:
         self._path = self._directory / slot.file_name
 
     def _read(self) -> bytes:
-        with open(os.open(self._path, _READ), "rb") as file:  # noqa: PTH123
+        with open(os.open(self._path, _READ), "rb") as file:  # noqa: PTH123 - by descriptor
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadSnapshot(f"{self._path} is no regular file")
             return file.read()
@@ -297,7 +297,7 @@ class Snapshot:
     def _write(self, content: bytes) -> None:
         part = self._path.with_name(f".{self._path.name}.part")
         try:
-            with open(os.open(part, _WRITE, 0o600), "wb") as file:  # noqa: PTH123
+            with open(os.open(part, _WRITE, 0o600), "wb") as file:  # noqa: PTH123 - by descriptor
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

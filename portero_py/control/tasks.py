@@ -65,7 +65,7 @@ class Tasks:
                     raise
                 # Nobody cancelled this task: something that it waited for was cancelled.
                 _log.exception("%s failed; it begins again", name)
-            except Exception:
+            except Exception:  # whatever ends it: that it begins again is what this file is for
                 _log.exception("%s failed; it begins again", name)
             finally:
                 steady.cancel()

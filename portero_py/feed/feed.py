@@ -11,7 +11,7 @@ The rules
   was open in it: that is gone. So are the counts of services that no table has any more: see `core.counters`.
 
 A subscriber is the worker itself when there is only one process; then all of this is function calls. With
-several, `feed.server` has one for every worker process.
+several, `feed.server` has a `RemoteWorker` for each of them.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Feed:
         """What `apply` answers, whatever may be wrong with who it belongs to."""
         try:
             return apply(what)
-        except Exception:
+        except Exception:  # one that is broken must not keep the others from it
             _log.exception("a worker could not be given %s", type(what).__name__)
             self.count_fault(FeedError.reason)
             return None
@@ -213,7 +213,7 @@ class Feed:
         """What it answers, None when it cannot."""
         try:
             return subscriber.standings(service)
-        except Exception:
+        except Exception:  # as above: then its exchanges are not known to have ended
             _log.exception("a worker could not be asked for its standings")
             self.count_fault(FeedError.reason)
             return None
@@ -221,7 +221,7 @@ class Feed:
     async def _in_force(self, answers: list[InForce]) -> None:
         awaited = [answer for answer in answers if answer is not None]
         if awaited:
-            # Who is late says so himself (`feed.server`); here nobody waits for him any longer.
+            # Who is late says so himself (`feed.remote_worker`); here nobody waits for him any longer.
             await asyncio.wait(awaited, timeout=self._ack_seconds)
 
 

@@ -11,13 +11,8 @@ The theory
   serves is merely slow, it is waited for. What a worker had that reported and died stays said.
 - A worker that reports only after that is heard once all the same: what is newer in its table than what was
   taken over goes to `on_late`. Later hellos of it say nothing that did not come from here.
-- A connection is in order, so one number says it all: `Ack(n)` means that everything up to n is in force.
-- A worker that does not answer within `ACK_SECONDS` is late: nobody waits for it until it has caught up. The
-  supervisor sees from its heartbeat whether it hangs, and replaces it; nothing is decided here.
 - Workers of the generation before an upgrade, while they drain, are guests: they get every table, and count
   as long as they are there, but nobody waits for them, and nothing is taken over from them.
-- What waits for a late worker is bounded: beyond `MAX_UNSENT` bytes nothing more is sent, and when it has
-  caught up it gets one update from the table that it has to the newest.
 """
 
 from __future__ import annotations
@@ -26,37 +21,19 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final
 
 from portero_py.core.counters import Counters
-from portero_py.core.health import Evidence
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import FeedError
-from portero_py.feed.feed import ACK_SECONDS, Feed, InForce
-from portero_py.feed.messages import (
-    Ack,
-    Ask,
-    AskCertificates,
-    AskStandings,
-    CertificateUpdate,
-    Counted,
-    Departed,
-    FrameReader,
-    Hello,
-    Message,
-    Serving,
-    Standings,
-    TableUpdate,
-    Unknown,
-    encode,
-)
+from portero_py.feed.feed import ACK_SECONDS, Feed
+from portero_py.feed.messages import Departed, Hello
+from portero_py.feed.remote_worker import RemoteWorker
 
 if TYPE_CHECKING:
-    from portero_py.core.certificates import Certificate, CertificateTable
-    from portero_py.core.challenges import Challenges
-    from portero_py.core.model import Standing
+    from portero_py.core.certificates import Certificate
+    from portero_py.core.health import Evidence
 
 #: Seconds that a new control process waits for the other workers' hellos after the first one.
 OTHERS_SECONDS: Final = 0.3
@@ -69,8 +46,6 @@ OTHER_GUESTS_SECONDS: Final = 0.1
 LOOK_SECONDS: Final = 0.1
 #: Seconds that a scrape waits for the workers' newest counters.
 ASK_SECONDS: Final = 0.25
-#: Most bytes that wait for a worker that does not read.
-MAX_UNSENT: Final = 32 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -270,6 +245,10 @@ class FeedServer:
         if self._on_serving is not None:
             self._on_serving(self.serving)
 
+    def found(self, evidence: Evidence) -> None:
+        """A worker has seen how a backend does."""
+        self.feed.found(evidence)
+
     # Private
 
     async def _accept(self, sock: socket.socket, *, are_guests: bool) -> None:
@@ -285,7 +264,7 @@ class FeedServer:
         for worker in self._connected:
             try:
                 worker.keep(departed)
-            except Exception:
+            except Exception:  # one that is broken must not keep the others from it
                 _log.exception("a worker could not be given what others had counted")
                 self.feed.count_fault(FeedError.reason)
 
@@ -319,196 +298,3 @@ class FeedServer:
                     await self._changed.wait()
         except TimeoutError:
             _log.warning("%d of %d workers have reported", len(self._connected), self._workers)
-
-
-class _Unanswered(NamedTuple):
-    number: int
-    sent_at: float
-    answer: asyncio.Future[None]
-
-
-class RemoteWorker(asyncio.Protocol):
-    """One worker process: a subscriber of the feed."""
-
-    def __init__(self, server: FeedServer, *, is_guest: bool = False, came_by: int = -1) -> None:
-        # connection
-        self.is_guest = is_guest
-        self.came_by = came_by
-        self.counters = Counters()
-        self.serving = False
-        self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self._frames = FrameReader()
-        self._name = "a worker"
-        self._is_gone = False
-        self._number = 0
-        self._unanswered: deque[_Unanswered] = deque()
-        self._is_late = False
-        self._asked: asyncio.Future[None] | None = None
-        self._asked_standings: dict[int, asyncio.Future[list[Standing]]] = {}  # by the number of the question
-        self._asked_certificates: asyncio.Future[tuple[Certificate, ...]] | None = None
-        # what it was sent, and what it should have
-        self._sent: RoutingTable | None = None
-        self._table: RoutingTable | None = None
-        self._certificates: CertificateTable | None = None
-
-    # A subscriber
-
-    def apply(self, table: RoutingTable) -> InForce:
-        """Send what differs from the table that it has."""
-        self._table = table
-        if self._is_gone or self._transport.get_write_buffer_size() > MAX_UNSENT:
-            return None  # when it is late by far: see `_acknowledged`
-        answer = self._send(TableUpdate.between(self._sent, table))
-        self._sent = table
-        return answer
-
-    def apply_certificates(self, certificates: CertificateTable) -> InForce:
-        """Send the certificates that differ."""
-        answer = self._send(CertificateUpdate.between(self._certificates, certificates))
-        self._certificates = certificates
-        return answer
-
-    def apply_challenges(self, challenges: Challenges) -> InForce:
-        """Send all of them: there are never many."""
-        return self._send(challenges)
-
-    def standings(self, service: str) -> asyncio.Future[list[Standing]]:
-        """Ask for them: the answer; cancelled when it is gone."""
-        answer: asyncio.Future[list[Standing]] = self._loop.create_future()
-        if self._is_gone or self._transport.is_closing():
-            answer.set_result([])  # its exchanges are gone with it
-        elif self._transport.get_write_buffer_size() > MAX_UNSENT:
-            answer.cancel()
-        else:
-            self._number += 1
-            self._asked_standings[self._number] = answer
-            self._write(AskStandings(service), self._number)
-        return answer
-
-    # What the server wants of it
-
-    def has(self, table: RoutingTable) -> None:
-        """It has that table already: differences will do (10,000 services cost it 0.1 s)."""
-        self._sent = self._table = table
-
-    def keep(self, departed: Departed) -> None:
-        """Have it keep what others had counted."""
-        self._write(departed)
-
-    def ask(self) -> asyncio.Future[None]:
-        """Ask for its counters: done when they have come."""
-        if self._asked is None or self._asked.done():
-            self._asked = self._loop.create_future()
-            if self._is_gone:
-                _done(self._asked)
-            self._write(Ask())
-        return self._asked
-
-    def ask_certificates(self, names: list[str]) -> asyncio.Future[tuple[Certificate, ...]]:
-        """Ask what it presents for these names: the answer, or nothing when it is gone. Once at a time."""
-        answer = self._asked_certificates = self._loop.create_future()
-        if self._is_gone or self._transport.is_closing():
-            self._answer_certificates(())
-        else:
-            self._write(AskCertificates(tuple(names)))
-        return answer
-
-    def close(self) -> None:
-        """End the connection."""
-        self._transport.close()
-
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for number, message in self._frames.feed(data):
-                self._receive(number, message)
-        except FeedError as error:
-            _log.error("%s: %s", self._name, error)
-            self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.serving = False
-        self._is_gone = True
-        while self._unanswered:
-            _done(self._unanswered.popleft().answer)
-        _done(self._asked)
-        self._answer_certificates(())
-        for asked in self._asked_standings.values():
-            if not asked.done():
-                asked.set_result([])
-        self._asked_standings.clear()
-        self._server.left(self)
-
-    # Private
-
-    def _receive(self, number: int, message: Message) -> None:
-        if isinstance(message, Ack):
-            self._acknowledged(number)
-        elif isinstance(message, Counted):
-            self.counters = message.counters
-            _done(self._asked)
-        elif isinstance(message, Hello):
-            former = " of the version before" if self.is_guest else ""
-            self._name = f"worker {message.worker}{former}"
-            self.counters = message.counters
-            self.serving = message.serving
-            self._server.joined(self, message)
-        elif isinstance(message, Serving):
-            self.serving = True
-            self._server.tell_serving()
-        elif isinstance(message, CertificateUpdate):
-            self._answer_certificates(message.changed)
-        elif isinstance(message, Standings):
-            asked = self._asked_standings.pop(number, None)
-            if asked is not None and not asked.done():
-                asked.set_result(list(message.standings))
-            self._acknowledged(number)
-        elif isinstance(message, Evidence):
-            self._server.feed.found(message)
-        elif not isinstance(message, Unknown):
-            raise FeedError(f"a worker does not say {type(message).__name__}")
-
-    def _write(self, message: Message, number: int = 0) -> None:
-        # What goes to a worker that is dying goes nowhere: `connection_lost` is about to say so.
-        if not self._is_gone and not self._transport.is_closing():
-            self._transport.write(encode(message, number))
-
-    def _answer_certificates(self, held: tuple[Certificate, ...]) -> None:
-        answer, self._asked_certificates = self._asked_certificates, None
-        if answer is not None and not answer.done():
-            answer.set_result(held)
-
-    def _send(self, message: Message) -> InForce:
-        if self._is_gone:
-            return None
-        self._number += 1
-        self._write(message, self._number)
-        answer: asyncio.Future[None] = self._loop.create_future()
-        now = self._loop.time()
-        self._unanswered.append(_Unanswered(self._number, now, answer))
-        if not self._is_late and now - self._unanswered[0].sent_at > ACK_SECONDS:
-            self._is_late = True
-            _log.warning("%s does not answer: not waiting for it", self._name)
-        return None if self._is_late else answer
-
-    def _acknowledged(self, number: int) -> None:
-        unanswered = self._unanswered
-        while unanswered and unanswered[0].number <= number:
-            _done(unanswered.popleft().answer)
-        if not unanswered:
-            if self._is_late:
-                self._is_late = False
-                _log.info("%s has caught up", self._name)
-            if self._table is not self._sent and self._table is not None:
-                self.apply(self._table)
-
-
-def _done(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
-        future.set_result(None)

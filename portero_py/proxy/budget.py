@@ -115,16 +115,16 @@ class Budget:
 
     def passed_on(self, former: object, successor: object) -> None:
         """The bytes are somebody else's now. Harmless when `former` held none."""
-        size = self._held.pop(former, None)  # type: ignore[call-overload]
+        size = self._held.pop(former, None)  # type: ignore[call-overload]  # any key may be asked for
         if size is not None:
-            self._held[successor] = size  # type: ignore[index]
-            self._moved[successor] = self._moved.pop(former)  # type: ignore[index,call-overload]
-        self._waiting.pop(former, None)  # type: ignore[call-overload]
+            self._held[successor] = size  # type: ignore[index]  # who takes bytes over is a holder
+            self._moved[successor] = self._moved.pop(former)  # type: ignore[index,call-overload]  # as above
+        self._waiting.pop(former, None)  # type: ignore[call-overload]  # any key may be asked for
 
     def gone(self, who: object) -> None:
         """It holds nothing, and waits for nothing. Harmless when it never did."""
-        self.drops(who)  # type: ignore[arg-type]
-        self._waiting.pop(who, None)  # type: ignore[call-overload]
+        self.drops(who)  # type: ignore[arg-type]  # as above
+        self._waiting.pop(who, None)  # type: ignore[call-overload]  # any key may be asked for
 
     def may_go_on(self, who: Waiting) -> bool:
         """Say whether the source of somebody that was behind may be read again; else `go_on` comes later."""

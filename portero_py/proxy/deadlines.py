@@ -112,11 +112,11 @@ class DeadlineWheel:
     def _fire(self, item: Watched, now: float) -> None:
         try:
             item.on_deadline(now)
-        except Exception:
+        except Exception:  # a bug of one: the wheel turns for all
             _log.exception("a fault of portero's own at a deadline; what it was of ends")
             try:
                 item.kill()
-            except Exception:
+            except Exception:  # the same
                 _log.exception("it cannot be ended")
 
     def _grow_up(self, slot: int) -> None:

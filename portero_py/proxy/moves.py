@@ -83,7 +83,7 @@ class Moves:
             if isinstance(exchange, ResponseSide):
                 try:
                     exchange.backends_fell(self._told)
-                except Exception:
+                except Exception:  # a bug: the exchange logs it, counts it, and is over
                     exchange.broke()
         if self._left:
             self._turn = self._loop.call_soon(self._go_on)

@@ -46,9 +46,7 @@ class Outcomes:
         self._budgets = RetryBudgets(start)
         self._to_count: list[str] = []  # services of this look
         self._counted: dict[str, int] = {}
-        self._told: dict[
-            str, tuple[float, int]
-        ] = {}  # service -> when its last line was, and how many were not
+        self._told: dict[str, tuple[float, int]] = {}  # service -> its last line's time, lines since then
         self._asked: dict[tuple[str, str], float] = {}  # service, instance id -> when for a probe of it
         self._interval = 0.0  # seconds until it may be asked for again
         self._patience = 0.0  # seconds that a probe waits

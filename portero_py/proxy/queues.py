@@ -183,7 +183,7 @@ class Queues:
                 break
             try:
                 turn = exchange.turn_came()
-            except Exception:
+            except Exception:  # a bug: the exchange logs it, counts it, and is over
                 exchange.broke()
                 turn = Turn.GONE
             if turn is Turn.WAITS:
@@ -243,7 +243,7 @@ class Queues:
     def _refuse(self, name: str, exchange: Waiting, error: PorteroError) -> None:
         try:
             exchange.waited_in_vain(self._turned_away(name, error))
-        except Exception:
+        except Exception:  # a bug: the exchange logs it, counts it, and is over
             exchange.broke()
 
     def _turned_away(self, name: str, error: PorteroError) -> PorteroError:

@@ -223,7 +223,7 @@ class Worker:
         is_done = True
         try:
             is_done = self._surroundings.outcomes.look(monotonic())
-        except Exception:
+        except Exception:  # a bug: the next look follows
             _log.exception("a fault of portero's own: retries were not counted")
         if is_done:
             self._looking = self._loop.call_later(WINDOW, self._look)

@@ -7,7 +7,9 @@ The rules
 - The two ends may be of different versions: a word that is not known is skipped, and so is a field. What a
   word means never changes; something new is a new word.
 - Nobody waits for the other: a reader takes what is there, a writer whose peer is gone has said nothing.
-- Processes without an event loop hear of a new message by SIGIO (`signal_arrivals`).
+- Processes without an event loop, and without threads, hear of a new message by SIGIO (`signal_arrivals`).
+  Left to itself it ends a process. So whoever asks for it holds it back first and takes it by `sigwait`; who
+  lets it come again has put an end to it before (`stop_signals`), and taken what waits.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,10 +90,16 @@ class Channel:
         return self._socket.fileno()
 
     def signal_arrivals(self) -> None:
-        """Have this process told by SIGIO of each message, and of the end."""
+        """Hold SIGIO back, and have this process told by it of each message from now on, and of the end."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
         fcntl.fcntl(self._socket, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(self._socket, fcntl.F_GETFL)
         fcntl.fcntl(self._socket, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+    def stop_signals(self) -> None:
+        """No SIGIO comes from here any more. It is still held back: one may have come before."""
+        flags = fcntl.fcntl(self._socket, fcntl.F_GETFL)
+        fcntl.fcntl(self._socket, fcntl.F_SETFL, flags & ~os.O_ASYNC)
 
     def say(self, word: Word, descriptors: Sequence[int] = (), **fields: Any) -> None:
         """Send one message, if there is still somebody."""

@@ -214,7 +214,7 @@ class _Worker(_Process):
         try:
             if await self.reread():
                 worker.reconfigure(self.config)
-        except Exception:
+        except Exception:  # a bug: no reason to end what serves
             _log.exception("the reload failed: what it had not changed yet stays")
             worker.counters.errors["reload"] += 1
 
@@ -229,7 +229,7 @@ class _Worker(_Process):
         try:
             await feed.supplied()
             await worker.start(self.inherited.listening.proxy, tls=self.config.tls.enabled)
-        except Exception:
+        except Exception:  # raised on: it ends, and is replaced
             self.signals.tell(signal.SIGTERM)
             raise
         feed.serving()
@@ -293,6 +293,7 @@ class _Control(_Process):
         if not self._again and not self.inherited.place.is_first:
             await self._plane.prepare()
             await self._until_it_may_go()
+        await self.inherited.kept.claim()
         kept = self.inherited.kept.load()
         if kept is not None and not self._again:
             self._server.counted_before(kept.departed)
@@ -335,7 +336,7 @@ class _Control(_Process):
             if await self.reread():
                 self._plane.reconfigure(self.config)
             await self._plane.rescan()
-        except Exception:
+        except Exception:  # a bug: no reason to end what serves
             _log.exception("the reload failed: what it had not changed yet stays")
             self._plane.count_fault("reload")
 

@@ -284,6 +284,7 @@ class ControlPlane:
             return
         if self._kept is not None and hand_over:
             self._kept.save(self._leases.table, self._feed.departed)
+            self._kept.release()
         if self._snapshot is not None:
             await self._save(self._snapshot.close)
 
@@ -328,7 +329,7 @@ class ControlPlane:
         if self._snapshot is not None:
             self._feed.on_table.append(partial(self._tell_snapshot, self._snapshot))
         if self._kept is not None:
-            self._feed.on_table.append(self._kept.changed)
+            self._feed.on_table.append(partial(self._tell_kept, self._kept))
         await self._leases.start()
         self.own(self._probes.run, "probes")
         for provider in self._providers:
@@ -336,6 +337,9 @@ class ControlPlane:
 
     def _tell_snapshot(self, snapshot: Snapshot) -> None:
         snapshot.changed(self._leases.generation)
+
+    def _tell_kept(self, kept: KeptLeases) -> None:
+        kept.changed(self._leases.table, self._leases.generation)
 
     async def _save(self, save: Callable[[RoutingTable], None]) -> None:
         try:

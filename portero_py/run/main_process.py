@@ -17,8 +17,9 @@ it was, and a line of the log says why. When the old one dies in the middle, the
 
 The rules
 - No event loop, no thread, few imports: it has to live when others do not, and `execve` brings it back with
-  nothing but descriptors and one variable. Signals are blocked at all times and taken by `sigwait`; those
-  that come during `execve` wait. Messages of a generation come with SIGIO.
+  nothing but descriptors and one variable. Signals are blocked at all times, to its very end, and taken by
+  `sigwait`; those that come during `execve` wait. Messages of a generation come with SIGIO, which would end
+  this process if it were not blocked before the first of them: a generation may have died at once.
 - SIGTERM and SIGINT are passed on, each of them: a second one is a wish of its own. SIGHUP too. The copies of
   the sockets are closed at the first: when nobody serves, nobody shall wait. A generation that has not served
   yet is killed then, and the one that serves when it has not ended in the time that it asked for.

@@ -278,7 +278,7 @@ def _run_child(work: Callable[[bool], int], again: bool) -> None:
     status = 1
     try:
         status = work(again)
-    except BaseException:
+    except BaseException:  # it must not get back into the parent's code: the status says it
         _log.exception("the process ends because of a fault")
     finally:
         _flush()

@@ -199,7 +199,7 @@ def _overlap(one: tuple[str, int], other: tuple[str, int]) -> bool:
     hosts = {one[0], other[0]}
     if one[1] != other[1]:
         return False
-    return len(hosts) == 1 or "::" in hosts or ("0.0.0.0" in hosts and not any(":" in h for h in hosts))  # noqa: S104
+    return len(hosts) == 1 or "::" in hosts or ("0.0.0.0" in hosts and not any(":" in h for h in hosts))  # noqa: S104 - compared
 
 
 def _resolve(address: Address, flag: str) -> list[_Place]:

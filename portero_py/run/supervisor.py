@@ -193,6 +193,7 @@ class Supervisor:
             self._inherited.rendezvous.close()
             gc.unfreeze()
             signal.setitimer(signal.ITIMER_REAL, 0)
+            self._place.channel.stop_signals()
             while signal.sigtimedwait(_SIGNALS, 0) is not None:
                 pass  # what came late was meant for a process that is ending
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
@@ -262,7 +263,7 @@ class Supervisor:
                 if number == signal.SIGHUP:
                     self._reload()
                 self._look(now, was_away=was_away)
-            except Exception:
+            except Exception:  # a bug: nobody else looks after the processes
                 _log.exception("a look at the processes failed; the next one follows")
 
     def _is_told_to_stop(self, number: signal.Signals | None) -> bool:
@@ -327,7 +328,7 @@ class Supervisor:
             )
         except held_signals.Stopped:
             return
-        except Exception:
+        except Exception:  # a bug: no reason to end what serves
             _log.exception("the configuration stays as it was")
         else:
             if found is not None:

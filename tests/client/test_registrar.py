@@ -18,6 +18,7 @@ from portero_py.client import registrar as module
 from portero_py.client.registrar import Api, Registrar, Registration, RenewalSchedule
 from portero_py.core.auth import TokenVerifier
 from portero_py.errors import AnswerBrokeOff, PorteroUnreachable, RegistrationRefused
+from tests.waiting import PATIENCE, until
 
 KEY = "k" * 32
 GRANTED = {"status": "registered", "instance_id": "one", "expires_in": 60, "renew_after": 20}
@@ -46,7 +47,7 @@ class ScriptedApi:
         return web.json_response(body, status=status, headers=headers)
 
     async def saw(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.requests) < count:
                 self.arrived.clear()
                 await self.arrived.wait()
@@ -176,7 +177,7 @@ class TestRegistrar:
         scripted.answers = [(status, {}, {}), (200, GRANTED, {})]
         async with registrar(scripted) as entered:
             assert not entered.is_registered
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await entered.wait_registered()
         assert scripted.methods() == ["POST", "POST", "DELETE"]
 
@@ -215,7 +216,7 @@ class TestRegistrar:
         scripted.answers = [(200, soon, {}), (403, {"detail": "wrong"}, {}), (200, GRANTED, {})]
         async with registrar(scripted) as entered:
             await scripted.saw(3)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await entered.wait_registered()
         assert "403: wrong" in caplog.text
 
@@ -226,9 +227,7 @@ class TestRegistrar:
         soon = {**GRANTED, "renew_after": 0.01}
         scripted.answers = [(200, soon, {}), (status, {}, {"Retry-After": "3600"})]
         async with registrar(scripted) as entered:
-            async with asyncio.timeout(5):
-                while entered.is_registered:
-                    await asyncio.sleep(0.001)
+            await until(lambda: not entered.is_registered)
             assert scripted.methods() == ["POST", "POST"]
             scripted.answers = [(200, {}, {})]
         assert scripted.methods() == ["POST", "POST", "DELETE"]
@@ -278,9 +277,7 @@ class TestRegistrar:
         async with registrar(scripted) as entered:
             with monkeypatch.context() as patch:
                 patch.setattr(entered, "_ask", None)
-                async with asyncio.timeout(5):
-                    while "a renewal broke off" not in caplog.text:
-                        await asyncio.sleep(0.001)
+                await until(lambda: "a renewal broke off" in caplog.text)
             seen = len(scripted.requests)
             await scripted.saw(seen + 1)
         assert scripted.methods()[-1] == "DELETE"
@@ -376,14 +373,14 @@ class TestLeaving:
 
     @pytest.fixture(autouse=True)
     def _short(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "GOODBYE_TIMEOUT", 0.3)
+        monkeypatch.setattr(module, "GOODBYE_TIMEOUT", 1.5)
         monkeypatch.setattr(call, "WAIT_SLACK", 0.05)
 
     @pytest.fixture
     async def leaving(self, slow: SlowApi) -> AsyncIterator[asyncio.Task[None]]:
         entered, leave = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(left(slow, entered, leave))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await entered.wait()
         leave.set()
         yield task
@@ -394,10 +391,10 @@ class TestLeaving:
         self, slow: SlowApi, leaving: asyncio.Task[None], caplog: pytest.LogCaptureFixture
     ) -> None:
         assert (await slow.deleted.get())["wait_seconds"] == 30
-        await asyncio.sleep(0.6)  # longer than a portero that does not answer is given
+        await asyncio.sleep(2.0)  # longer than a portero that does not answer is given
         assert not leaving.done()
         slow.last.set_result(b'{"status": "deregistered", "in_flight": 0}')
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await leaving
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -412,8 +409,8 @@ class TestLeaving:
         leave = asyncio.Event()
         leave.set()
         slow.last.set_result(last)
-        leaving = asyncio.create_task(left(slow, asyncio.Event(), leave, 1))
-        async with asyncio.timeout(10):
+        leaving = asyncio.create_task(left(slow, asyncio.Event(), leave, 2))
+        async with asyncio.timeout(30):
             while "app.example is deregistered, it leaves in " not in caplog.text:
                 await asyncio.sleep(0.001)
             assert not leaving.done()
@@ -424,7 +421,7 @@ class TestLeaving:
     async def test_cancelling_it_hangs_up_at_once(self, slow: SlowApi, leaving: asyncio.Task[None]) -> None:
         await slow.deleted.get()
         leaving.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await slow.hung_up.wait()
         with pytest.raises(asyncio.CancelledError):
             await leaving
@@ -434,7 +431,7 @@ class TestLeaving:
     ) -> None:
         leave = asyncio.Event()
         leave.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await left(slow, asyncio.Event(), leave, 0.1)
             await slow.hung_up.wait()
         assert "what is in flight is unknown: " in caplog.text
@@ -446,7 +443,7 @@ class TestLeaving:
         slow.has_head = False
         leave = asyncio.Event()
         leave.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await left(slow, asyncio.Event(), leave, 300)
         assert "app.example was not deregistered: " in caplog.text
 
@@ -459,7 +456,7 @@ class TestLeaving:
         leave.set()
         slow.loses = 2
         slow.last.set_result(b'{"in_flight": 0}')
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await left(slow, asyncio.Event(), leave, seconds)
         assert slow.deleted.qsize() == 1
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -503,7 +500,7 @@ class TestLeaving:
         monkeypatch.setattr(module, "LEAST_RETRY", 0.01)
         busy: tuple[int, Any, dict[str, str]] = (503, {"reason": "too_many_waits"}, {})
         scripted.answers = [(200, GRANTED, {}), busy]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async with Registrar(Api(scripted.url, "hush", KEY), BACKEND, drain_seconds=0.1):
                 pass
         assert "wait_seconds" in scripted.requests[1][1]

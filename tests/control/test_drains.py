@@ -10,35 +10,13 @@ import pytest
 from portero_py.control import drains as module
 from portero_py.control.drains import Drains
 from portero_py.control.leases import Leases
-from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Standing
+from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState
 from portero_py.core.registry import Registry
-from portero_py.core.routing_table import RoutingTable
 from portero_py.feed.feed import Feed
+from tests.control.workers import Worker
+from tests.waiting import until
 
 SERVICE = "app.example"
-
-
-class Worker:
-    """Says what is in flight in it, unless it hangs."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.held: dict[tuple[str, str, int], int] = {}
-        self.hangs = False
-        self.asked: list[str] = []
-
-    def apply(self, table: RoutingTable) -> None: ...
-
-    def apply_certificates(self, certificates: object) -> None: ...
-
-    def apply_challenges(self, challenges: object) -> None: ...
-
-    def standings(self, service: str) -> list[Standing] | asyncio.Future[list[Standing]]:
-        self.asked.append(service)
-        if self.hangs:
-            return asyncio.get_running_loop().create_future()
-        return [Standing(*place, in_flight=held) for place, held in self.held.items() if held]
 
 
 class Desk:
@@ -62,9 +40,7 @@ class Desk:
     async def looked(self, times: int = 2) -> None:
         """Wait until there were that many looks more."""
         seen = len(self.workers[0].asked)
-        async with asyncio.timeout(10):
-            while len(self.workers[0].asked) < seen + times:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.workers[0].asked) >= seen + times)
 
 
 @pytest.fixture

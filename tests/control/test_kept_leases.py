@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from portero_py.control import kept_leases
 from portero_py.control.kept_leases import Kept, KeptLeases
 from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.model import Backend, Halt, LeaseRequest, LeaseState
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 
@@ -94,7 +97,7 @@ async def test_a_change_is_written_and_nothing_is_while_there_is_none(kept: Kept
         while not written:
             await asyncio.sleep(0.001)
         newest[0] = table("second.example")
-        kept.changed()
+        kept.changed(newest[0], 1)
         while written < 2:
             await asyncio.sleep(0.001)
     running.cancel()
@@ -113,3 +116,165 @@ def test_what_others_have_written_since_is_no_newer_than_what_is_written_after_i
     found = loaded(kept)
     assert set(found.table.services) == {"one.example", "two.example"}
     assert found.departed.connections_total == 8
+
+
+class Granting:
+    """A registry whose changes are kept."""
+
+    def __init__(self, kept: KeptLeases) -> None:
+        self.registry = Registry()
+        self._kept = kept
+
+    def grant(self, service: str, ttl_seconds: int = 60) -> None:
+        self.registry.register(LeaseRequest(service, Backend("192.0.2.1", 80), ttl_seconds), 0.0)
+        self.tell()
+
+    def release(self, service: str) -> None:
+        self.registry.release(service, "", "192.0.2.1", 80, now=0.0)
+        self.tell()
+
+    def tell(self) -> None:
+        self._kept.changed(self.registry.table, self.registry.generation)
+
+
+@pytest.fixture
+def granting(kept: KeptLeases) -> Granting:
+    one = Granting(kept)
+    one.grant("first.example")
+    kept.save(one.registry.table, counted(1))
+    return one
+
+
+def test_what_begins_ends_or_gets_another_state_is_there_at_once(
+    kept: KeptLeases, granting: Granting
+) -> None:
+    registry = granting.registry
+    granting.grant("second.example")
+    assert loaded(kept) == Kept(registry.table, counted(1))
+    granting.release("first.example")
+    assert loaded(kept).table == registry.table
+    registry.set_state("second.example", "192.0.2.1", 80, LeaseState.DRAINING, 0.0)
+    granting.tell()
+    assert loaded(kept).table == registry.table
+    registry.halt("second.example", Halt(None, "closed"))
+    granting.tell()
+    assert loaded(kept).table == registry.table
+
+
+def test_renewals_gather_and_go_along_with_what_does_not_wait(kept: KeptLeases, granting: Granting) -> None:
+    granting.grant("second.example")
+    before = loaded(kept)
+    granting.grant("first.example", 90)
+    granting.grant("second.example", 90)
+    assert loaded(kept) == before
+    granting.grant("third.example")
+    assert loaded(kept).table == granting.registry.table
+    granting.grant("first.example", 120)
+    kept.save(granting.registry.table, counted(2))
+    assert loaded(kept) == Kept(granting.registry.table, counted(2))
+
+
+def test_whoever_dies_while_he_writes_a_change_leaves_what_was_there_before(
+    kept: KeptLeases, granting: Granting
+) -> None:
+    granting.grant("former.example")
+    before, [file] = loaded(kept), [each for each in kept.descriptors if os.fstat(each).st_size]
+    length = os.fstat(file).st_size
+    granting.grant("torn.example")
+    whole = os.pread(file, 1 << 20, 0)
+    assert loaded(kept).table == granting.registry.table
+    for until in range(length, len(whole)):
+        os.ftruncate(file, until)
+        assert loaded(kept) == before, until
+        os.pwrite(file, whole, 0)
+    for at in range(length, len(whole)):
+        os.pwrite(file, bytes([whole[at] ^ 1]), at)
+        assert loaded(kept) == before, at
+        os.pwrite(file, whole, 0)
+    os.pwrite(file, bytes(4096), len(whole))  # space that was made, and nothing in it
+    assert loaded(kept).table == granting.registry.table
+
+
+def test_what_is_behind_a_shorter_table_is_not_of_it(kept: KeptLeases, granting: Granting) -> None:
+    for number in range(50):
+        granting.grant(f"s{number}.example")
+    for number in range(50):
+        granting.release(f"s{number}.example")
+    kept.save(table("one.example"), Counters())
+    kept.save(table("two.example"), Counters())
+    assert set(loaded(kept).table.services) == {"two.example"}
+
+
+def test_what_cannot_be_written_spoils_nothing_and_is_in_the_next_whole_table(
+    kept: KeptLeases, granting: Granting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    granting.grant("former.example")
+    before, write = loaded(kept), os.pwrite
+    monkeypatch.setattr(os, "pwrite", _full(write))
+    granting.grant("late.example")
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space"):
+            kept.save(granting.registry.table, Counters())
+        assert loaded(kept) == before
+    monkeypatch.setattr(os, "pwrite", write)
+    granting.grant("later.example")
+    assert loaded(kept) == before
+    kept.save(granting.registry.table, Counters())
+    assert loaded(kept).table == granting.registry.table
+    granting.grant("last.example")
+    assert loaded(kept).table == granting.registry.table
+
+
+def _full(write: Callable[[int, memoryview, int], int]) -> Callable[[int, memoryview, int], int]:
+    """Writes a part of it, and then there is no memory."""
+    room = [10]
+
+    def attempt(descriptor: int, data: memoryview, at: int) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = write(descriptor, data[: room[0]], at)
+        room[0] -= written
+        return written
+
+    return attempt
+
+
+async def test_who_comes_next_waits_for_the_end_of_who_may_still_write(kept: KeptLeases) -> None:
+    code = """
+import sys
+from portero_py.control import kept_leases
+from portero_py.control.kept_leases import KeptLeases
+kept = KeptLeases((int(sys.argv[1]), int(sys.argv[2])))
+assert kept._is_claimed()
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+    writer = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        *map(str, kept.descriptors),
+        pass_fds=kept.descriptors,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    assert await writer.stdout.readline() == b"claimed\n"
+    waiting = asyncio.create_task(kept.claim())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    writer.kill()
+    await writer.wait()
+    await waiting
+    await kept.claim()  # who has it has it
+    kept.release()
+
+
+async def test_who_never_ends_is_not_waited_for_for_ever(
+    kept: KeptLeases, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(KeptLeases, "_is_claimed", lambda _: False)
+    monkeypatch.setattr(kept_leases, "PATIENCE", 10 * kept_leases.LOOK_SECONDS)
+    await kept.claim()
+    assert "some may be lost" in caplog.text

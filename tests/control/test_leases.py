@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from portero_py.control import leases as module
 from portero_py.control.leases import Change, Leases, What
-from portero_py.core.counters import Counters
-from portero_py.core.model import API, Backend, LeaseRequest, LeaseState, Standing
+from portero_py.core.model import API, Backend, LeaseRequest, LeaseState
 from portero_py.core.probing import Verdict
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
 from portero_py.feed.feed import Feed
+from tests.control.workers import Worker
+from tests.waiting import until
 
 
 def ask(port: int, ttl: int | None = 30, *, service: str = "app.example") -> LeaseRequest:
     return LeaseRequest(service, Backend("::1", port), ttl)
-
-
-class Worker:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.table = RoutingTable()
-        self.tables = 0
-
-    def apply(self, table: RoutingTable) -> None:
-        self.table = table
-        self.tables += 1
-
-    def apply_certificates(self, certificates: object) -> None: ...
-
-    def apply_challenges(self, challenges: object) -> None: ...
-
-    def standings(self, service: str) -> list[Standing]:
-        return []
-
-    def ports(self, service: str = "app.example") -> list[int]:
-        return [lease.backend.port for lease in self.table.services[service].leases]
 
 
 class Desk:
@@ -76,12 +55,6 @@ async def desk() -> AsyncIterator[Desk]:
     await one.leases.start()
     yield one
     await one.leases.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def test_the_first_table_is_published_at_the_start_and_closing_twice_is_harmless() -> None:
@@ -221,7 +194,7 @@ async def test_the_sweep_comes_by_itself_also_for_a_lease_that_ends_before_the_o
     start = loop.time()
     desk.leases._clock = lambda: 1000.0 + loop.time() - start
     await desk.leases.grant(ask(1, 86_400))
-    await asyncio.sleep(0.01)  # the sweep now waits for that one
+    await until(lambda: desk.leases._sweep_at < math.inf)  # the sweep now waits for that one
     await desk.leases.grant(ask(2, 1))
     await until(lambda: desk.worker.ports() == [1])
 
@@ -255,10 +228,10 @@ async def test_leases_without_an_end_are_waited_for_by_no_sweep(
     monkeypatch.setattr(module, "SWEEP_DELAY", 0.0)
     await desk.leases.grant(ask(1, None), "static")
     await asyncio.sleep(0.01)
-    assert desk.leases._sweep_at == float("inf")
+    assert desk.leases._sweep_at == math.inf
     desk.now += 1e9
     await desk.leases.grant(ask(2, 1))
-    await asyncio.sleep(0.01)
+    await until(lambda: desk.leases._sweep_at < math.inf)
     desk.now += 1
     desk.leases._sooner.set()  # look at the turned clock
     await until(lambda: desk.worker.ports() == [1])

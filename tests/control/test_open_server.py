@@ -12,6 +12,7 @@ from aiohttp import web
 
 from portero_py.control import open_server
 from portero_py.control.open_server import MOST_ASKED, Door, OpenSite, _Guest, quiet_logger
+from tests.waiting import PATIENCE, until
 
 
 async def hello(request: web.BaseRequest) -> web.Response:
@@ -50,7 +51,7 @@ async def rest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> by
     """What still comes until the server ends the connection."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             data = await reader.read()
     writer.close()
     with contextlib.suppress(ConnectionResetError):
@@ -75,9 +76,7 @@ class Slow:
         return web.Response(text="slow")
 
     async def has(self, begun: int) -> None:
-        async with asyncio.timeout(10):
-            while self.begun < begun:
-                await asyncio.sleep(0.001)
+        await until(lambda: self.begun >= begun)
 
 
 @pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\nHost:"])
@@ -305,7 +304,7 @@ async def test_an_answer_may_take_longer_and_hears_when_its_client_is_gone() -> 
     async with serving(door, later) as port:
         assert (await rest(*await sent(port, LAST))).endswith(b"later")
         _, writer = await sent(port, LAST.replace(b"/ ", b"/lost ", 1))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not any(guest._lost for guest in door._inside.values()):
                 await asyncio.sleep(0.001)
             writer.close()

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -21,39 +21,19 @@ from portero_py.control import probes as module
 from portero_py.control.leases import Leases
 from portero_py.control.probe_connection import Asker
 from portero_py.control.probes import SLICE, Probes
-from portero_py.core.counters import Counters
 from portero_py.core.health import Evidence
-from portero_py.core.model import Backend, LeaseRequest, LeaseState, Standing
+from portero_py.core.model import Backend, LeaseRequest, LeaseState
 from portero_py.core.probing import Probe, Result
 from portero_py.core.registry import Registry
-from portero_py.core.routing_table import RoutingTable
 from portero_py.feed.feed import Feed
 from portero_py.proxy.upstream.tls import UpstreamTls
+from tests.control.workers import Worker
+from tests.waiting import until
 
 STARTING, READY, DOWN, DRAINING = LeaseState
 
 #: Fast, and never too fast for a busy machine.
 QUICK = Health(interval=0.1, timeout=20)
-
-
-class Worker:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.table = RoutingTable()
-        self.tables = 0
-
-    def apply(self, table: RoutingTable) -> None:
-        self.table = table
-        self.tables += 1
-
-    def apply_certificates(self, certificates: object) -> None: ...
-
-    def apply_challenges(self, challenges: object) -> None: ...
-
-    def standings(self, service: str) -> list[Standing]:
-        return []
 
 
 class Site:
@@ -159,12 +139,6 @@ class Desk:
             if lease.backend.port == port
         ]
         return found
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseStat
 from portero_py.core.registry import Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot
+from tests.waiting import until
 
 EPOCH = 1_700_000_000.0
 
@@ -293,20 +294,20 @@ def test_the_last_save_waits_for_the_one_that_is_going_on(
 
     def slow(descriptor: int) -> None:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
     older, newest = table(60), table(60, 60)
     first = threading.Thread(target=snapshot.save, args=(older,))
     first.start()
-    assert begun.wait(10)
+    assert begun.wait(30)
     last = threading.Thread(target=snapshot.close, args=(newest,))
     last.start()
     last.join(0.05)
     go_on.set()
-    first.join(10)
-    last.join(10)
+    first.join(30)
+    last.join(30)
     assert len(Times().snapshot(tmp_path).load()) == 2
     snapshot.save(older)  # never back
     assert len(Times().snapshot(tmp_path).load()) == 2
@@ -342,9 +343,7 @@ class Running:
         return [lease["expires_at"] - EPOCH - 60.0 for lease in leases]
 
     async def until(self, ends: list[float]) -> None:
-        async with asyncio.timeout(10):
-            while self.ends() != ends:
-                await asyncio.sleep(0.002)
+        await until(lambda: self.ends() == ends)
 
     async def close(self) -> None:
         self._task.cancel()
@@ -401,9 +400,7 @@ async def test_a_full_disk_is_said_once_and_ends_nothing(
     monkeypatch.setattr(os, "fsync", full)
     one = Running(tmp_path, interval=0.01)
     one.register(1)
-    async with asyncio.timeout(10):
-        while "leases are saved again" not in caplog.text:
-            await asyncio.sleep(0.002)
+    await until(lambda: "leases are saved again" in caplog.text)
     await one.close()
     assert attempts == 4
     said = [record.getMessage() for record in caplog.records]
@@ -448,7 +445,7 @@ async def test_a_successor_waits_a_little_for_the_slot_that_is_its_own(tmp_path:
     await asyncio.sleep(0.1)
     assert not claiming.done()
     one.close(table(60))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await claiming
     assert len(successor.load()) == 1
     impatient = Times().snapshot(tmp_path)
@@ -544,13 +541,13 @@ async def test_a_container_with_a_new_name_takes_its_predecessors_file_when_that
     await one.claim("[::]:18080 a")
     other.close(table(60))
     claiming = asyncio.create_task(successor.claim("[::]:18080 b", patience=1000.0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await claiming  # the other one's is free, and better than none
     assert len(successor.load()) == 1
     third = Times().snapshot(tmp_path)
     claiming = asyncio.create_task(third.claim("[::]:18080 c", patience=1000.0))
     one.close(table(60, 60))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await claiming
     assert len(third.load()) == 2
     for each in (successor, third):

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
 from portero_py.control import tasks as module
 from portero_py.control.tasks import Tasks
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
+from tests.waiting import until
 
 
 class Work:
@@ -67,7 +61,7 @@ async def test_work_that_is_cancelled_by_what_it_waited_for_is_begun_again() -> 
 
 
 async def test_a_fault_is_history_when_the_task_has_run_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STEADY_SECONDS", 0.02)
+    monkeypatch.setattr(module, "STEADY_SECONDS", 0.5)
     tasks, work = Tasks(lambda _: None, first_pause=0.001), Work(RuntimeError("odd"))
     tasks.own(work.run, "work")
     await until(lambda: tasks.faults == ["work"])

@@ -132,7 +132,7 @@ def presented(port: int, name: str, *protocols: str) -> x509.Certificate | None:
         context.set_alpn_protocols(list(protocols))
     try:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname=name) as secure,
         ):
             shown = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")

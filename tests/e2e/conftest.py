@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ import pytest
 import websockets.sync.server
 from websockets.exceptions import ConnectionClosed
 
+from tests.e2e.backend_process import BackendProcess
 from tests.e2e.backends import RecordingBackend, Script, echo_each
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.http1_client import Http1Client
@@ -57,6 +59,10 @@ class StartProxy(Protocol):
         flags: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
     ) -> ProxyProcess: ...
+
+
+#: Start a backend as a process, which ends with the test.
+StartProcess = Callable[[str], BackendProcess]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -108,6 +114,19 @@ def plain_proxy(shared_plain_proxy: ProxyProcess) -> Iterator[ProxyProcess]:
 def tls_proxy(shared_tls_proxy: ProxyProcess) -> Iterator[ProxyProcess]:
     """The shared proxy with TLS, judged after the test."""
     yield from _judged(shared_tls_proxy)
+
+
+@pytest.fixture
+def start_process() -> Iterator[StartProcess]:
+    """Start backends as processes; each is killed after the test."""
+    with ExitStack() as stack:
+
+        def start(name: str) -> BackendProcess:
+            backend = BackendProcess(name)
+            stack.callback(backend.close)
+            return backend
+
+        yield start
 
 
 @pytest.fixture
@@ -255,9 +274,9 @@ def chat_backend() -> Iterator[int]:
         except ConnectionClosed:
             return
 
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0) as server:
+    with websockets.sync.server.serve(echo, "127.0.0.1", 0, max_size=1 << 24, server_header=None) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server.socket.getsockname()[1]
         server.shutdown()
-        thread.join(20)
+        thread.join(60)

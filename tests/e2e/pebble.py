@@ -147,7 +147,7 @@ class Pebble:
 
     def lead(self, name: str, address: str) -> None:
         """Let a name lead to another address than 127.0.0.1."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._dns_management, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self._dns_management, timeout=60)
         try:
             connection.request("POST", "/add-a", json.dumps({"host": name, "addresses": [address]}))
             assert connection.getresponse().status == 200

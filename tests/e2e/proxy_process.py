@@ -156,6 +156,8 @@ class ProxyProcess:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         self.kill()
+        # What a process held (locks, ports) is free when it has ended, not when the signal is sent.
+        eventually(lambda: not any(_is_alive(pid) for pid in found), "all of its processes have ended")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -302,6 +304,18 @@ def registration(service: str, host: str, port: int, **fields: object) -> dict[s
         "use_tls": False,
         **fields,
     }
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a thread of a process still holds what it had: a zombie does not."""
+    try:
+        states = [
+            each.read_text().rpartition(")")[2].split()[0]
+            for each in Path(f"/proc/{pid}/task").glob("*/stat")
+        ]
+    except OSError:
+        return True  # one has just ended: look again
+    return any(state not in ("Z", "X") for state in states)
 
 
 def token(service: str, seconds: int = 300, key: str = KEY) -> str:

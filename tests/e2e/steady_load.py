@@ -8,7 +8,6 @@ time: what is lost is counted.
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ import websockets.sync.client
 from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.backends import Peer, ok
+from tests.e2e.certificates import Authority, client_context, threaded_client_context
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import Answer, Http2Client, fields_of
 from tests.e2e.messages import Closed, Truncated
@@ -53,8 +53,7 @@ class SteadyLoad:
         self,
         proxy: ProxyProcess,
         service: str,
-        clients: ssl.SSLContext,
-        http2: ssl.SSLContext,
+        authority: Authority,
         chat: str,
         *,
         registers: bool = True,
@@ -63,7 +62,9 @@ class SteadyLoad:
         self.lost: list[str] = []
         self.registered: list[str] = []
         self._proxy, self._service, self._chat = proxy, service, chat
-        self._tls, self._http2_tls = clients, http2
+        self._tls = client_context(authority.pem, "http/1.1")
+        self._http2_tls = client_context(authority.pem, "h2")
+        self._chat_tls = threaded_client_context(authority.pem, "http/1.1")
         self._address = ("127.0.0.1", proxy.port)
         self._done = threading.Event()
         kinds: list[Callable[[], None]] = [
@@ -166,7 +167,11 @@ class SteadyLoad:
     def _chats(self) -> None:
         raw = socket.create_connection(self._address, timeout=PATIENCE)
         with websockets.sync.client.connect(
-            f"wss://{self._chat}:{self._proxy.port}/", sock=raw, ssl=self._tls, close_timeout=5
+            f"wss://{self._chat}:{self._proxy.port}/",
+            sock=raw,
+            ssl=self._chat_tls,
+            open_timeout=PATIENCE,
+            close_timeout=5,
         ) as client:
             while not self._done.is_set():
                 try:

@@ -72,7 +72,7 @@ def test_a_client_that_went_away_is_a_499_in_the_log(
         client.reset()
     (entry,) = eventually(lambda: plain_proxy.access_log(host=service), "the line in the access log")
     assert (entry["status"], entry["reason"]) == (499, "client_gone")
-    assert backend.peers[0].closed.wait(10)
+    assert backend.peers[0].closed.wait(30)
 
 
 def test_requests_are_counted_by_service_method_and_status(

@@ -358,26 +358,31 @@ def test_renewals_under_load_break_no_connection(
     proxy.register("a.example", "127.0.0.1", backend.port, ttl_seconds=600, use_tls=False)
     url = f"https://a.example:{site.tls_port}/"
     common = [h2load, f"--connect-to=127.0.0.1:{site.tls_port}", "-D", "8", "-c", "4"]
-    loads = [
-        subprocess.Popen([*common, *kind, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for kind in (("-m", "4"), ("--h1",))
-    ]
+    said: list[str] = []
     fresh = _FreshConnections(site.tls_port)
     fresh.start()
     renewals = 0
     try:
-        while any(load.poll() is None for load in loads) and renewals < 20:
-            assert portero("certs", "revoke", "a.example", *site.flags()[2:])[0] == 0
-            proxy.signal(signal.SIGHUP)
-            serial = site.issued("a.example", other_than=serial).serial_number
-            renewals += 1
-        said = [load.communicate(timeout=60)[0] for load in loads]
+        while renewals < 2:  # more than that come within one load, but on a machine that has no time
+            loads = [
+                subprocess.Popen(
+                    [*common, *kind, url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
+                for kind in (("-m", "4"), ("--h1",))
+            ]
+            try:
+                while any(load.poll() is None for load in loads) and renewals < 20:
+                    assert portero("certs", "revoke", "a.example", *site.flags()[2:])[0] == 0
+                    proxy.signal(signal.SIGHUP)
+                    serial = site.issued("a.example", other_than=serial).serial_number
+                    renewals += 1
+                said += [load.communicate(timeout=60)[0] for load in loads]
+            finally:
+                for load in loads:
+                    load.kill()
+                    load.wait()
     finally:
         fresh.stop()
-        for load in loads:
-            load.kill()
-            load.wait()
-    assert renewals >= 2
     assert fresh.made > 20
     assert fresh.broken == []
     for text in said:

@@ -91,8 +91,13 @@ def test_a_crash_at_any_step_goes_on_with_the_same_order(
     site.start(NAME, challenge="tls-alpn-01", http=False)
     site.issued(NAME)
     assert issued_by(front) == 1
-    # Lost are an order whose address never arrived, and one that the CA came to validate when all were dead.
-    assert front.count("order-plz") == (2 if step == "order-plz" or (step == "chalZ" and not before) else 1)
+    # Lost are an order whose address never arrived, and one that the CA came to validate when all were dead:
+    # it comes when it likes, perhaps when the next one is there.
+    orders = front.count("order-plz")
+    if step == "chalZ" and not before:
+        assert orders in (1, 2)
+    else:
+        assert orders == (2 if step == "order-plz" else 1)
     assert "There are now 2 accounts" not in front.pebble.log()
     assert site.progress(NAME)["step"] == "idle"
 
@@ -102,7 +107,7 @@ def test_a_crash_between_issuance_and_installation_is_completed_at_the_start(
 ) -> None:
     proxy = site.start(NAME)
     site.issued(NAME)
-    proxy.kill()
+    proxy.crash()
     (site.certs / NAME / "fullchain.pem").unlink()
     site.change_progress(NAME, step="issued")
     asked = len(front.asked)
@@ -256,7 +261,7 @@ def test_the_exit_does_not_wait_for_a_ca_that_never_ends_its_reply(site: AcmeSit
             proxy = site.start(NAME, more=("--workers", str(workers)) if workers else ())
             assert asked.acquire(timeout=60)
             proxy.signal(signal.SIGTERM)
-            assert proxy.wait(15) == 0  # the reply would go on for twice as long
+            assert proxy.wait(25) == 0  # the reply would go on for twice as long
         finally:
             over.set()
 

@@ -274,20 +274,21 @@ def _is_ready(proxy: ProxyProcess) -> bool:
         return False
 
 
-def _one_in_each(service: str, proxy: ProxyProcess, backend: Backend) -> contextlib.ExitStack:
-    """A download in each of two workers; see `_clients`."""
-    stack = contextlib.ExitStack()
-    try:
-        found = stack.enter_context(connections_to_both(service, lambda: _Identified(proxy)))
-        stack.callback(backend.gate.set)
-        for clients in found.values():
-            clients[0].send(get(service, "/download"))
-        eventually(lambda: backend.held == 2, "one download in each worker")
-        stack.clients = {worker: clients[0] for worker, clients in found.items()}  # type: ignore[attr-defined]
-    except BaseException:
-        stack.close()
-        raise
-    return stack
+@contextlib.contextmanager
+def _one_in_each(
+    start_proxy: StartProxy, start_backend: StartBackend, service: str
+) -> Iterator[tuple[ProxyProcess, Backend, list[Http1Client]]]:
+    """A proxy with two workers, a backend, and a download in each worker."""
+    proxy, backend = start_proxy(flags=("--workers", "2")), Backend(start_backend)
+    proxy.register(service, "127.0.0.1", backend.port)
+    with connections_to_both(service, lambda: _Identified(proxy)) as found:
+        try:
+            for clients in found.values():
+                clients[0].send(get(service, "/download"))
+            eventually(lambda: backend.held == 2, "one download in each worker")
+            yield proxy, backend, [clients[0] for clients in found.values()]
+        finally:
+            backend.gate.set()
 
 
 class _Identified(Http1Client):
@@ -303,17 +304,14 @@ class _Identified(Http1Client):
 def test_a_worker_that_is_killed_holds_nothing_any_more(
     start_proxy: StartProxy, start_backend: StartBackend, service: str
 ) -> None:
-    proxy, backend = start_proxy(flags=("--workers", "2")), Backend(start_backend)
-    proxy.register(service, "127.0.0.1", backend.port)
-    with _one_in_each(service, proxy, backend) as stack:
-        clients: dict[bytes, Http1Client] = stack.clients  # type: ignore[attr-defined]
+    with _one_in_each(start_proxy, start_backend, service) as (proxy, backend, clients):
         asked = deregistered(proxy, service, backend)
         goes_on_waiting(asked)
         os.kill(processes(proxy)["work0"], signal.SIGKILL)
         goes_on_waiting(asked)
         backend.gate.set()
         whole = 0
-        for client in clients.values():
+        for client in clients:
             try:
                 whole += client.read_response().body == b"01234567890123456789"
             except (Closed, Truncated, ConnectionResetError):
@@ -325,10 +323,7 @@ def test_a_worker_that_is_killed_holds_nothing_any_more(
 def test_a_worker_that_does_not_answer_is_not_known_to_be_empty(
     start_proxy: StartProxy, start_backend: StartBackend, service: str
 ) -> None:
-    proxy, backend = start_proxy(flags=("--workers", "2")), Backend(start_backend)
-    proxy.register(service, "127.0.0.1", backend.port)
-    with _one_in_each(service, proxy, backend) as stack:
-        clients: dict[bytes, Http1Client] = stack.clients  # type: ignore[attr-defined]
+    with _one_in_each(start_proxy, start_backend, service) as (proxy, backend, clients):
         frozen = processes(proxy)["work1"]
         os.kill(frozen, signal.SIGSTOP)
         try:
@@ -339,7 +334,7 @@ def test_a_worker_that_does_not_answer_is_not_known_to_be_empty(
             os.kill(frozen, signal.SIGCONT)
         goes_on_waiting(asked)
         backend.gate.set()
-        for client in clients.values():
+        for client in clients:
             assert client.read_response().body == b"01234567890123456789"
         assert asked.answer()["in_flight"] == 0
 
@@ -400,7 +395,10 @@ def test_the_command_drains_a_whole_service_and_says_whether_it_is_empty(
             "draining, 0 in flight",
             "draining, 1 in flight",
         ]
+        answers = proxy.metric("portero_actions_total", action="drain")
         waits = command(proxy, "drain", "--service", service, "--wait", "60", "--json")
+        # It drains each of them before it waits for any.
+        eventually(lambda: proxy.metric("portero_actions_total", action="drain") >= answers + 3, "it waits")
         time.sleep(A_FEW_LOOKS)
         assert waits.poll() is None
         for backend in backends:

@@ -120,7 +120,7 @@ def test_no_byte_of_a_body_is_lost_when_its_connection_breaks_at_the_same_time(
     def break_when_told(peer: Peer) -> None:
         request = peer.read_request()
         peer.send(ok(b"idle now", request))
-        go_on.wait(20)
+        go_on.wait(60)
         peer.reset()
         broken.set()
 
@@ -172,7 +172,7 @@ def test_a_client_that_vanishes_during_its_upload_ends_the_backends_connection(
     client.send(get(service, "/", "Content-Length: 1000000", method="POST") + b"x" * 1000)
     eventually(lambda: b"xxx" in backend.received, "the upload is streamed")
     (client.close if how == "close" else client.reset)()
-    assert backend.peers[0].closed.wait(10)
+    assert backend.peers[0].closed.wait(30)
     assert not backend.requests
     plain_proxy.wait_until_idle()
 
@@ -187,7 +187,7 @@ def test_a_client_that_vanishes_during_its_download_ends_the_backends_connection
     client.send(get(service))
     assert client.read_some()
     (client.close if how == "close" else client.reset)()
-    assert backend.peers[0].closed.wait(10)
+    assert backend.peers[0].closed.wait(30)
     assert backend.peers[0].sent < SIZE
     plain_proxy.wait_until_idle()
 
@@ -201,7 +201,7 @@ def test_a_client_that_vanishes_while_it_waits_ends_the_backends_connection(
     client.send(get(service))
     eventually(lambda: backend.received, "the request is at the backend")
     client.reset()
-    assert backend.peers[0].closed.wait(10)
+    assert backend.peers[0].closed.wait(30)
     plain_proxy.wait_until_idle()
 
 
@@ -215,7 +215,7 @@ def test_a_stream_that_is_cancelled_ends_the_backends_connection(
         stream = client.request(fields_of(service, b"/cancelled"))
         eventually(lambda: backend.received, "the request is at the backend")
         client.send(rst_stream(stream))
-        assert backend.peers[0].closed.wait(10)
+        assert backend.peers[0].closed.wait(30)
         assert client.ask(fields_of(service, b"/next")).body == b"GET /next "
     tls_proxy.wait_until_idle()
 
@@ -234,7 +234,7 @@ def test_a_tls_client_that_vanishes_without_a_word_leaves_nothing(
         else:
             client.socket.close()
     for peer in backend.peers:
-        assert peer.closed.wait(10)
+        assert peer.closed.wait(30)
     tls_proxy.wait_until_idle()
 
 
@@ -268,7 +268,7 @@ def test_a_tls_client_gets_its_refusal_in_the_middle_of_an_upload(
     broken = get(service, "/", "Transfer-Encoding: chunked", method="POST") + b"5\r\nhelloX\r\n" * 60_000
     for upload, status in ((too_long, 413), (broken, 400)):
         with (
-            socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as raw,
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as raw,
             client_tls.wrap_socket(raw, server_hostname=service, suppress_ragged_eofs=False) as secure,
         ):
             secure.sendall(upload)
@@ -290,7 +290,7 @@ def test_a_client_that_closes_its_writing_side_still_gets_its_answer(
 
     def answer_late(peer: Peer) -> None:
         request = peer.read_request()
-        go_on.wait(10)
+        go_on.wait(60)
         peer.send(ok(b"late", request))
         peer.wait_closed()
 

@@ -11,15 +11,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 
 from tests.e2e.backend_process import BackendProcess
-from tests.e2e.conftest import StartProxy
+from tests.e2e.conftest import SHORT_GOODBYE, StartProcess, StartProxy
 from tests.e2e.health_backend import backend_of, until_state
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import Http2Client, fields_of
@@ -28,20 +26,6 @@ from tests.e2e.waiting import PATIENCE, eventually
 
 #: Requests a second, a tenth of the HTTP/1 ones are POSTs.
 HTTP1, HTTP2 = 160, 40
-StartProcess = Callable[[str], BackendProcess]
-
-
-@pytest.fixture
-def start_process() -> Iterator[StartProcess]:
-    """Start backends as processes; each is killed after the test."""
-    with ExitStack() as stack:
-
-        def start(name: str) -> BackendProcess:
-            backend = BackendProcess(name)
-            stack.callback(backend.close)
-            return backend
-
-        yield start
 
 
 @dataclass
@@ -201,7 +185,8 @@ def test_a_frozen_backend_of_two_costs_no_get_its_answer_and_is_soon_left_alone(
 def test_backends_that_take_their_time_keep_all_of_their_requests(
     workers: str, start_proxy: StartProxy, start_process: StartProcess, service: str
 ) -> None:
-    proxy = start_proxy(flags=("--workers", workers))
+    # A probe is asked for when they have waited for as long as one may take: that is less than they wait.
+    proxy = start_proxy(toml=f"{SHORT_GOODBYE}[health]\ntimeout = 3\n", flags=("--workers", workers))
     one, other = start_process("one"), start_process("other")
     for backend in (one, other):
         proxy.register(service, backend.host, backend.port)

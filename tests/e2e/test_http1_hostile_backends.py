@@ -101,7 +101,7 @@ def test_a_cut_off_answer_is_noticed_by_clients_of_http_1_0_too(
 ) -> None:
     backend = start_backend(_misbehave_once(BAD_BODIES[name]))
     plain_proxy.serve(service, backend)
-    with socket.create_connection(("127.0.0.1", plain_proxy.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", plain_proxy.port), timeout=60) as client:
         client.sendall(get(service, "/", "Content-Length: 4", version="1.0", method="POST") + b"once")
         got = b""
         noticed = False
@@ -141,7 +141,7 @@ def test_bytes_behind_a_response_never_reach_the_next_client(
         assert client.ask(get(service, "/second")).body == b"GET /second "
     with plain_proxy.connect() as client:
         assert client.ask(get(service, "/third")).body == b"GET /third "
-    assert backend.peers[0].closed.wait(10), "the connection with too many bytes was kept"
+    assert backend.peers[0].closed.wait(30), "the connection with too many bytes was kept"
 
 
 def test_bytes_on_an_idle_connection_never_reach_the_next_client(
@@ -152,7 +152,7 @@ def test_bytes_on_an_idle_connection_never_reach_the_next_client(
     def misbehave(peer: Peer) -> None:
         peer.read_request()
         peer.send(ok(b"ok"))
-        go_on.wait(10)
+        go_on.wait(60)
         peer.send(ok(b"poison"))
         peer.wait_closed()
 
@@ -161,7 +161,7 @@ def test_bytes_on_an_idle_connection_never_reach_the_next_client(
     with plain_proxy.connect() as client:
         assert client.ask(get(service, "/first")).body == b"ok"
         go_on.set()
-        assert backend.peers[0].closed.wait(10), "an idle connection with unasked-for bytes was kept"
+        assert backend.peers[0].closed.wait(30), "an idle connection with unasked-for bytes was kept"
         assert client.ask(get(service, "/second")).body == b"GET /second "
 
 
@@ -326,7 +326,7 @@ def test_a_backend_that_never_answers_is_a_504(
         assert client.ask(post(service, b"x")).status == 504
     assert len(backend.peers) == 2, "a request that may still be at work was sent again"
     for peer in backend.peers:
-        assert peer.closed.wait(10)
+        assert peer.closed.wait(30)
 
 
 @pytest.mark.slow
@@ -483,7 +483,7 @@ def test_what_a_response_streams_arrives_before_its_end(
         peer.read_request()
         peer.send(OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for i in range(5):
-            more.acquire(timeout=20)
+            more.acquire(timeout=60)
             peer.send(b"9\r\ndata: %d\n\n\r\n" % i)
         peer.send(b"0\r\n\r\n")
         peer.wait_closed()

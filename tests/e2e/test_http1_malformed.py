@@ -95,7 +95,7 @@ def test_a_request_that_breaks_in_its_body_never_becomes_a_complete_one(
     assert b"/smuggled" not in backend.received
     for peer in backend.peers:
         if peer.received and not peer.requests:  # the head of the broken request went out on it
-            assert peer.closed.wait(10), "the connection of a broken request stayed open"
+            assert peer.closed.wait(30), "the connection of a broken request stayed open"
 
 
 @pytest.mark.parametrize("case", PASSED, ids=lambda case: case.name)
@@ -342,7 +342,7 @@ def test_a_chunked_body_without_its_last_chunk_never_becomes_a_complete_request(
         eventually(lambda: b"hello" in backend.received, "the body is streamed")
         client.shut()
         assert client.read_all()[9:12] in (b"", b"400", b"408")
-    assert backend.peers[0].closed.wait(10)
+    assert backend.peers[0].closed.wait(30)
     assert not backend.requests
 
 
@@ -356,7 +356,7 @@ def test_a_short_body_never_becomes_a_complete_request(
         eventually(lambda: b"hello" in backend.received, "the body is streamed")
         client.shut()
         assert client.read_all()[9:12] in (b"", b"400", b"408")
-    assert backend.peers[0].closed.wait(10)
+    assert backend.peers[0].closed.wait(30)
     assert not backend.requests
 
 

@@ -202,7 +202,7 @@ def test_an_upload_never_overruns_the_windows_that_were_given(
     go_on = threading.Event()
 
     def read_late(peer: Peer) -> None:
-        go_on.wait(30)
+        go_on.wait(60)
         echo_each(peer)
 
     backend = start_backend(read_late)

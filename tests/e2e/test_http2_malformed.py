@@ -108,7 +108,7 @@ def test_content_length_has_to_agree_with_the_data(
     assert [request.path for request in backend.requests] == [b"/same"]
     assert HIDDEN not in backend.received
     for peer in backend.peers:
-        assert peer.requests or not peer.received or peer.closed.wait(10)
+        assert peer.requests or not peer.received or peer.closed.wait(30)
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -212,7 +212,7 @@ def test_the_h2_package_sees_no_violation(
     upload = b"x" * 200_000
     tls = client_context(authority.pem, "h2")
     with (
-        socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20) as raw,
+        socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=60) as raw,
         tls.wrap_socket(raw, server_hostname=service) as sock,
     ):
         connection.initiate_connection()
@@ -251,7 +251,7 @@ def test_tls_sessions_are_resumed(tls_proxy: ProxyProcess, authority: Authority)
     session = None
     for turn in range(2):
         with (
-            socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20) as raw,
+            socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=60) as raw,
             tls.wrap_socket(raw, server_hostname="a.e2e.test", session=session) as sock,
         ):
             session = sock.session

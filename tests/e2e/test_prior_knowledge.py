@@ -100,4 +100,4 @@ def test_a_preface_that_is_completed_during_a_drain_is_served(
         client.read_until_closed()
         assert client.answers[stream].body == b"GET /late "
         assert client.goaway == 0
-    assert proxy.wait(10) == 0
+    assert proxy.wait() == 0

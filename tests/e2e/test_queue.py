@@ -78,6 +78,17 @@ def queued(proxy: ProxyProcess) -> int:
     return int(proxy.metric("portero_queued", service=APP))
 
 
+def one_and_those_behind(
+    proxy: ProxyProcess, stack: ExitStack, busy: Crowd, count: int
+) -> tuple[Http1Client, list[Http1Client]]:
+    """The client that a backend for one at a time is busy with, and so many that wait."""
+    [first] = ask(proxy, stack, 1)
+    eventually(lambda: busy.now == 1, "the first one is there")
+    waiting = ask(proxy, stack, count)
+    eventually(lambda: queued(proxy) == count, "they wait")
+    return first, waiting
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_backend_never_sees_more_than_its_limit_and_everybody_is_answered(
     start_proxy: StartProxy, crowd: tuple[Crowd, RecordingBackend], workers: str
@@ -128,10 +139,7 @@ def test_clients_that_leave_never_reach_the_backend(
     proxy = start_proxy(toml=WAITING)
     proxy.register(APP, backend.host, backend.port, max_in_flight=1)
     with ExitStack() as stack:
-        [first] = ask(proxy, stack, 1)
-        eventually(lambda: busy.now == 1, "the first one is there")
-        leaving = ask(proxy, stack, 20)
-        eventually(lambda: queued(proxy) == 20, "they wait")
+        first, leaving = one_and_those_behind(proxy, stack, busy, 20)
         for client in leaving:
             leave(client)
         eventually(lambda: queued(proxy) == 0, "they have left")
@@ -213,17 +221,19 @@ def test_whoever_finds_the_queue_full_or_waits_too_long_is_told_when_to_come_bac
     start_proxy: StartProxy, crowd: tuple[Crowd, RecordingBackend]
 ) -> None:
     busy, backend = crowd
-    proxy = start_proxy(toml=SHORT_GOODBYE + "[limits]\nqueue_seconds = 0.3\nqueue_length = 2\n")
+    proxy = start_proxy(toml=SHORT_GOODBYE + "[limits]\nqueue_seconds = 4\nqueue_length = 2\n")
     proxy.register(APP, backend.host, backend.port, max_in_flight=1)
     with ExitStack() as stack:
         [first] = ask(proxy, stack, 1)
         eventually(lambda: busy.now == 1, "the first one is there")
-        clients = ask(proxy, stack, 5, "Accept: application/json")
+        clients = ask(proxy, stack, 2, "Accept: application/json")
+        eventually(lambda: queued(proxy) == 2, "the queue is full")
+        clients += ask(proxy, stack, 3, "Accept: application/json")
         answers = [client.read_response() for client in clients]
         assert [answer.status for answer in answers] == [503] * 5
         assert {value for answer in answers for value in answer.values(b"retry-after")} == {b"2"}
-        found = sorted(orjson.loads(answer.body)["reason"] for answer in answers)
-        assert found == ["queue_full"] * 3 + ["queue_timeout"] * 2
+        found = [orjson.loads(answer.body)["reason"] for answer in answers]
+        assert found == ["queue_timeout"] * 2 + ["queue_full"] * 3
         busy.gate.set()
         assert first.read_response().status == 200
     assert proxy.metric("portero_queue_refused_total", service=APP, reason="queue_full") == 3
@@ -253,14 +263,10 @@ def test_who_still_waits_when_a_drain_ends_gets_an_answer(
     proxy = start_proxy(toml=WAITING)
     proxy.register(APP, backend.host, backend.port, max_in_flight=1)
     with ExitStack() as stack:
-        [first] = ask(proxy, stack, 1)
-        eventually(lambda: busy.now == 1, "the first one is there")
-        clients = ask(proxy, stack, 3)
-        eventually(lambda: queued(proxy) == 3, "they wait")
+        _, clients = one_and_those_behind(proxy, stack, busy, 3)
         proxy.signal(signal.SIGTERM)
         assert [client.read_response().status for client in clients] == [503] * 3
-        busy.gate.set()
-        assert first.read_response().status == 200
+        busy.gate.set()  # whether the first one is answered in what is left of the drain or cut off
     assert proxy.wait() == 0
 
 
@@ -286,7 +292,7 @@ def test_a_paused_service_holds_its_requests(
     workers: str,
 ) -> None:
     backend = start_backend()
-    proxy = start_proxy(flags=(*halted(Halt(1.0, "back at noon"), backend), "--workers", workers))
+    proxy = start_proxy(flags=(*halted(Halt(5.0, "back at noon"), backend), "--workers", workers))
     with ExitStack() as stack:
         clients = ask(proxy, stack, 20)
         eventually(lambda: queued(proxy) == 20, "they are held")

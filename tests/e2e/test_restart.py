@@ -14,12 +14,12 @@ import websockets.sync.client
 from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.backends import Peer, ok
-from tests.e2e.certificates import Authority, client_context
+from tests.e2e.certificates import Authority, client_context, threaded_client_context
 from tests.e2e.conftest import StartBackend, StartProxy
 from tests.e2e.http1_client import Http1Client, get
 from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.steady_load import SteadyLoad, answers
-from tests.e2e.waiting import eventually
+from tests.e2e.waiting import PATIENCE, eventually
 
 #: Longer than what is in flight in these tests.
 DRAIN = "[timeouts]\ndrain = 8\nshutdown = 3\n"
@@ -65,8 +65,7 @@ def test_a_restart_on_a_kept_socket_loses_no_request(
 ) -> None:
     kept.proxy.serve(service, start_backend(answers))
     kept.proxy.register(f"chat-{service}", "127.0.0.1", chat_backend)
-    tls, http2 = client_context(authority.pem, "http/1.1"), client_context(authority.pem, "h2")
-    with SteadyLoad(kept.proxy, service, tls, http2, f"chat-{service}", registers=False) as load:
+    with SteadyLoad(kept.proxy, service, authority, f"chat-{service}", registers=False) as load:
         for _ in range(2):
             kept.restart()
             load.goes_on()
@@ -83,7 +82,7 @@ def test_clients_are_accepted_on_a_kept_socket_as_long_as_something_is_in_flight
         while True:
             request = peer.read_request()
             if request.path == b"/long":
-                gate.wait(20)
+                gate.wait(60)
             peer.send(ok(b"done", request))
 
     backend = start_backend(script)
@@ -109,7 +108,7 @@ def test_who_has_just_come_at_a_stop_is_served(
 ) -> None:
     proxy = start_proxy(tls=True, toml=DRAIN)
     proxy.serve(service, start_backend(answers))
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as raw:
         tls = client_context(authority.pem, "http/1.1")
         if when != "before its handshake":
             raw = tls.wrap_socket(raw, server_hostname=service)
@@ -141,24 +140,26 @@ def test_websockets_hear_of_a_stop_and_what_remains_is_counted_in_one_line(
 
     def hangs(peer: Peer) -> None:
         peer.read_request()
-        gate.wait(30)
+        gate.wait(PATIENCE)
 
-    proxy, backend = start_proxy(tls=True, toml="[timeouts]\ndrain = 3\nshutdown = 2\n"), start_backend(hangs)
+    proxy, backend = start_proxy(tls=True, toml="[timeouts]\ndrain = 5\nshutdown = 2\n"), start_backend(hangs)
     proxy.serve(service, backend)
     proxy.register(f"chat-{service}", "127.0.0.1", chat_backend)
-    tls, address = client_context(authority.pem, "http/1.1"), ("127.0.0.1", proxy.port)
+    tls, address = threaded_client_context(authority.pem, "http/1.1"), ("127.0.0.1", proxy.port)
     with (
-        socket.create_connection(address, timeout=20) as raw,
-        websockets.sync.client.connect(f"wss://chat-{service}/", sock=raw, ssl=tls) as chat,
+        socket.create_connection(address, timeout=PATIENCE) as raw,
+        websockets.sync.client.connect(
+            f"wss://chat-{service}/", sock=raw, ssl=tls, open_timeout=PATIENCE
+        ) as chat,
         Http1Client(address, tls=tls, sni=service) as stuck,
     ):
         chat.send("hello")
-        assert chat.recv(20) == "hello"
+        assert chat.recv(PATIENCE) == "hello"
         stuck.send(get(service))
         eventually(lambda: backend.requests, "the request is at the backend")
         proxy.signal(signal.SIGTERM)
         with pytest.raises(ConnectionClosed) as closed:
-            chat.recv(20)
+            chat.recv(PATIENCE)
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd_then_sent) == (1001, True)
         assert proxy.wait() == 0
@@ -176,8 +177,9 @@ def test_an_idle_client_is_closed_a_moment_after_a_stop_and_served_until_then(
         for client in (idle, late):
             assert client.ask(get(service)).status == 200
         proxy.signal(signal.SIGTERM)
-        eventually(lambda: "stopping: " in proxy.operator_log(), "it drains")
-        response = late.ask(get(service))
+        # One request after the other: a pause between them may be the moment in which it is closed.
+        while not (response := late.ask(get(service))).values(b"connection"):
+            assert response.status == 200
         assert (response.status, response.values(b"connection")) == (200, [b"close"])
         assert idle.read_all() == b""
         assert late.read_all() == b""

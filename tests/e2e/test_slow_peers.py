@@ -227,7 +227,7 @@ def test_slow_bodies_are_given_up_and_steady_ones_are_not(
         client.send(get(service, "/", "Content-Length: 10", method="POST") + b"hello")
         assert client.read_response().status == 408
         assert client.read_all() == b""
-    assert backend.peers[0].closed.wait(10)
+    assert backend.peers[0].closed.wait(30)
     with proxy.connect() as client:
         client.send(get(service, "/", "Content-Length: 8", method="POST"))
         waiting = threading.Event()
@@ -252,7 +252,7 @@ def test_idle_connections_are_closed_without_a_word(
 
 def test_a_handshake_that_never_ends_is_given_up(start_proxy: StartProxy) -> None:
     proxy = start_proxy(tls=True, toml="[timeouts]\nhandshake = 0.5\ndrain = 1\nshutdown = 1\n")
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as raw:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as raw:
         raw.sendall(b"\x16\x03\x01\x02\x00")
         try:
             while raw.recv(4096):

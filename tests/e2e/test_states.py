@@ -15,10 +15,10 @@ from tests.e2e.waiting import eventually
 
 both = pytest.mark.parametrize("workers", ["1", "2"])
 
-#: A backend that does not answer is found out in half a second, by clients as by probes.
+#: A backend that does not answer is found out soon, by clients as by probes; one on a busy machine is not.
 HASTY = (
-    "[timeouts]\ndrain = 2\nshutdown = 2\nconnect = 0.5\nupstream_head = 0.5\n"
-    "[health]\ninterval = 0.2\ntimeout = 0.5\n"
+    "[timeouts]\ndrain = 2\nshutdown = 2\nconnect = 2\nupstream_head = 2\n"
+    "[health]\ninterval = 0.2\ntimeout = 2\n"
 )
 
 

@@ -54,7 +54,7 @@ class Site:
 
     def ask(self, session: ssl.SSLSession | None = None) -> tuple[bool, bytes, ssl.SSLSession]:
         """One request: whether the session was resumed, which worker answered, and the session."""
-        raw = socket.create_connection(("127.0.0.1", self.proxy.port), timeout=20)
+        raw = socket.create_connection(("127.0.0.1", self.proxy.port), timeout=60)
         with self._tls.wrap_socket(raw, server_hostname=NAME, session=session) as secure:
             reused = bool(secure.session_reused)
             secure.sendall(get(NAME, "/", "Connection: close"))

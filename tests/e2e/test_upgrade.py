@@ -86,10 +86,7 @@ def _load(
 ) -> SteadyLoad:
     upgraded.proxy.serve(service, backend)
     upgraded.proxy.register(f"chat-{service}", "127.0.0.1", chat)
-    clients = client_context(authority.pem, "http/1.1")
-    return SteadyLoad(
-        upgraded.proxy, service, clients, client_context(authority.pem, "h2"), f"chat-{service}"
-    )
+    return SteadyLoad(upgraded.proxy, service, authority, f"chat-{service}")
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.minutes)])
@@ -248,6 +245,14 @@ def _serves(upgraded: Upgraded, authority: Authority, service: str) -> None:
     assert found >= {service, f"more-{service}"}
 
 
+def _upgrades_once(upgraded: Upgraded, authority: Authority, service: str) -> None:
+    """The new version takes over, is alone in the end, serves, and stops when it is told to."""
+    eventually(lambda: upgraded.times("upgraded: the new version serves") == 1, "it is upgraded")
+    eventually(upgraded.is_alone, "the former generation has ended")
+    _serves(upgraded, authority, service)
+    upgraded.proxy.stop()
+
+
 def test_a_configuration_that_cannot_work_changes_nothing(
     upgraded: Upgraded, authority: Authority, start_backend: StartBackend, service: str
 ) -> None:
@@ -386,7 +391,6 @@ def test_what_dies_without_an_upgrade_is_started_again_and_no_lease_is_lost(
     names = [f"s{number}.{service}" for number in range(20)]
     for name in names:
         proxy.register(name, "127.0.0.1", 9)
-    time.sleep(0.2)  # the last of them may be that young: see kept_leases
     old = proxy.generation
     os.kill(old, signal.SIGKILL)
     with Http1Client(  # waits in the kernel's queue
@@ -413,11 +417,8 @@ def test_a_second_sigusr2_in_the_middle_is_ignored(
     eventually(lambda: len(_children(proxy.pid)) == 2, "the new one is there")
     proxy.signal(signal.SIGUSR2)
     proxy.signal(signal.SIGHUP)
-    eventually(lambda: upgraded.times("upgraded: the new version serves") == 1, "it is upgraded")
+    _upgrades_once(upgraded, authority, service)
     assert upgraded.times("told to upgrade") == 1
-    eventually(upgraded.is_alone, "the former generation has ended")
-    _serves(upgraded, authority, service)
-    proxy.stop()
 
 
 def test_a_sigusr2_that_comes_within_the_start_waits_for_its_end(
@@ -426,15 +427,11 @@ def test_a_sigusr2_that_comes_within_the_start_waits_for_its_end(
     proxy = upgraded.proxy
     proxy.serve(service, start_backend(answers))
     eventually(lambda: upgraded.times("; registration on ") == 1, "it has started")
-    time.sleep(0.2)  # the last lease may be that young: see kept_leases
     os.kill(proxy.generation, signal.SIGKILL)
     eventually(lambda: upgraded.times("it is started again") == 1, "another start")
     proxy.signal(signal.SIGUSR2)
-    eventually(lambda: upgraded.times("upgraded: the new version serves") == 1, "it is upgraded")
+    _upgrades_once(upgraded, authority, service)
     assert upgraded.times("told to upgrade, which waits") == 1
-    eventually(upgraded.is_alone, "the former generation has ended")
-    _serves(upgraded, authority, service)
-    proxy.stop()
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.4, 0.8])

@@ -6,62 +6,42 @@ import json
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import websockets.sync.client
 import websockets.sync.server
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from tests.e2e.backends import Peer, answer_with, echo_each
-from tests.e2e.certificates import Authority, client_context
+from tests.e2e.certificates import Authority, client_context, threaded_client_context
 from tests.e2e.conftest import Curl, Need, StartBackend
 from tests.e2e.http1_client import get
 from tests.e2e.proxy_process import ProxyProcess
-from tests.e2e.waiting import eventually
+from tests.e2e.waiting import PATIENCE, eventually
 
 # WebSockets
 
 
-@pytest.fixture
-def websocket_backend() -> Iterator[int]:
-    """The port of a server that echoes, and serves the page that Chromium loads."""
-
-    def echo(connection: websockets.sync.server.ServerConnection) -> None:
-        try:
-            for message in connection:
-                connection.send(message)
-        except ConnectionClosed:
-            return
-
-    with websockets.sync.server.serve(echo, "127.0.0.1", 0, max_size=1 << 24, server_header=None) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.socket.getsockname()[1]
-        server.shutdown()
-        thread.join(20)
-
-
 def test_websockets_pass_both_ways(
-    websocket_backend: int, tls_proxy: ProxyProcess, authority: Authority, service: str
+    chat_backend: int, tls_proxy: ProxyProcess, authority: Authority, service: str
 ) -> None:
-    tls_proxy.register(service, "127.0.0.1", websocket_backend)
+    tls_proxy.register(service, "127.0.0.1", chat_backend)
     raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20)
     with websockets.sync.client.connect(
         f"wss://{service}:{tls_proxy.port}/chat",
         sock=raw,
-        ssl=client_context(authority.pem),
+        ssl=threaded_client_context(authority.pem),
+        open_timeout=PATIENCE,
         max_size=1 << 24,
     ) as client:
         for message in ("hello", "", b"\x00\xff", "x" * 1_000_000, b"y" * 5_000_000):
             client.send(message)
-            assert client.recv(timeout=20) == message
+            assert client.recv(timeout=PATIENCE) == message
         for i in range(200):
             client.send(str(i))
-        assert [client.recv(timeout=20) for _ in range(200)] == [str(i) for i in range(200)]
+        assert [client.recv(timeout=PATIENCE) for _ in range(200)] == [str(i) for i in range(200)]
         client.ping().wait(20)
     (entry,) = eventually(lambda: tls_proxy.access_log(host=f"{service}:{tls_proxy.port}"), "the log line")
     assert (entry["status"], entry["path"]) == (101, "/chat")
@@ -73,10 +53,13 @@ def test_a_refused_upgrade_is_an_ordinary_answer(
 ) -> None:
     backend = start_backend(echo_each)
     tls_proxy.serve(service, backend)
-    raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20)
+    raw = socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=PATIENCE)
     with raw, pytest.raises(websockets.exceptions.InvalidStatus) as refused:
         websockets.sync.client.connect(
-            f"wss://{service}:{tls_proxy.port}/", sock=raw, ssl=client_context(authority.pem)
+            f"wss://{service}:{tls_proxy.port}/",
+            sock=raw,
+            ssl=threaded_client_context(authority.pem),
+            open_timeout=PATIENCE,
         )
     assert refused.value.response.status_code == 200
     assert backend.requests[0].values(b"upgrade") == [b"websocket"]
@@ -144,7 +127,7 @@ def test_under_tls_a_tunnel_ends_with_its_backend_and_says_so(
     tls_proxy.serve(service, start_backend(speak_and_end))
     tls = client_context(authority.pem, "http/1.1")
     with (
-        socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=20) as raw,
+        socket.create_connection(("127.0.0.1", tls_proxy.port), timeout=PATIENCE) as raw,
         tls.wrap_socket(raw, server_hostname=service, suppress_ragged_eofs=False) as secure,
     ):
         secure.sendall(get(service, "/", *UPGRADE))
@@ -232,5 +215,5 @@ def test_chromium_loads_a_page_over_h2_and_opens_a_websocket(
             browser.terminate()
             browser.wait(20)
             server.shutdown()
-            thread.join(20)
+            thread.join(60)
     assert found == {"protocol": "h2", "echo": "hello"}

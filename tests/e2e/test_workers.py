@@ -109,7 +109,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
 
     def goes_on(self) -> None:
         """Wait for many more answers."""
@@ -271,7 +271,7 @@ def test_control_may_die_under_load_and_no_lease_and_no_request_is_lost(
             eventually(lambda: len(granted) > known + 20, "registrations")
         finally:
             done.set()
-            registering.join(20)
+            registering.join(60)
         load.goes_on()
     assert load.wrong == []
     assert load.broken == []
@@ -475,7 +475,7 @@ def test_when_the_supervisor_dies_the_others_finish_their_exchanges_and_end(
     def script(peer: Peer) -> None:
         while True:
             request = peer.read_request()
-            gate.wait(20)
+            gate.wait(60)
             peer.send(ok(b"done", request))
 
     backend = start_backend(script)
@@ -513,7 +513,7 @@ def _slow_behind(gate: threading.Event) -> Script:
         while True:
             request = peer.read_request()
             if request.path == b"/slow":
-                gate.wait(20)
+                gate.wait(60)
             [identity] = request.values(b"x-request-id")
             peer.send(ok(identity.partition(b"-")[0], request))
 
@@ -538,7 +538,7 @@ def test_sigterm_drains_every_worker_and_control_stays_to_the_end(
         for worker, [client, *_] in clients.items():
             response = client.read_response()
             assert (response.body, response.values(b"connection")) == (worker, [b"close"])
-    assert proxy.wait(15) == 0
+    assert proxy.wait() == 0
 
 
 def test_a_second_signal_ends_everything_at_once(
@@ -548,10 +548,10 @@ def test_a_second_signal_ends_everything_at_once(
 
     def script(peer: Peer) -> None:
         peer.read_request()
-        gate.wait(20)
+        gate.wait(60)
 
     backend = start_backend(script)
-    proxy = ProxyProcess(tmp_path / "hurry", toml=PATIENT, flags=TWO).start()
+    proxy = ProxyProcess(tmp_path / "hurry", toml=PATIENT.replace("20", "60"), flags=TWO).start()
     try:
         proxy.serve(service, backend)
         children = processes(proxy).values()
@@ -561,7 +561,7 @@ def test_a_second_signal_ends_everything_at_once(
             proxy.signal(signal.SIGTERM)
             eventually(lambda: _refuses(proxy), "new connections are refused")
             proxy.signal(signal.SIGTERM)
-            assert proxy.wait(10) == 1
+            assert proxy.wait(30) == 1
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     finally:
         gate.set()
@@ -625,7 +625,7 @@ def test_a_ca_that_hangs_holds_up_no_exit(workers: str, tmp_path: Path, certific
         finally:
             ends.set()
             proxy.kill()
-            dripping.join(10)
+            dripping.join(60)
 
 
 #: Becomes the proxy that argv goes on with, but never gives up a CA by itself.
@@ -705,7 +705,7 @@ def test_sessions_are_resumed_by_every_worker_and_after_a_certificate_reload(
 
     def resume(session: ssl.SSLSession) -> bytes:
         """The worker that resumed it."""
-        raw = socket.create_connection(address, timeout=20)
+        raw = socket.create_connection(address, timeout=60)
         with tls.wrap_socket(raw, server_hostname=name, session=session) as secure:
             assert secure.session_reused
             secure.sendall(get(name, "/", "Connection: close"))

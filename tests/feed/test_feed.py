@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from portero_py.feed.messages import (
 )
 from portero_py.feed.server import FeedServer
 from portero_py.run.sockets import Rendezvous
+from tests.waiting import PATIENCE, until
 
 
 class Worker:
@@ -202,13 +203,6 @@ async def desk() -> AsyncIterator[Desk]:
     await found.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another task brings about."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
 def certificate(not_before: float) -> Certificate:
     end = not_before + 90.0
     return Certificate("a.example", b"chain", b"key", (), not_before, end, "ab", "a CA", 1, False, "/certs/a")
@@ -239,7 +233,7 @@ async def test_a_process_that_comes_late_gets_certificates_challenges_and_table(
     await control.feed.publish_challenges(challenges)
     await control.feed.publish_certificates(CertificateTable((), 3))
     worker, client = desk.worker()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await client.supplied()
     [certificates, got, supplied] = worker.got
     assert isinstance(certificates, CertificateTable)
@@ -289,7 +283,7 @@ async def test_a_process_that_does_not_answer_holds_nobody_up_for_long(
     writer.write(encode(Hello(1, True, TableUpdate(0, "", ()), Counters(), Departed())))
     await until(lambda: control.server.connected == 2)
     registry = registry_with("a.example")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await control.feed.publish(registry.table)
     assert worker.got == [registry.table]
     # It reads again: what it was sent is all there, in order.
@@ -527,7 +521,7 @@ async def test_a_connection_that_makes_no_sense_is_ended_and_does_no_harm(
     await until(lambda: control.server.connected == 1)
     reader, writer = await asyncio.open_unix_connection(desk.rendezvous.path)
     writer.write(frame)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
@@ -541,7 +535,7 @@ async def test_a_connection_that_makes_no_sense_is_ended_and_does_no_harm(
 async def test_a_worker_that_is_far_behind_gets_one_update_when_it_reads_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("portero_py.feed.server.MAX_UNSENT", -1)
+    monkeypatch.setattr("portero_py.feed.remote_worker.MAX_UNSENT", -1)
     control, (worker, _) = await desk.control(), desk.worker()
     await until(lambda: control.server.connected == 1)
     registry = registry_with("a.example")
@@ -549,7 +543,7 @@ async def test_a_worker_that_is_far_behind_gets_one_update_when_it_reads_again(
     registry.register(LeaseRequest("b.example", Backend("::1", 1), 60), 0.0)
     await control.feed.publish(registry.table)
     assert worker.got == []
-    monkeypatch.setattr("portero_py.feed.server.MAX_UNSENT", 1 << 20)
+    monkeypatch.setattr("portero_py.feed.remote_worker.MAX_UNSENT", 1 << 20)
     await control.feed.publish_challenges(Challenges(1))  # any answer shows that it reads
     await until(lambda: worker.got[-1] == registry.table)
     assert len(worker.got) == 2
@@ -573,7 +567,7 @@ async def test_a_worker_that_a_new_control_found_and_that_dies_later_is_gone_for
     await successor.server.refresh()
     emptied = asyncio.create_task(successor.server.emptied())
     await successor.server.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await emptied
 
 

@@ -14,6 +14,7 @@ from portero_py.proxy import budget as budget_module
 from portero_py.proxy.budget import GRANT, PATIENCE, RETAINED, Budget
 from portero_py.proxy.refusals import BUFFERED_BYTES, Refusals
 from tests.proxy.dialogue import GET, OK, World, post, settle, statuses
+from tests.waiting import until
 
 BIG = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + bytes(200_000)
 
@@ -300,8 +301,7 @@ async def test_a_client_that_is_behind_waits_for_room_before_its_backend_is_read
     other.send(bytes(800_000))
     assert len(fast.received) == len(BIG) + 800_000, "who is not behind is not concerned"
     stuck[0].vanish()
-    await asyncio.sleep(0.25)
-    assert backend.reading
+    await until(lambda: backend.reading)
     assert world.budget.waiting == 0
     for client in (*stuck, slow):
         client.vanish()
@@ -322,8 +322,7 @@ async def test_a_backend_that_is_behind_waits_for_room_before_its_client_is_read
     backend.read_all()
     assert not client.reading
     stuck.vanish()
-    await asyncio.sleep(0.25)
-    assert client.reading
+    await until(lambda: client.reading)
     client.vanish()
 
 

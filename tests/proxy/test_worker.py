@@ -15,6 +15,7 @@ from portero_py.core.registry import LINGER, Registry
 from portero_py.errors import UpstreamTimeout
 from portero_py.proxy.endpoints import Record
 from portero_py.proxy.worker import Worker
+from tests.waiting import until
 
 
 async def test_it_forgets_what_it_counted_and_saw_of_services_that_are_gone() -> None:
@@ -29,9 +30,7 @@ async def test_it_forgets_what_it_counted_and_saw_of_services_that_are_gone() ->
         worker.apply(registry.table)
         registry.expire(1.0 + LINGER)
         worker.apply(registry.table)
-        async with asyncio.timeout(10):
-            while "gone.example" in worker.counters.services:
-                await asyncio.sleep(0.005)
+        await until(lambda: "gone.example" not in worker.counters.services)
         assert set(worker.counters.services) == {"stays.example"}
         assert len(worker._surroundings.health) == 1
     finally:
@@ -78,7 +77,7 @@ async def test_a_fault_while_it_forgets_what_is_gone_is_not_the_last_time(
     monkeypatch.setattr(surroundings.pools, "prune", prune)
     worker.counters.exchange_done("gone.example", b"GET", 200, 0.1)
     worker.apply(registry.table)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "was not forgotten" not in caplog.text:
             await asyncio.sleep(0.005)
         worker.apply(registry.table)
@@ -98,13 +97,11 @@ async def test_clients_who_wait_at_a_full_listener_come_in_when_its_limit_is_rai
     await worker.start([sock], tls=False)
     _, busy = await asyncio.open_connection(*address)
     busy.write(b"GET / HTTP/1.1\r\nHost: nobody.")
-    async with asyncio.timeout(10):
-        while not worker.counters.refused["listener_connections"]:
-            await asyncio.sleep(0.005)
+    await until(lambda: worker.counters.refused["listener_connections"])
     waits, writer = await asyncio.open_connection(*address)
     writer.write(b"GET / HTTP/1.1\r\nHost: nobody.example\r\n\r\n")
     worker.reconfigure(replace(config, limits=Limits(connections_per_listener=limit)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert (await waits.readuntil(b"for this host\n")).startswith(b"HTTP/1.1 404")
     await worker.drain(0.0)
     for each in (busy, writer):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 from portero_py.run.channel import Channel, Word
 from portero_py.run.generation import TICKETS, VARIABLE, Generation
+from tests.own_process import alone
 
 Pair = tuple[Channel, Channel]
 
@@ -74,23 +74,29 @@ def test_the_end_of_one_is_heard_by_the_other_behind_its_last_words(pair: Pair) 
     assert one.heard() == other.heard() == []
 
 
+@alone
 def test_who_waits_for_signals_hears_of_words_and_of_the_end() -> None:
-    """In a process without other threads, which could take the signal."""
-    code = """
-import signal
-from portero_py.run.channel import Channel, Word
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
-one, other = Channel.pair()
-other.signal_arrivals()
-one.say(Word.GO)
-print(signal.sigwait([signal.SIGIO]).name, len(other.heard()), other.is_over)
-one.close()
-print(signal.sigwait([signal.SIGIO]).name, len(other.heard()), other.is_over)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, timeout=60, check=True, text=True
-    )
-    assert done.stdout.splitlines() == ["SIGIO 1 False", "SIGIO 0 True"]
+    one, other = Channel.pair()
+    other.signal_arrivals()
+    for expected in ((1, False), (1, False), (0, True)):
+        one.say(Word.GO) if expected[0] else one.close()
+        assert signal.sigwait([signal.SIGIO]) is signal.SIGIO
+        assert (len(other.heard()), other.is_over) == expected
+
+
+@alone
+def test_who_wants_no_signals_any_more_lives_on_with_its_former_mask() -> None:
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    one, other = Channel.pair()
+    other.signal_arrivals()
+    one.say(Word.GO)
+    other.stop_signals()
+    assert signal.sigwait([signal.SIGIO]) is signal.SIGIO
+    signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    assert signal.SIGIO not in former
+    one.say(Word.GO)
+    one.close()
+    assert [len(other.heard()), other.is_over] == [2, True]
 
 
 def test_a_generation_takes_what_was_held_and_wipes_the_keys_of_sessions(pair: Pair) -> None:

@@ -1,27 +1,32 @@
-"""What the main process makes of generations that die, or say things, at the wrong moment."""
+"""What the main process makes of generations that die, or say things, at the wrong moment.
+
+All of it in processes of their own: it blocks signals, and reaps whatever child it has.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import signal
+import select
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
 
 import pytest
 
+from portero_py.run import main_process
 from portero_py.run.channel import Channel, Word
 from portero_py.run.main_process import MainProcess, Member, Stage
 from portero_py.run.systemd import notify
+from tests.own_process import alone, ended
 
 
 class Other:
-    """A generation: a process that only exists, and its end of the channel."""
+    """A generation: a process that only exists, until this one ends, and its end of the channel."""
 
     def __init__(self) -> None:
         ours, self.channel = Channel.pair()
-        self.process = subprocess.Popen(["sleep", "100"])
+        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self.member = Member(self.process.pid, ours)
 
     def dies(self) -> None:
@@ -33,34 +38,11 @@ class Other:
         return [message.word for message in self.channel.heard()]
 
 
-@pytest.fixture
-def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Other]]:
+def serving(current: Other) -> MainProcess:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "not here")
 
-    monkeypatch.setattr(os, "execve", refuse)
-    # Another thread of the tests may be given it, whose end it would be, and theirs.
-    handler = signal.signal(signal.SIGIO, lambda *_: None)
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
-    made: list[Other] = []
-
-    def make() -> Other:
-        made.append(Other())
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.channel.close()
-        each.member.channel.close()
-        each.process.kill()
-        each.process.wait()
-    while signal.SIGIO in signal.sigpending():
-        signal.sigwait({signal.SIGIO})
-    signal.pthread_sigmask(signal.SIG_SETMASK, former)
-    signal.signal(signal.SIGIO, handler)
-
-
-def serving(current: Other) -> MainProcess:
+    pytest.MonkeyPatch().setattr(os, "execve", refuse)
     current.member.is_ready = True
     return MainProcess({}, current.member)
 
@@ -71,10 +53,9 @@ def taking_over(main: MainProcess, coming: Other) -> None:
         main._go_to(stage)
 
 
-def test_a_new_version_that_says_ready_and_dies_does_not_take_the_place_of_the_old_one(
-    other: Callable[[], Other],
-) -> None:
-    old, new = other(), other()
+@alone
+def test_a_new_version_that_says_ready_and_dies_does_not_take_the_place_of_the_old_one() -> None:
+    old, new = Other(), Other()
     main = serving(old)
     taking_over(main, new)
     new.channel.say(Word.READY, patience=1)
@@ -84,8 +65,9 @@ def test_a_new_version_that_says_ready_and_dies_does_not_take_the_place_of_the_o
     assert old.heard() == [Word.RESUME]
 
 
-def test_who_is_given_up_is_not_heard_any_more(other: Callable[[], Other]) -> None:
-    old, new = other(), other()
+@alone
+def test_who_is_given_up_is_not_heard_any_more() -> None:
+    old, new = Other(), Other()
     main = serving(old)
     main._held = held = [("https", os.dup(0))]
     taking_over(main, new)
@@ -97,16 +79,15 @@ def test_who_is_given_up_is_not_heard_any_more(other: Callable[[], Other]) -> No
     main._let_go_of_all()
 
 
-def test_without_descriptors_an_upgrade_fails_and_no_more(
-    other: Callable[[], Other], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = other()
+@alone
+def test_without_descriptors_an_upgrade_fails_and_no_more() -> None:
+    old = Other()
     main = serving(old)
 
     def fail() -> None:
         raise OSError(errno.ENFILE, "too many open files in system")
 
-    monkeypatch.setattr(Channel, "pair", fail)
+    pytest.MonkeyPatch().setattr(Channel, "pair", fail)
     main._go_to(Stage.OFFERING)
     main._start_next([ticket := os.dup(0)])
     assert main._members() == [old.member]
@@ -115,8 +96,9 @@ def test_without_descriptors_an_upgrade_fails_and_no_more(
         os.fstat(ticket)
 
 
-def test_what_comes_to_be_kept_after_a_stop_is_let_go(other: Callable[[], Other]) -> None:
-    old = other()
+@alone
+def test_what_comes_to_be_kept_after_a_stop_is_let_go() -> None:
+    old = Other()
     main = serving(old)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = listening.getsockname()
@@ -136,3 +118,27 @@ def test_systemd_is_told_nothing_when_there_is_no_descriptor_for_it(monkeypatch:
 
     monkeypatch.setattr(socket, "socket", fail)
     notify({"NOTIFY_SOCKET": "/run/nobody"}, "READY=1")
+
+
+# SIGIO, which ends a process that does not hold it back
+
+
+def begun_for_a_generation_that_ends_at_once() -> None:
+    """It ends when its main process is to hear of it, and has not begun to look yet."""
+
+    class Late(MainProcess):
+        def __init__(self, environ: dict[str, str], current: Member) -> None:
+            current.channel.say(Word.LEAVE)
+            os.waitid(os.P_PID, current.pid, os.WEXITED | os.WNOWAIT)
+            super().__init__(environ, current)
+
+    pytest.MonkeyPatch().setattr(main_process, "MainProcess", Late)
+    place = main_process.begin({})
+    if not isinstance(place, int):
+        select.select([place.channel], [], [])
+        os._exit(2)
+    sys.exit(place)
+
+
+def test_a_generation_that_ends_at_once_ends_its_main_process_with_its_own_status() -> None:
+    assert ended(begun_for_a_generation_that_ends_at_once).returncode == 2

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +19,7 @@ from portero_py.run.processes import (
     Board,
     Child,
 )
+from tests.e2e.waiting import eventually
 
 
 def child(work: Callable[[bool], int], slots: int = 1) -> tuple[Board, Child]:
@@ -29,11 +29,8 @@ def child(work: Callable[[bool], int], slots: int = 1) -> tuple[Board, Child]:
 
 def reaped(one: Child, now: float = 0.0) -> int | None:
     """Its status, when it has ended."""
-    for _ in range(2000):
-        if one.reap(now):
-            return one.status
-        time.sleep(0.005)
-    raise AssertionError("it did not end")
+    eventually(lambda: one.reap(now), "it has ended")
+    return one.status
 
 
 def wait_for_ever(again: bool) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from portero_py.run import held_signals, tuning
 from portero_py.run.signals import Signals
+from tests.own_process import alone
 
 HUP, TERM, INT = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
 TOLD = held_signals.TOLD_TO_STOP
@@ -154,15 +157,17 @@ print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
     assert (lines[0], lines[-1]) == (f"{len(held_signals.HELD)} False False", "0")
 
 
-def test_a_stop_gets_through_to_what_waits_without_a_loop_and_is_still_to_be_heeded(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
+@alone
+def test_a_stop_gets_through_to_what_waits_without_a_loop_and_is_still_to_be_heeded() -> None:
+    fifo = Path(tempfile.mkdtemp(), "fifo")
+    os.mkfifo(fifo)
     before = signal.getsignal(TOLD)
     asking = threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), TOLD))
     former = signal.pthread_sigmask(signal.SIG_BLOCK, held_signals.HELD)
     try:
         asking.start()
         with pytest.raises(held_signals.Stopped):
-            held_signals.unless_stopped((tmp_path / "fifo").open)
+            held_signals.unless_stopped(fifo.open)
         assert signal.sigwait([TOLD]) is TOLD
         assert signal.getsignal(TOLD) is before
         assert held_signals.unless_stopped(lambda: 7) == 7
@@ -172,4 +177,5 @@ def test_a_stop_gets_through_to_what_waits_without_a_loop_and_is_still_to_be_hee
         assert signal.getsignal(TOLD) is before
     finally:
         asking.join()
+        shutil.rmtree(fifo.parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, former)

@@ -72,8 +72,9 @@ def started(
 def children(proxy: ProxyProcess) -> list[Path]:
     """All processes of the proxy, in /proc."""
     found = [Path(f"/proc/{proxy.pid}")]
-    for task in Path(f"/proc/{proxy.pid}/task").iterdir():
-        found += [Path(f"/proc/{pid}") for pid in (task / "children").read_text().split()]
+    for process in found:  # and those of those
+        for task in (process / "task").iterdir():
+            found += [Path(f"/proc/{pid}") for pid in (task / "children").read_text().split()]
     return found
 
 

@@ -36,7 +36,7 @@ def open_client(config: AcmeConfig, files: AcmeFiles) -> AcmeClient:
         try:
             terms = client.terms_of_service
             url = client.register(config.email, config.eab_kid, config.eab_hmac)
-        except BaseException:
+        except BaseException:  # raised on: nobody else closes the client
             client.close()
             raise
         files.save_account(replace(account, url=url))

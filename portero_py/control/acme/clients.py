@@ -37,7 +37,7 @@ class SharedClient:
         try:
             try:
                 client = await opened.client()
-            except BaseException:
+            except BaseException:  # raised on, cancellation too: who comes next opens anew
                 self._forget(opened)
                 raise
             yield client

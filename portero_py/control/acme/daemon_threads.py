@@ -40,7 +40,7 @@ class DaemonThreads:
             result: _Answer
             try:
                 result = function(*arguments)
-            except BaseException as error:  # whatever it is, it is for the waiter
+            except BaseException as error:  # raised where it is waited for; the thread goes on
                 _tell(loop, _refuse, answer, error)
             else:
                 _tell(loop, _grant, answer, result)

@@ -243,7 +243,7 @@ def _parsed(name: str, content: bytes, origin: str) -> Certificate:
 def _removed_on_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except BaseException:
+    except BaseException:  # raised on: half a file is of no use, whatever cut it off
         path.unlink(missing_ok=True)
         raise
 

@@ -69,7 +69,7 @@ class Lock:
             except OSError as error:
                 os.close(descriptor)
                 raise _cannot("lock", self._path, error) from error
-            except BaseException:
+            except BaseException:  # raised on, Busy for one: nobody else closes the descriptor
                 os.close(descriptor)
                 raise
             self._descriptor = descriptor

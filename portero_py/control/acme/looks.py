@@ -60,7 +60,7 @@ class Looks:
                 looks.append(self.at(names, entries))
             except AcmeError as error:
                 complaints.append(error)
-            except Exception as error:
+            except Exception as error:  # a bug: a complaint as any other, the others are looked at
                 _log.debug("a look at %s failed", names[0], exc_info=error)
                 complaints.append(AcmeError(f"{names[0]} is passed over, a fault in portero: {error!r}"))
         return looks, complaints

@@ -234,7 +234,7 @@ class OrderRun:
             yield
         except asyncio.CancelledError:
             raise
-        except BaseException:
+        except BaseException:  # raised on: whatever became of the order, its records go
             if shown:
                 await dns.hide(self._name, self._beat)
             raise

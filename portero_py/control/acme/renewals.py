@@ -189,7 +189,7 @@ class Acme:
         except TimeoutError:
             self._count_fault(FAULT)
             _log.error("ACME: the disk does not answer; what was interrupted is completed later")
-        except Exception:
+        except Exception:  # a bug: no reason not to start; `run` finds the same work
             self._count_fault(FAULT)
             _log.exception("ACME: what was interrupted is completed later")
 
@@ -218,7 +218,7 @@ class Acme:
                 await self._install_alone(name)
             if await self._quietly(self._files.dns_records, name):
                 self._dns.left_behind(name, START_SECONDS)
-        except Exception:
+        except Exception:  # AcmeError, or a bug: the other certificates are recovered all the same
             self._count(AcmeError.reason)
             _log.exception("%s: what was interrupted is completed later", name)
 
@@ -232,7 +232,7 @@ class Acme:
             except AcmeError as error:
                 self._say_once(f"ACME: {error}")
                 until = self._clock() + LOOK_SECONDS
-            except Exception:
+            except Exception:  # a bug: nobody else renews certificates
                 _log.exception("a look at the certificates failed; the next one follows")
                 until = self._clock() + LOOK_SECONDS
             # When many come to an end one after the other, a fifth of the time goes into looking at most.
@@ -344,7 +344,7 @@ class Acme:
                         await self._obtain(client, lock, look)
         except AcmeError as error:
             await self._settle(look, error)
-        except Exception as error:
+        except Exception as error:  # a bug: a failed attempt as any other, with its pause
             _log.exception("ACME for %s failed", name)
             await self._settle(look, AcmeError(f"a fault in portero: {type(error).__name__}"))
         finally:

@@ -32,7 +32,7 @@ async def answer_errors(
         # aiohttp's own: no such path, method not allowed.
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return _document(error.status, error.reason.lower().replace(" ", "_"), error.reason, headers=allow)
-    except Exception:
+    except Exception:  # a bug: a 500 in our own form
         _log.exception("%s %s failed", request.method, request.path)
         return problem(PorteroError("internal error: see the log"))
 

@@ -179,7 +179,7 @@ def _read(name: str, hint: object, value: object) -> object:
     if hint == tuple[float, ...] and isinstance(value, list) and all(_is_time(one) for one in value):
         return tuple(float(one) for one in value)
     if hint is float and _is_time(value):
-        return float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]  # `_is_time` has looked
     if hint is int and type(value) is int and 0 <= value <= _MAX_COUNT:
         return value
     if type(value) is hint and hint not in (int, float):
@@ -188,4 +188,4 @@ def _read(name: str, hint: object, value: object) -> object:
 
 
 def _is_time(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value <= _LAST_TIME  # type: ignore[operator]
+    return type(value) in (int, float) and 0 <= value <= _LAST_TIME  # type: ignore[operator]  # mypy sees no `type() in`

@@ -267,7 +267,7 @@ class Connections:
 
     async def _wait_until_empty(self, ends_at: float, greets_until: float) -> None:
         """Wait for the connections until the first time, and for handshakes until the second."""
-        while (now := monotonic()) < ends_at and (  # noqa: ASYNC110
+        while (now := monotonic()) < ends_at and (  # noqa: ASYNC110 - as above
             self._live or (now < greets_until and self._greeting())
         ):
             await asyncio.sleep(LOOK_SECONDS)

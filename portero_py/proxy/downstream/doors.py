@@ -162,7 +162,7 @@ class Doors:
                 await site.resume()
         except OSError as error:
             _log.error("the listeners stay shut for now: %s", error)
-        except Exception:
+        except Exception:  # a bug: they are tried again, as after an error
             _log.exception("a fault of portero's own: the listeners stay shut for now")
         else:
             self.are_shut = False

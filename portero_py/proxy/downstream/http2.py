@@ -304,7 +304,7 @@ class Http2Downstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._connection.receive(data, self.surroundings.loop.time())
-        except Exception:
+        except Exception:  # a bug: it ends this connection alone
             self._break_off()
         self._write()
 
@@ -350,7 +350,7 @@ class Http2Downstream(asyncio.Protocol):
         self.deadline = now + self._look
         try:
             self._sweep(now)
-        except Exception:
+        except Exception:  # a bug: it ends this connection alone
             self._break_off()
         self._write()
 
@@ -441,7 +441,7 @@ class Http2Downstream(asyncio.Protocol):
     def _pump(self) -> None:
         try:
             self._connection.output.pump()
-        except Exception:
+        except Exception:  # a bug: it ends this connection alone
             self._break_off()
 
     def _next_turn(self) -> None:

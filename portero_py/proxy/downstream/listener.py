@@ -190,7 +190,7 @@ class ListenerSite:
             self._server = await asyncio.get_running_loop().create_server(
                 self._accepted, sock=copy, backlog=BACKLOG
             )
-        except BaseException:
+        except BaseException:  # raised on: nobody else closes the copy
             copy.close()
             raise
         if self._shut_by:  # in the meantime

@@ -260,7 +260,7 @@ class FrontTls:
         except OSError as error:  # no descriptor or no memory left: the certificate is not to blame
             _log.error("a certificate cannot be loaded: %s", error)
             return int(ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
-        except Exception:
+        except Exception:  # a bug: OpenSSL would print it, and the client would hear less
             _log.exception("choosing a certificate failed")
             return int(ssl.ALERT_DESCRIPTION_INTERNAL_ERROR)
         return None
@@ -371,7 +371,7 @@ def load_pair(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None
     Raises ssl.SSLError when OpenSSL does not take them; the context is useless then.
     """
     pem = key_pem + chain_pem
-    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):  # noqa: PTH112 - for each certificate
         descriptor = os.memfd_create("portero-certificate", os.MFD_CLOEXEC)
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             file.write(pem)

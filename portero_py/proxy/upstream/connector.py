@@ -50,7 +50,7 @@ class HttpConnector:
         if context is not None:
             try:
                 self._tls.check_pin(backend, transport)
-            except BaseException:
+            except BaseException:  # raised on: nobody has the transport yet
                 transport.abort()
                 raise
         return connection

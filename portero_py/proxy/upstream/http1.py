@@ -278,7 +278,7 @@ class UpstreamHttp1(UpstreamConnection):
         except (BadResponse, HeadTooLarge, TargetTooLong) as error:
             self._fail(error if isinstance(error, BadResponse) else BadResponse(str(error)), silent=False)
             return
-        except Exception:
+        except Exception:  # a bug: the exchange logs it, counts it, and is over
             self._break(exchange)
             return
         if self._exchange is exchange:
@@ -365,7 +365,7 @@ class UpstreamHttp1(UpstreamConnection):
         error = UpstreamTimeout(f"backend {self._pool.backend.address} took too long")
         try:
             exchange.upstream_timed_out(error)
-        except Exception:
+        except Exception:  # a bug: the exchange logs it, counts it, and is over
             exchange.broke()
 
     def kill(self) -> None:
@@ -522,7 +522,7 @@ class UpstreamHttp1(UpstreamConnection):
         self._release(monotonic(), extra=bool(rest))
         try:
             exchange.response_end(trailers)
-        except Exception:
+        except Exception:  # a bug: the exchange logs it, counts it, and is over
             exchange.broke()
 
     def _release(self, now: float, *, extra: bool) -> None:
@@ -556,7 +556,7 @@ class UpstreamHttp1(UpstreamConnection):
         if exchange is not None:
             try:
                 exchange.upstream_failed(error, reused=self._uses > 1, silent=silent or unsent, unsent=unsent)
-            except Exception:
+            except Exception:  # a bug: the exchange logs it, counts it, and is over
                 exchange.broke()
 
     def _break(self, exchange: ResponseSide) -> None:

@@ -198,7 +198,7 @@ class BackendPool:
         if exchange is not None:
             try:
                 exchange.connect_failed(error)
-            except Exception:
+            except Exception:  # a bug: the exchange logs it, counts it, and is over
                 exchange.broke()
 
     def _connected(self, connecting: Connecting, connection: UpstreamConnection) -> bool:
@@ -213,7 +213,7 @@ class BackendPool:
             return False
         try:
             exchange.upstream_ready(upstream)
-        except Exception:
+        except Exception:  # a bug: the exchange logs it, counts it, and is over
             exchange.broke()
             upstream.abort()
         return True

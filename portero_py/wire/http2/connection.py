@@ -185,7 +185,7 @@ class Connection(Streams):
                 high, low, kind, flags, number = unpack(data, position)
                 length = high << 8 | low
                 if length > FRAME_LIMIT:
-                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "the frame is too large")  # noqa: TRY301
+                    raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "the frame is too large")  # noqa: TRY301 - below
                 start = position + FRAME_HEADER
                 position = start + length
                 if position > end:

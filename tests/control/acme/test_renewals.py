@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +38,7 @@ from portero_py.core.certificates import CertificateTable
 from portero_py.core.challenges import Challenges
 from portero_py.demo.self_signed import Authority
 from portero_py.errors import CaOutOfReach, CaRefused, CaUnreachable, StateUnwritable, ValidationFailed
+from tests.waiting import until
 
 NAME = "a.example"
 DIRECTORY = "https://ca.example/dir"
@@ -203,14 +204,6 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-async def until(check: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if check():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not come about")
-
-
 async def test_a_certificate_is_ordered_and_installed_once(desk: Desk) -> None:
     acme = desk.acme((NAME, "www.a.example"))
     async with desk.running(acme):
@@ -342,12 +335,12 @@ async def test_an_installation_that_the_full_disk_kept_back_is_done_once_when_th
         monkeypatch.setattr(os, "fsync", fsync)
         desk.now += 400
         acme.look()
-        await until(lambda: desk.files.progress(NAME).installed_at)
+        await until(lambda: desk.files.progress(NAME).installed_at and not acme._unkept)
         for _ in range(3):
             desk.now += 1000
             acme.look()
             await asyncio.sleep(0.02)
-        assert not acme._unkept
+        await until(lambda: not acme._unkept)
     assert desk.files.progress(NAME).step is Step.IDLE
     assert caplog.text.count("certificate installed") == 1
 
@@ -376,6 +369,7 @@ async def test_a_question_that_the_full_disk_kept_back_is_asked_once_when_there_
             desk.now += 3700
             acme.look()
             await asyncio.sleep(0.02)
+            await until(lambda: not acme._sooner.is_set() and not acme._acting)
         assert not acme._unkept
         assert desk.files.progress(NAME).ask_at > desk.now
 
@@ -389,6 +383,15 @@ async def test_what_changes_nothing_is_not_done_over_and_over(
     async def to_no_avail(name: str, progress: Progress) -> None:
         begun.append(desk.now)
 
+    looks, look_round = 0, acme._look_round
+
+    async def counted() -> float:
+        nonlocal looks
+        until = await look_round()
+        looks += 1
+        return until
+
+    monkeypatch.setattr(acme, "_look_round", counted)
     async with desk.running(acme):
         await until(lambda: desk.results["issued"])
         await until(lambda: desk.files.progress(NAME).ask_at and not acme._acting)
@@ -396,9 +399,9 @@ async def test_what_changes_nothing_is_not_done_over_and_over(
         (desk.certs / NAME / "fullchain.pem").unlink()
         start = desk.now
         for _ in range(60):
+            before = looks
             acme.look()
-            await until(lambda: not acme._sooner.is_set() and not acme._acting)
-            await asyncio.sleep(0.005)
+            await until(lambda before=before: looks > before and not acme._acting)  # type: ignore[misc]
             desk.now += 0.25
     assert [moment - start for moment in begun][:4] == pytest.approx([0, 1, 3, 7], abs=0.5)
 
@@ -573,8 +576,7 @@ async def test_a_disk_that_does_not_answer_is_a_fault_until_it_does(
     acme = desk.acme((NAME,))
     try:
         async with desk.running(acme):
-            await until(lambda: acme.faults)
-            assert hung.is_set()
+            await until(lambda: acme.faults and hung.is_set())
             assert set(desk.faults) == {"acme"}
             monkeypatch.setattr(renewals, "DISK_SECONDS", 60.0)
             go_on.set()

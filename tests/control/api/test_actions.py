@@ -13,7 +13,8 @@ from aiohttp import ClientResponse
 
 from portero_py.core.auth import FAILURE_BURST
 from portero_py.core.model import Backend, Halt, Lease, LeaseRequest, LeaseState
-from tests.control.api.test_registration import BODY, Running, problem, running, until
+from tests.control.api.test_registration import BODY, Running, problem, running
+from tests.waiting import until
 
 SERVICE = "app.example"
 PLACE = (SERVICE, "::1", 8080)

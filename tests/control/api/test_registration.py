@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from ipaddress import ip_network
 from typing import Any
 
@@ -23,12 +23,13 @@ from portero_py.control.api.state import State
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import MAX_CONNECTIONS, OpenSite
 from portero_py.core.auth import FAILURE_BURST, sign_token
-from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Service, Standing
+from portero_py.core.model import Backend, Lease, LeaseRequest, LeaseState, Service
 from portero_py.core.registry import LINGER, Registry
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.feed import Feed
+from tests.control.workers import Worker
+from tests.waiting import until
 
 SECRET = "s\u00e9same-open"
 KEY = "k" * 32
@@ -41,31 +42,6 @@ BODY: dict[str, Any] = {
     "ttl_seconds": 30,
     "use_tls": False,
 }
-
-
-class Worker:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.table = RoutingTable()
-        self.held: dict[tuple[str, str, int], int] = {}  # exchanges in flight, by service and address
-        self.hangs = False
-
-    def apply(self, table: RoutingTable) -> None:
-        self.table = table
-
-    def apply_certificates(self, certificates: object) -> None: ...
-
-    def apply_challenges(self, challenges: object) -> None: ...
-
-    def standings(self, service: str) -> list[Standing] | asyncio.Future[list[Standing]]:
-        if self.hangs:
-            return asyncio.get_running_loop().create_future()
-        return [Standing(*place, in_flight=held) for place, held in self.held.items() if held]
-
-    def addresses(self, service: str = "app.example") -> list[str]:
-        return [lease.backend.address for lease in self.table.services[service].leases]
 
 
 class Running:
@@ -148,12 +124,6 @@ async def problem(response: ClientResponse, status: int, reason: str) -> dict[st
     assert SECRET not in str(document)
     assert KEY not in str(document)
     return document
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 # 200

@@ -24,6 +24,7 @@ from portero_py.core.certificates import Certificate, CertificateTable
 from portero_py.demo.self_signed import Authority, KeyPair
 from portero_py.errors import BadCertificate, ConfigError
 from tests.odd_pairs import signed
+from tests.waiting import until
 
 AUTHORITY = Authority()
 A1 = AUTHORITY.issue("a.example")
@@ -336,9 +337,7 @@ async def test_a_fault_in_the_watch_leaves_the_looks_from_time_to_time(
     await desk.store.load()
     following = asyncio.create_task(desk.store.run())
     desk.put("a.example", A2)
-    async with asyncio.timeout(10):
-        while desk.served() != {"a.example": A2.fingerprint}:
-            await asyncio.sleep(0.01)
+    await until(lambda: desk.served() == {"a.example": A2.fingerprint})
     following.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await following
@@ -686,9 +685,7 @@ async def test_a_link_to_a_large_tree_is_watched_no_deeper_than_a_folder(
     async with following(desk.store):
         desk.put("a.example", A1)
         await until_served(desk, {"a.example": A1.fingerprint})
-        async with asyncio.timeout(60):
-            while str(desk.directory / "a.example") not in watched:
-                await asyncio.sleep(0.02)
+        await until(lambda: str(desk.directory / "a.example") in watched)
     assert set(watched) == {str(desk.directory / name) for name in ("", "old.example", "a.example")}
 
 
@@ -708,15 +705,11 @@ async def test_a_directory_that_appears_and_is_replaced_is_watched_anew(
         assert watches == []
         A1.write(desk.directory / "a.example")
         await until_served(desk, {"a.example": A1.fingerprint})
-        async with asyncio.timeout(60):  # a rescan may serve it before it is watched
-            while not watches:
-                await asyncio.sleep(0.02)
+        await until(lambda: watches)  # a rescan may serve it before it is watched
         desk.directory.rename(desk.directory.with_name("former"))
         desk.put("a.example", A2)
         await until_served(desk, {"a.example": A2.fingerprint})
-        async with asyncio.timeout(60):
-            while len(watches) < 2:
-                await asyncio.sleep(0.02)
+        await until(lambda: len(watches) >= 2)
 
 
 async def test_a_directory_that_cannot_be_watched_is_still_rescanned(

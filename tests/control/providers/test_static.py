@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,37 +15,16 @@ from portero_py.control.leases import Leases
 from portero_py.control.providers.provider import Provider
 from portero_py.control.providers.static import StaticBackends
 from portero_py.core.certificates import Certificate
-from portero_py.core.counters import Counters
-from portero_py.core.model import Backend, LeaseRequest, Standing
+from portero_py.core.model import Backend, LeaseRequest
 from portero_py.core.routing_table import RoutingTable
 from portero_py.feed.feed import Feed
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.sockets import Listening
 from portero_py.run.tuning import Shares
+from tests.control.workers import Worker
+from tests.waiting import until
 
 CORAL, TEAL = Backend("::1", 8001), Backend("::1", 8002, use_tls=True)
-
-
-class Worker:
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.table = RoutingTable()
-
-    def apply(self, table: RoutingTable) -> None:
-        self.table = table
-
-    def apply_certificates(self, certificates: object) -> None: ...
-
-    def apply_challenges(self, challenges: object) -> None: ...
-
-    def standings(self, service: str) -> list[Standing]:
-        return []
-
-    def backends(self, service: str) -> list[Backend]:
-        known = self.table.services.get(service)
-        return [] if known is None else [lease.backend for lease in known.leases]
 
 
 async def _nobody(names: list[str]) -> list[Certificate]:
@@ -75,12 +54,6 @@ async def control(
         yield worker, plane
     finally:
         await plane.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 def static(*backends: Backend) -> StaticBackends:

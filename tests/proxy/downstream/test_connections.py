@@ -10,6 +10,7 @@ import pytest
 
 from portero_py.proxy.downstream import connection as module
 from portero_py.proxy.downstream.connection import LONG_IDLE, Connections
+from tests.waiting import until
 
 #: Longer than any test: nobody is asked in its course.
 NEVER = 1000.0
@@ -64,9 +65,7 @@ class Room:
         return client
 
     async def until_told(self, *words: str) -> None:
-        async with asyncio.timeout(20):
-            while not set(words) <= set(self.told):
-                await asyncio.sleep(0.002)
+        await until(lambda: set(words) <= set(self.told))
 
     async def leave(self) -> None:
         """No timer stays."""
@@ -156,9 +155,7 @@ async def test_tunnels_are_asked_to_end_and_so_is_what_became_one_meanwhile() ->
     tunnel, later = room.enter("tunnel", tunnel=True), room.enter("later")
     room.connections.drain(0.1, NEVER)
     later.is_tunnel = True
-    async with asyncio.timeout(20):
-        while not (tunnel.ended and later.ended):
-            await asyncio.sleep(0.002)
+    await until(lambda: tunnel.ended and later.ended)
     await room.leave()
 
 

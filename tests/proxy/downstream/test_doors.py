@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
@@ -12,6 +12,7 @@ import pytest
 
 from portero_py.proxy.downstream import doors
 from portero_py.proxy.downstream.doors import TURN, Doors
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from portero_py.proxy.downstream.doors import Asked
@@ -99,12 +100,6 @@ async def hall(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hall]:
     yield made
     await made.doors.close()
     assert all(site.stopped for site in made.sites)
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not check():
-            await asyncio.sleep(0.001)
 
 
 async def test_they_shut_when_it_is_full_and_open_when_an_eighth_has_gone(hall: Hall) -> None:

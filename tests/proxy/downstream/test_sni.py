@@ -24,6 +24,7 @@ from portero_py.proxy.downstream.sni import EAGER, FrontSSLObject, FrontTls, Tri
 from portero_py.proxy.downstream.tls import TlsTransport
 from tests.odd_pairs import Key, signed
 from tests.proxy.downstream.tls_listener import Play, accepting, client, issued, table
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,10 +62,7 @@ class Front:
 
     async def result(self) -> str:
         """What became of the one handshake."""
-        for _ in range(200):
-            if self.results():
-                break
-            await asyncio.sleep(0.02)
+        await until(self.results)
         ((key, count),) = self.results().items()
         assert count == 1
         return key[2]

@@ -24,6 +24,7 @@ from portero_py.demo.self_signed import Authority
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.worker import Worker
 from tests.proxy.downstream.tls_listener import LOOPS
+from tests.waiting import until
 
 AUTHORITY = Authority()
 PAIR = AUTHORITY.issue("a.example")
@@ -113,11 +114,7 @@ def test_the_ca_is_shown_the_proof_and_then_the_end(play: Callable[[Scene], None
         assert names.get_values_for_type(x509.DNSName) == ["a.example"]
         assert (chosen, answer) == ("acme-tls/1", b"")
         assert worker.counters.handshakes == {("TLSv1.3", "acme-tls/1", "ok"): 1}
-        for _ in range(100):
-            if worker.counters.connections_open == 0:
-                break
-            await asyncio.sleep(0.01)
-        assert worker.counters.connections_open == 0
+        await until(lambda: worker.counters.connections_open == 0)
 
     play(scene)
 
@@ -249,11 +246,7 @@ def test_a_client_that_leaves_in_its_hello_is_forgotten(play: Callable[[Scene], 
                 plain.sendall(hello("a.example", "acme-tls/1")[:100])
 
         await asyncio.to_thread(leave)
-        for _ in range(200):
-            gc.collect()
-            if worker.counters.handshakes:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: (gc.collect(), worker.counters.handshakes)[1])
         assert worker.counters.handshakes == {("", "", "gone"): 1}
 
     play(scene)

@@ -37,6 +37,7 @@ from tests.proxy.downstream.tls_wire import (
     Wire,
     narrow_socket,
 )
+from tests.waiting import until
 
 A = issued("a.example")
 MUCH = bytes(range(256)) * 12_000  # 3 MB
@@ -139,14 +140,6 @@ async def layer(
         await until(lambda: not len(found.deadlines) and all(above.lost for above in found.made))
         await asyncio.sleep(0)
         assert [len(above.lost) for above in found.made] == [1] * len(found.made)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for what the other side of a socket brings about."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to hold"
-        await asyncio.sleep(0.002)
 
 
 def echo(above: Above, data: bytes) -> None:
@@ -1058,7 +1051,7 @@ def test_a_connection_that_is_gone_leaves_no_cycle(play: Play, way: str) -> None
                 await asyncio.to_thread(come_and_go)
                 await until(lambda: not len(found.deadlines) and all(above.lost for above in found.made))
                 found.made.clear()
-                await until(lambda: bool(born) and all(tls() is None for tls in born), 2)
+                await until(lambda: bool(born) and all(tls() is None for tls in born))
 
     play(scene)
 

@@ -226,7 +226,7 @@ def _spawned(
     with process.stdout:
         try:
             yield process
-        except BaseException:
+        except BaseException:  # raised on: nobody else ends the program
             _kill_group(process)
             process.wait()
             raise

@@ -20,6 +20,7 @@ from portero_py.control.acme.files import AcmeFiles
 from portero_py.control.acme.locks import Lock
 from portero_py.core.acme.dns_records import TxtRecord, record_value
 from portero_py.errors import DnsFailed, StateUnwritable
+from tests.waiting import until
 
 NAME = "*.a.example"
 AT = "_acme-challenge.a.example"
@@ -95,12 +96,6 @@ class Desk:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
     return Desk(tmp_path)
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not check():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_record_is_written_down_before_it_is_made_and_until_it_is_gone(desk: Desk) -> None:
