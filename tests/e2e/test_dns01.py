@@ -382,17 +382,22 @@ def test_where_the_ports_are_not_reached_a_record_is_tried_first_and_a_listener_
     proxy.stop()
 
 
-def test_neither_the_program_nor_the_log_sees_a_secret(
-    site: AcmeSite, start_ca: StartCa, tmp_path: Path
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_program_sees_no_secret_of_ours_and_all_signals(
+    site: AcmeSite, start_ca: StartCa, tmp_path: Path, workers: str
 ) -> None:
     front = start_ca()
     hook = Hook(tmp_path / "hook", front.pebble)
     spy = tmp_path / "spy"
-    spy.write_text(f'#!/bin/sh\nenv > {tmp_path}/env\nexec {hook.program} "$@"\n')
+    spy.write_text(
+        f"#!/bin/sh\nenv > {tmp_path}/env\ngrep -h SigBlk /proc/self/status > {tmp_path}/blocked\n"
+        f'exec {hook.program} "$@"\n'
+    )
     spy.chmod(0o755)
     flags = ["--acme-dns-hook", f"{spy} word", *hook.flags[2:]]
-    proxy = site.start("*.a.example", http=False, more=flags)
+    proxy = site.start("*.a.example", http=False, more=[*flags, "--workers", workers])
     site.issued_wildcard("a.example")
+    assert re.fullmatch(r"SigBlk:\s+0+\n", (tmp_path / "blocked").read_text())  # no signal is kept from it
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert names <= {"PATH", "HOME", "LANG", "LC_ALL", "TZ", "PWD", "OLDPWD", "SHLVL", "_"}
     proxy.stop()
