@@ -254,6 +254,12 @@ class ValidationFailed(AcmeError):
     reason = "validation_failed"
 
 
+class DnsFailed(AcmeError):
+    """The record that a CA wants to see could not be made, or did not get to the name's servers in time."""
+
+    reason = "dns_failed"
+
+
 class OrderLost(AcmeError):
     """The CA does not know the order any more, or has ended it."""
 
