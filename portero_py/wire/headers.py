@@ -179,13 +179,6 @@ class Forwarding:
                     return value.partition(b",")[0].strip().lower()
         return self._scheme
 
-    def chain(self, received: Sequence[Field]) -> list[bytes]:
-        """Return the addresses that a trusted proxy says the request has come by, the latest last."""
-        if not received or not self._trusted:
-            return []
-        named = [value for name, value in received if name.lower() == b"x-forwarded-for"]
-        return [hop for each in named for hop in each.replace(b" ", b"").split(b",") if hop]
-
     def request_id(self, received: Sequence[Field]) -> bytes:
         """Return the X-Request-ID that a trusted proxy sent, or b"" when a new one is due."""
         if received and self._trusted:

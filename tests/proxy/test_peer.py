@@ -110,8 +110,8 @@ def test_what_follows_from_an_address_is_remembered_for_some() -> None:
         ("192.0.2.1", [b"203.0.113.9:4711"], "203.0.113.9"),
         ("192.0.2.1", [b"[2001:db9::1]:4711"], "2001:db9::1"),
         ("192.0.2.1", [b"2001:db9::1"], "2001:db9::1"),
-        ("192.0.2.1", [b"203.0.113.9, unknown"], ""),
-        ("", [b"203.0.113.9"], ""),
+        ("192.0.2.1", [b"203.0.113.9, unknown"], "192.0.2.1"),
+        ("", [b"203.0.113.9"], "unknown"),
     ],
 )
 def test_the_client_behind_a_proxy_is_the_last_that_is_none_itself(
@@ -119,4 +119,4 @@ def test_the_client_behind_a_proxy_is_the_last_that_is_none_itself(
 ) -> None:
     peers = Peers(TRUSTED)
     about = peers.of(cast("asyncio.Transport", Transport((sender, 5) if sender else None)))
-    assert peers.client_behind(about, [(b"X-Forwarded-For", each) for each in chain]) == client
+    assert about.client([(b"X-Forwarded-For", each) for each in chain]) == client

@@ -67,7 +67,7 @@ class Authority(Gate):
         is_tls = url.scheme == "https"
         host = url.hostname or ""
         backend = Backend(host, url.port or (443 if is_tls else 80), use_tls=is_tls)
-        self._pool = BackendPool(pools, service, backend, host if is_tls else "")
+        self._pool = BackendPool(pools, service, backend, host if is_tls else "", pools.patience.general)
         self._host = url.netloc.rpartition("@")[2].encode()
         self._target = ((url.path or "/") + (f"?{url.query}" if url.query else "")).encode()
         self._shown = frozenset(name.lower().encode() for name in auth.request_headers)

@@ -16,6 +16,8 @@ The rules
   100,000 leases stopped everybody for 30 ms, twice a second. Empty pools are found little by little too: a
   few whenever one is made, so that names which clients make up cannot grow into a heap.
 - Whatever goes wrong while a connection is made, its exchange hears of it.
+- A pool knows how patient its service is (`patience`): by the table in force when it was made, then by each
+  that it was compared with. One whose backend left goes on as it was.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from portero_py.core.model import Backend, Lease, Service
     from portero_py.core.routing_table import RoutingTable
     from portero_py.proxy.endpoints import ResponseSide, Upstream
+    from portero_py.proxy.patience import AllPatience, Patience
     from portero_py.proxy.upstream.connection import UpstreamConnection
     from portero_py.proxy.upstream.rooms import Rooms
 
@@ -81,10 +84,13 @@ class Connector(Protocol):
 class BackendPool:
     """The connections to one backend of a service, under one server name when it speaks TLS."""
 
-    def __init__(self, pools: Pools, service: str, backend: Backend, server_name: str) -> None:
+    def __init__(
+        self, pools: Pools, service: str, backend: Backend, server_name: str, patience: Patience
+    ) -> None:
         self.service = service
         self.backend = backend
         self.server_name = server_name
+        self.patience = patience
         self.claims = 0
         self.is_limited = False  # somebody had to take a slot for it
         self._pools = pools
@@ -246,9 +252,14 @@ class Pools(Claims):
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, table: RoutingTable, rooms: Rooms | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        table: RoutingTable,
+        patience: AllPatience,
+        rooms: Rooms | None = None,
     ) -> None:
         self.loop = loop
+        self.patience = patience
         self._rooms = rooms
         self.connector: Connector
         self._pools: dict[PoolKey, BackendPool] = {}
@@ -367,11 +378,15 @@ class Pools(Claims):
     def _make(self, key: PoolKey, lease: Lease, server_name: str) -> BackendPool:
         self._drop_empty(2)  # one more than is made
         service, backend = lease.service, lease.backend
-        pool = self._pools[key] = BackendPool(self, service, backend, server_name)
+        pool = self._pools[key] = BackendPool(self, service, backend, server_name, self._patience_of(service))
         if backend.use_tls:
             self._tls_keys.setdefault((service, backend), set()).add(key)
         self.watch(pool)
         return pool
+
+    def _patience_of(self, service: str) -> Patience:
+        found = self._latest.services.get(service)
+        return self.patience.of(service, None if found is None else found.policy)
 
     def _keys(self, service: str, backend: Backend) -> list[PoolKey]:
         if backend.use_tls:
@@ -434,6 +449,11 @@ class Pools(Claims):
             for backend in are - were:
                 for key in self._keys(name, backend):
                     self._pools[key].reopen()
+        if after is not None and (None if before is None else before.policy) is not after.policy:
+            patience = self._patience_of(name)
+            for lease in holds:
+                for key in self._keys(name, lease.backend):
+                    self._pools[key].patience = patience
         return len(held) + len(holds)
 
     def _settle(self, name: str, pools: list[BackendPool], table: RoutingTable) -> int:
@@ -442,6 +462,7 @@ class Pools(Claims):
         known = {lease.backend for lease in compared.leases} if compared is not None else set()
         there = {lease.backend for lease in latest.leases} if latest is not None else set()
         for pool in pools:
+            pool.patience = self._patience_of(name)
             if pool.backend in known:
                 pass  # from now on the comparisons see it
             elif pool.backend in there:
