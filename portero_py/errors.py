@@ -199,6 +199,12 @@ class RegistrationRefused(ClientError):
         self.reason_given = reason_given
 
 
+class DockerUnreachable(PorteroError):
+    """No answer from Docker, or one that is of no use: where it was asked, and why."""
+
+    reason = "docker_unreachable"
+
+
 # Certificates by ACME
 
 
@@ -246,6 +252,12 @@ class ValidationFailed(AcmeError):
     """The CA came to look, and did not find its challenge answered."""
 
     reason = "validation_failed"
+
+
+class DnsFailed(AcmeError):
+    """The record that a CA wants to see could not be made, or did not get to the name's servers in time."""
+
+    reason = "dns_failed"
 
 
 class OrderLost(AcmeError):
@@ -335,10 +347,11 @@ class BadResponse(WireError):
 
 
 class ExchangeError(PorteroError):
-    """One request that could not be served."""
+    """One request that could not be served; `retry_after` in seconds, 0 when that says nothing."""
 
     status = 502
     reason = "upstream_failed"
+    retry_after: int = 0
 
 
 class NoSuchService(ExchangeError):
@@ -432,6 +445,24 @@ class Misdirected(ExchangeError):
 
     status = 421
     reason = "misdirected"
+
+
+class AddressRefused(ExchangeError):
+    """The service is not for the client's address."""
+
+    status = 403
+    reason = "address_refused"
+
+
+class TooManyRequests(ExchangeError):
+    """The client, or all of them together, are over a rate limit of the service."""
+
+    status = 429
+    reason = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class MethodRefused(ExchangeError):

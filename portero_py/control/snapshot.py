@@ -311,8 +311,8 @@ class Snapshot:
 
 def _lease_from(written: dict[str, Any]) -> Lease:
     """One lease of the file. Raises KeyError, TypeError, ValueError, BadField for what never was granted."""
-    if written.get("also"):
-        raise ValueError("each lease is written by itself")
+    if written.get("also") or written.get("granted"):
+        raise ValueError("each lease is written by itself, as it was granted")
     if written.keys() - _LEASE or written["backend"].keys() - set(_BACKEND):
         raise ValueError("a lease with fields that nobody knows")
     lease = lease_from(written)

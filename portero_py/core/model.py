@@ -114,11 +114,11 @@ class Lease:
 
     def under(self, policy: ServicePolicy) -> Lease:
         """The same with the service's terms, where it has none of its own."""
-        health_path = self.health_path or policy.health_path
-        max_in_flight = self.max_in_flight or policy.max_in_flight
+        own = self.granted or (self.health_path, self.max_in_flight)
+        health_path, max_in_flight = own[0] or policy.health_path, own[1] or policy.max_in_flight
         if (health_path, max_in_flight) == (self.health_path, self.max_in_flight):
             return self
-        granted = self.health_path, self.max_in_flight
+        granted = None if (health_path, max_in_flight) == own else own
         return replace(self, health_path=health_path, max_in_flight=max_in_flight, granted=granted)
 
 

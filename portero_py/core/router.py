@@ -10,8 +10,8 @@ The answer None means 404: nobody is known by that name. A service without lease
 
 Clients send the same few authorities over and over, so each one's normalised name is remembered under its
 raw bytes: two dictionary look-ups a request for an exact name. The memo does not know the table, hence
-outlives every swap. Only authorities that led to a service are remembered, so that scanners cannot wash out
-the names in use (unless a default service takes them).
+outlives every swap. Only authorities that led to a service or a route are remembered, so that
+scanners cannot wash out the names in use (unless a default service takes them).
 
 What one client leaves there for another: the name that these bytes mean, a function of nothing else.
 """
@@ -52,11 +52,14 @@ class Router:
 
     def find_route(self, authority: bytes, target: bytes, table: RoutingTable) -> Route | None:
         """The route that goes before names for a request of this authority and target, or None."""
-        name = self._names.get(authority) or normalise_host(authority) or ""
+        known = self._names.get(authority)
+        name = known if known is not None else normalise_host(authority) or ""
         route = table.routes.find(name, target)
-        if route is not None or name in table.services:
-            return route
-        return table.routes.find(wildcard_over(name), target)
+        if route is None and name not in table.services:
+            route = table.routes.find(wildcard_over(name), target)
+        if route is not None and known is None:
+            self._remember(bytes(authority), name)
+        return route
 
     # Private
 

@@ -69,7 +69,10 @@ class Routes:
         end = target.find(b"?")
         path = target if end < 0 else target[:end]
         for prefix, route in found:
-            if path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == 0x2F):
+            # Without a path it takes them all: `*` is none that begins with a slash.
+            if not prefix or (
+                path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == 0x2F)
+            ):
                 return route
         return None
 

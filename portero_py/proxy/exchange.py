@@ -20,6 +20,8 @@ The invariants
 - A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
   out. So it is with a limited backend's slot (`_pick_scarce`), and with the place in a queue (`_wait`).
 - Whoever comes while others wait for the same service waits behind them.
+- A request whose cookie names a backend (`core/stickiness`) goes there while it may, in each try anew; the
+  answer says whether its client is to have another cookie.
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
 - A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
@@ -34,8 +36,11 @@ The invariants
   nothing: it happens once for each time that a backend falls (`backends_fell`).
 - A backend that fails before the head is passed on costs the client nothing while another one can serve.
   Failed connects are no retries: every lease is tried, for CONNECT_PATIENCE connect time-outs. What counts
-  against MAX_RETRIES is a request that was sent, and against its service's budget one that a backend may have
-  begun. Time in a queue counts for none of it.
+  against MAX_RETRIES, or the service's own `retries`, is a request that was sent, and against its service's
+  budget one that a backend may have begun. Time in a queue counts for none of it. With `retries` 0 nothing
+  is sent twice for whatever reason, so an idle connection is not risked that may be stale.
+- Whoever is sent to another service than at first, because the table has changed, comes to its gates like
+  anybody else (`_enter`).
 - Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
@@ -67,8 +72,10 @@ from portero_py.errors import (
 )
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
-from portero_py.proxy.routing import changed, redirect, stripped
+from portero_py.proxy.routing import redirect, stripped
+from portero_py.proxy.rules import MAX_RETRIES
 from portero_py.proxy.upstream.rooms import NONE
+from portero_py.wire.message import request_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,8 +92,6 @@ if TYPE_CHECKING:
     from portero_py.wire.field_changes import Changes
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
-#: How often a request may be sent again, over all backends.
-MAX_RETRIES: Final = 3
 #: No other backend is tried when connecting has failed for so many connect time-outs. A refused connect takes
 #: no time, so this bounds the backends that swallow packets, and how long their client waits: 12 s.
 CONNECT_PATIENCE: Final = 4
@@ -193,7 +198,7 @@ class Exchange(RequestSide):
                 self._refuse(Misdirected("this connection presented the certificate of another host"))
                 return
             peer.covered = head.authority
-        if route is not None and route.redirect:
+        if route is not None and route.redirect and head.method != b"CONNECT":
             self.answer(*redirect(route, head, self.request_id))
             return
         if service is None:
@@ -202,16 +207,12 @@ class Exchange(RequestSide):
         if head.method == b"CONNECT":
             self._refuse(MethodRefused("CONNECT is not served here"))
             return
-        if route is not None and route.strip_path:
-            self._outgoing = stripped(head, route.path)
-        if service.policy is not None:
-            self._rules = surroundings.rules.of(service)
-        rules = self._rules
-        limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
+        if service.policy is not None or route is not None:
+            self._enter(service, self.started)
+            return
+        limit = surroundings.limits.body_bytes
         if limit and head.body_length > limit:
             self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
-        elif rules is not None:
-            self._pass_gates(service, self.started)
         else:
             self._try_next(service, None, self.started)
 
@@ -245,9 +246,15 @@ class Exchange(RequestSide):
             self.downstream.resume_body()
 
     @property
+    def body_idle(self) -> float:
+        """For how many seconds the client may stand still in a body."""
+        rules = self._rules
+        return (self._surroundings.patience.general if rules is None else rules.patience).body_idle
+
+    @property
     def is_queued(self) -> bool:
         """Whether it waits for its turn: a client that closes its side then has given up."""
-        return self._phase is _QUEUED or self._phase is _ASKING
+        return self._phase is _QUEUED
 
     def downstream_paused(self) -> None:
         """The client reads slower than the backend sends."""
@@ -273,17 +280,27 @@ class Exchange(RequestSide):
 
     # What the gates call
 
+    def bare_fields(self) -> Fields:
+        """The request's fields as an application knows them: without what in its cookies is portero's own."""
+        rules, head = self._rules, self.head
+        if rules is None or rules.sticky is None:
+            return head.fields
+        return rules.sticky.request_head(head).fields
+
     def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on: through the gates behind this one, as a new request would."""
         self._asked()
-        if changes is not None:
-            outgoing = self.head if self._outgoing is None else self._outgoing
-            self._outgoing = changed(outgoing, changes.of(outgoing.fields))
         service = self._service_now()
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
-        else:
-            self._pass_gates(service, monotonic())
+            return
+        if service.name != self.service:
+            self._enter(service, monotonic())
+            return
+        if changes is not None:
+            outgoing = self.head if self._outgoing is None else self._outgoing
+            self._outgoing = request_with(outgoing, changes.of(outgoing.fields))
+        self._pass_gates(service, monotonic())
 
     def gate_closed(self, error: PorteroError) -> None:
         """It may not."""
@@ -305,11 +322,14 @@ class Exchange(RequestSide):
         if service is None:
             self._refuse(NoSuchService("no service is registered for this host any more"))
             return Turn.GONE
-        if service.name != self.service or not service.is_scarce:
+        if service.name != self.service:
             self._release()
-            self.service = service.name
-            self._try_next(service, None, monotonic())
+            self._enter(service, monotonic())
             return Turn.GONE  # of this queue; it may be in another one
+        if not service.is_scarce:
+            self._release()
+            self._try_next(service, None, monotonic())
+            return Turn.GONE
         self._try_next(service, None, monotonic())
         if self._phase is not _QUEUED:
             return Turn.GONE
@@ -331,12 +351,14 @@ class Exchange(RequestSide):
     def connect_failed(self, error: PorteroError) -> None:
         """No connection could be made: the next backend, if there is one, and time."""
         self._connecting = None
+        assert self._claim is not None
+        patience = CONNECT_PATIENCE * self._claim.patience.connect
         if not isinstance(error, (OutOfDescriptors, Unconnectable)):
             self._went_wrong(error, _UNREACHABLE if isinstance(error, ConnectTimeout) else _PROMPT)
         self._release()
         self._exclude()
         waited = monotonic() - self._connecting_since
-        if waited >= CONNECT_PATIENCE * self._surroundings.timeouts.connect:
+        if waited >= patience:
             self._refuse(error)
         else:
             self._retry(error, error.reason)
@@ -400,8 +422,8 @@ class Exchange(RequestSide):
             self._refuse(error)
             return
         if not unsent:
-            outcomes = self._surroundings.outcomes
-            if self._resent >= MAX_RETRIES or not (stale or outcomes.may_repeat(self.service, monotonic())):
+            outcomes, over = self._surroundings.outcomes, self._resent >= self._retries()
+            if over or not (stale or outcomes.may_repeat(self.service, monotonic())):
                 self._refuse(error)
                 return
             self._resent += 1
@@ -523,6 +545,23 @@ class Exchange(RequestSide):
             return surroundings.router.route(self.head.authority, surroundings.table)
         return surroundings.table.services.get(route.service)
 
+    def _enter(self, service: Service, now: float) -> None:
+        """Come to a service, by its rules and through all of its gates: to another one than at first, too."""
+        surroundings, head, route = self._surroundings, self.head, self._route
+        self.service = service.name
+        self._rules = rules = None if service.policy is None else surroundings.rules.of(service)
+        self._gates_passed = 0
+        self._outgoing = None
+        if route is not None and route.strip_path:
+            self._outgoing = stripped(head, route.path)
+        limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
+        if limit and (head.body_length > limit or self.bytes_in > limit):
+            self._refuse(BodyTooLarge(f"the body is over the limit of {limit} bytes"))
+        elif rules is not None:
+            self._pass_gates(service, now)
+        else:
+            self._try_next(service, None, now)
+
     def _asked(self) -> None:
         """The gate has answered, if one was asked."""
         if self._asking is not None:
@@ -560,9 +599,12 @@ class Exchange(RequestSide):
             if lease is None:
                 return
         else:
-            lease = surroundings.balancers.pick(
-                service, now, self._excluded or (), self.head, error is not None
-            )
+            if self._rules is None:
+                lease = surroundings.balancers.pick(
+                    service, now, self._excluded or (), self.head, error is not None
+                )
+            else:
+                lease = self._pick(service, now, error is not None)
             if lease is None:
                 self._refuse(error or NoBackend("no backend can take the request now"))
                 return
@@ -574,7 +616,12 @@ class Exchange(RequestSide):
             self._trial = surroundings.health.begin_trial(lease, now)
         self.upstream_started = now
         if not self._fresh:
-            upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
+            upstream = pool.take(
+                now,
+                retriable=head.body_length == 0
+                and head.method in _IDEMPOTENT
+                and (self._rules is None or self._rules.retries > 0),
+            )
             if upstream is not None:
                 self._send(upstream)
                 return
@@ -586,6 +633,22 @@ class Exchange(RequestSide):
             self.downstream.pause_body()
         self._connecting = pool.connect(self)
 
+    def _pick(self, service: Service, now: float, retry: bool) -> Lease | None:
+        """Pick by the service's policy: its client's home (`core/stickiness`), if it has one, or another."""
+        surroundings, rules = self._surroundings, self._rules
+        balancers = surroundings.balancers
+        excluded = self._excluded or ()
+        client = ""
+        if rules is not None:
+            if rules.sticky is not None and rules.service == service.name:
+                home = rules.sticky.home(self.head, service)
+                self.is_at_home = home is not None and balancers.may_stay(service, home, now, excluded, retry)
+                if self.is_at_home and home is not None and surroundings.pools.has_room(home):
+                    return home
+            if rules.by_client:
+                client = self.peer.client(self.head.forwarded)
+        return balancers.pick(service, now, excluded, self.head, retry, client)
+
     def _pick_scarce(self, service: Service, error: PorteroError | None, now: float) -> Lease | None:
         """Pick for a service that not everybody may go on to; None: it waits in the queue, or was refused."""
         surroundings = self._surroundings
@@ -594,7 +657,7 @@ class Exchange(RequestSide):
         if halt is None and (queued or service.name not in surroundings.queues):
             excluded = self._excluded or ()
             retry = bool(excluded)
-            lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+            lease = self._pick(service, now, retry)
             tries = len(service.leases)
             while lease is not None and lease.max_in_flight:
                 self._slot = surroundings.pools.take_slot(lease)
@@ -607,7 +670,7 @@ class Exchange(RequestSide):
                 if not tries:
                     lease = None
                     break
-                lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+                lease = self._pick(service, now, retry)
             if lease is not None:
                 if queued:
                     self._leave_queue(now)
@@ -672,8 +735,12 @@ class Exchange(RequestSide):
                 self.downstream.resume_body()
 
     def _is_repeatable(self) -> bool:
-        """Say whether the request may reach a backend twice without harm (RFC 9110, 9.2.2)."""
-        return self.head.body_length == 0 and self.head.method in _IDEMPOTENT
+        """Say whether the request may reach a backend twice: without harm (RFC 9110, 9.2.2), and at all."""
+        return self.head.body_length == 0 and self.head.method in _IDEMPOTENT and self._retries() > 0
+
+    def _retries(self) -> int:
+        """How often the request may be sent again."""
+        return MAX_RETRIES if self._rules is None else self._rules.retries
 
     def _has_another(self, service: Service, lease: Lease, now: float) -> bool:
         """Say whether anybody else than `lease` may serve, at once or after a while in the queue."""
@@ -686,7 +753,7 @@ class Exchange(RequestSide):
                 and now < other.serves_until
                 and other.instance_id != lease.instance_id
                 and (self._excluded is None or other.instance_id not in self._excluded)
-                and (surroundings.limits.queue_seconds > 0 or surroundings.pools.has_room(other))
+                and (surroundings.queues.patience(service) > 0 or surroundings.pools.has_room(other))
             ):
                 return True
         return False
@@ -727,7 +794,10 @@ class Exchange(RequestSide):
         self.retries += 1
         self._surroundings.counters.retries[self.service, reason] += 1
         self._phase = _ROUTING
-        self._try_next(service, error, monotonic())
+        if service.name != self.service:
+            self._enter(service, monotonic())
+        else:
+            self._try_next(service, error, monotonic())
 
     def _refuse(self, error: PorteroError) -> None:
         """Answer with the reply that `error` means, or abort a response that has begun."""

@@ -7,15 +7,21 @@ its successor where the part of the policy that it follows from is the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from portero_py.core.balancing.balancers import BY_CLIENT
 from portero_py.core.policies import FieldChanges, ServicePolicy
+from portero_py.core.rate_limit import Buckets
+from portero_py.core.stickiness import Stickiness, sticky_key
+from portero_py.proxy.gates.addresses import Addresses
 from portero_py.proxy.gates.basic_auth import Comparisons, Passwords
 from portero_py.proxy.gates.forward_auth import Authority
 from portero_py.proxy.gates.maintenance import Closed
-from portero_py.proxy.routing import changed
-from portero_py.wire.field_changes import MEMO_SIZE, Changes
-from portero_py.wire.message import RequestHead, ResponseHead
+from portero_py.proxy.gates.rate_limit import RateLimits
+from portero_py.wire.field_changes import Changes
+from portero_py.wire.headers import REQUEST_KINDS, RESPONSE_KINDS
+from portero_py.wire.http1 import MEMO_BLOCK, MEMO_SIZE, request_lines
+from portero_py.wire.message import RequestHead, ResponseHead, request_with, response_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +31,13 @@ if TYPE_CHECKING:
     from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
+    from portero_py.proxy.patience import AllPatience
+    from portero_py.proxy.refusals import Refusals
     from portero_py.proxy.upstream.pool import Pools
+    from portero_py.wire.message import Fields
+
+#: How often a request may be sent again, over all backends, where nothing else was said.
+MAX_RETRIES: Final = 3
 
 
 class Rules:
@@ -37,9 +49,18 @@ class Rules:
         self._every = every
         self.service = service
         self.policy = policy
+        self.patience = every.patience.of(service, policy)
+        #: How often a request may be sent again.
+        self.retries = MAX_RETRIES if policy.retries is None else policy.retries
         gates: list[Gate] = []
+        if policy.allow or policy.deny:
+            gates.append(_kept(former, (policy.allow, policy.deny)) or Addresses(policy.allow, policy.deny))
         if policy.maintenance is not None:
             gates.append(Closed(policy.maintenance))
+        if policy.rate_limits:
+            gates.append(
+                RateLimits(service, policy.rate_limits, every.buckets, every.counters, every.refusals)
+            )
         if policy.basic_auth is not None:
             gates.append(_kept(former, policy.basic_auth) or Passwords(policy.basic_auth, every.comparisons))
         if policy.forward_auth is not None:
@@ -48,11 +69,13 @@ class Rules:
             )
         #: What an exchange passes, in order.
         self.gates = tuple(gates)
-        self._request_changes = _changes(policy.request_headers)
-        self._response_changes = _changes(policy.response_headers)
-        # Backends send the same heads again and again, which parsers share: so are those that follow from
-        # them, under the identity of one that is kept alive with it.
-        self._changed_heads: dict[int, tuple[ResponseHead, ResponseHead]] = {}
+        #: Whether the client's address says which backend.
+        self.by_client = policy.balance in BY_CLIENT
+        self.sticky: Stickiness | None = None
+        self.renew_key()
+        self._request_changes = _changes(policy.request_headers, REQUEST_KINDS)
+        self._response_changes = _changes(policy.response_headers, RESPONSE_KINDS)
+        self._number = every.next_number()
 
     def close(self, taken_over: Sequence[Gate] = ()) -> None:
         """Exchanges that are under way may still use it, new ones do not; `taken_over` go on elsewhere."""
@@ -66,42 +89,87 @@ class Rules:
         own = self.policy.body_bytes
         return self._every.limits.body_bytes if own is None else own
 
+    def renew_key(self) -> None:
+        """Sign cookies with the key that there is now."""
+        sticky = self.policy.sticky
+        self.sticky = None if sticky is None else Stickiness(sticky, self._every.sticky_key)
+
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
         changes = self._request_changes
-        return head if changes is None else changed(head, changes.of(head.fields))
+        if changes is not None:
+            head = self._changed_request(head, changes)
+        return head if self.sticky is None else self.sticky.request_head(head)
 
     def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
         """What the client is to get instead of a backend's `head`, as `request_head`."""
-        changes = self._response_changes
-        if changes is None:
+        changes, sticky, lease = self._response_changes, self.sticky, exchange.lease
+        if changes is not None:
+            head = self._changed(head, changes)
+        if sticky is None or lease is None:
             return head
-        known = self._changed_heads.get(id(head))
+        is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) == b"https"
+        return sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
+
+    # Private
+
+    def _changed_request(self, head: RequestHead, changes: Changes) -> RequestHead:
+        lines = head.lines
+        if lines is None:
+            return request_with(head, changes.of(head.fields))
+        memory = self._every.request_heads
+        known = memory.get((self._number, lines))
+        if known is not None:
+            other = request_with(head, known[0])
+            other.lines = known[1]
+            return other
+        other = request_with(head, changes.of(head.fields))
+        other.lines = request_lines(other)
+        if len(memory) >= MEMO_SIZE:
+            memory.clear()
+        memory[self._number, lines] = other.fields, other.lines
+        return other
+
+    def _changed(self, head: ResponseHead, changes: Changes) -> ResponseHead:
+        memory = self._every.response_heads
+        known = memory.get((self._number, id(head)))
         if known is not None:
             return known[1]
-        fields = changes.of(head.fields)
-        other = ResponseHead(head.status, head.phrase, fields, head.body_length, upgrade=head.upgrade)
-        if len(self._changed_heads) >= MEMO_SIZE:
-            self._changed_heads.clear()
-        self._changed_heads[id(head)] = head, other
+        other = response_with(head, changes.of(head.fields))
+        if head.body_length >= 0 and _size(head.fields) <= MEMO_BLOCK:  # else no parser shares it
+            if len(memory) >= MEMO_SIZE:
+                memory.clear()
+            memory[self._number, id(head)] = head, other
         return other
 
 
-def _kept(former: Rules | None, auth: object) -> Gate | None:
+def _kept(former: Rules | None, part: object) -> Gate | None:
     """The gate of `former` rules that was made of the same part of the policy."""
     for gate in () if former is None else former.gates:
-        if isinstance(gate, (Passwords, Authority)) and gate.auth == auth:
+        if (isinstance(gate, Addresses) and gate.lists == part) or (
+            isinstance(gate, (Passwords, Authority)) and gate.auth == part
+        ):
             return gate
     return None
 
 
-def _changes(changes: FieldChanges | None) -> Changes | None:
+def _changes(changes: FieldChanges | None, kinds: Mapping[bytes, int]) -> Changes | None:
+    """Those that an operator may make: what frames and routes a message (`kinds`) is left as it is."""
     if changes is None:
         return None
     put, add = (
-        [(name.encode(), _value(value)) for name, value in each] for each in (changes.set, changes.add)
+        [(name.encode(), _value(value)) for name, value in each if name.lower().encode() not in kinds]
+        for each in (changes.set, changes.add)
     )
-    return Changes([name.encode() for name in changes.remove], put, add) or None
+    gone = [name.encode() for name in changes.remove if name.lower().encode() not in kinds]
+    return Changes(gone, put, add) or None
+
+
+def _size(fields: Fields) -> int:
+    size = 0
+    for name, value in fields:
+        size += len(name) + len(value)
+    return size
 
 
 def _value(text: str) -> bytes:
@@ -111,21 +179,52 @@ def _value(text: str) -> bytes:
 class AllRules:
     """Those of all services of this worker that have a policy, and were asked for.
 
-    `limits` and `timeouts` are the general ones; `configure` changes them.
+    `buckets` are those of rate limits that it has with the other workers, if there are any. `limits` and
+    `timeouts` are the general ones; `configure` changes them.
     """
 
-    def __init__(self, pools: Pools, counters: Counters, config: Config) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        counters: Counters,
+        patience: AllPatience,
+        refusals: Refusals,
+        buckets: Buckets | None,
+        config: Config,
+    ) -> None:
         self.pools = pools
         self.counters = counters
+        self.refusals = refusals
+        self.buckets = buckets or Buckets(memoryview(bytearray(Buckets.size(1))), 1, 0)
+        self.patience = patience
+        # Clients and backends send the same heads again and again, which parsers share: so are those that
+        # follow from them. One memory for all services, so that 10,000 of them take no more than one.
+        #: By rules and the lines of a head.
+        self.request_heads: dict[tuple[int, bytes], tuple[Fields, bytes]] = {}
+        #: By rules and the identity of a head, which is kept alive here.
+        self.response_heads: dict[tuple[int, int], tuple[ResponseHead, ResponseHead]] = {}
+        self._made = 0
         self.comparisons = Comparisons(pools.loop.create_task)
-        self.configure(config)
         self._rules: dict[str, Rules] = {}
+        self.sticky_key = b""
+        self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Go by this configuration from now on."""
         self.limits = config.limits
         self.timeouts = config.timeouts
         self.workers = config.workers
+        registration = config.registration
+        key = sticky_key(registration.secret or "".join([key for _, key in registration.hmac_keys[:1]]))
+        if key != self.sticky_key:
+            self.sticky_key = key
+            for rules in self._rules.values():
+                rules.renew_key()
+
+    def next_number(self) -> int:
+        """A number for rules: no others, before or after, have it."""
+        self._made += 1
+        return self._made
 
     def of(self, service: Service) -> Rules:
         """The rules of a service that has a policy."""

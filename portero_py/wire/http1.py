@@ -145,7 +145,7 @@ class RequestParser:
         if len(block) <= MEMO_BLOCK and version == b"1.1" and target[0] == 0x2F and _is_plain(head):
             if len(memory) >= MEMO_SIZE:
                 memory.clear()
-            head.lines = _request_lines(head)
+            head.lines = request_lines(head)
             memory[block] = head
         return head
 
@@ -193,10 +193,24 @@ def request_bytes(head: RequestHead, forwarded: Forwarded, request_id: bytes) ->
         head.method,
         head.target,
         head.authority,
-        _request_lines(head) if lines is None else lines,
+        request_lines(head) if lines is None else lines,
         forwarded.lines,
         request_id,
     )
+
+
+def request_lines(head: RequestHead) -> bytes:
+    """Return the lines of a request's head behind Host, without the proxy's own."""
+    lines = [b"%b: %b\r\n" % field for field in head.fields]
+    if head.body_length == CHUNKED:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    if head.expects_continue:
+        lines.append(b"Expect: 100-continue\r\n")
+    if head.upgrade:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
+    elif head.wants_trailers:
+        lines.append(b"TE: trailers\r\nConnection: TE\r\n")
+    return b"".join(lines)
 
 
 def response_bytes(head: ResponseHead, extra: bytes, body: bytes = b"") -> bytes:
@@ -303,19 +317,6 @@ def _is_plain(head: RequestHead) -> bool:
         or head.wants_trailers
         or head.method == b"CONNECT"
     )
-
-
-def _request_lines(head: RequestHead) -> bytes:
-    lines = [b"%b: %b\r\n" % field for field in head.fields]
-    if head.body_length == CHUNKED:
-        lines.append(b"Transfer-Encoding: chunked\r\n")
-    if head.expects_continue:
-        lines.append(b"Expect: 100-continue\r\n")
-    if head.upgrade:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
-    elif head.wants_trailers:
-        lines.append(b"TE: trailers\r\nConnection: TE\r\n")
-    return b"".join(lines)
 
 
 def _response_head(

@@ -275,6 +275,10 @@ AT_A = 'portero.toml:4: service "a.example": '
                 'must be a whole number from 1 to 1073741824, not "x"'
             ),
         ),
+        (
+            SERVICE + 'rate_limit = { requests = 1, key = "header:X-Forwarded-For" }',
+            AT_A + "rate_limit.key: X-Forwarded-For is no key: it does not go on to backends as clients ",
+        ),
         (SERVICE + 'sticky = "x"', AT_A + 'sticky: must be a table of cookie or mode, not "x"'),
         (
             SERVICE + 'sticky = { cookie = "a;b" }',
@@ -385,6 +389,13 @@ AT_A = 'portero.toml:4: service "a.example": '
             (
                 'portero.toml:4: route "a.example": redirect: "//evil.example" is no https:// or http:// '
                 "address and no path"
+            ),
+        ),
+        (
+            ROUTE + 'redirect = "https://$uri"',
+            (
+                'portero.toml:4: route "a.example": redirect: "https://$uri": '
+                "the host is missing, and a client's path would take its place"
             ),
         ),
         (

@@ -17,7 +17,9 @@ import pytest
 
 from portero_py.control.snapshot import FILE_NAME, MOST_BAD, SHORT_INTERVAL, Snapshot
 from portero_py.core.model import NEVER, Backend, Lease, LeaseRequest, LeaseState
+from portero_py.core.policies import ServicePolicy
 from portero_py.core.registry import Registry
+from portero_py.core.routes import NO_ROUTES
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import BadSnapshot
 from tests.waiting import until
@@ -155,6 +157,7 @@ GRANTED = {
         *({"service": value} for value in (5, None, "", "A.example", "a..b ", ["a"])),
         *({"instance_id": value} for value in (None, "", ["a"], 7, "a b", "a" * 129, "one (static)")),
         *({"weight": value} for value in (0, -3, "x", None, 10**9, True, 1.5)),
+        {"granted": ["/up", 3]},
         *({"ttl_seconds": value} for value in (0, "9", 1e308, 86_401, True)),
         *({"expires_at": value} for value in ("z", True, [1])),
         *({"health_path": value} for value in (7, None, "up", "/a\nb")),
@@ -620,3 +623,21 @@ async def test_when_all_are_taken_nobody_shares_one(tmp_path: Path, monkeypatch:
     with pytest.raises(BadSnapshot, match="all are taken"):
         two.save(table(60))
     one.close(table(60))
+
+
+def test_a_services_terms_are_not_saved_with_its_leases(tmp_path: Path) -> None:
+    times, registry = Times(), Registry()
+    registry.configure(
+        {"app.example": ServicePolicy(health_path="/up", max_in_flight=7)}, NO_ROUTES, times.steady
+    )
+    backend = Backend("::1", 8000)
+    registry.register(LeaseRequest("app.example", backend, 60), times.steady)
+    registry.register(LeaseRequest("app.example", Backend("::1", 8001), 60, "", 1, "/own", 2), times.steady)
+    times.snapshot(tmp_path).save(registry.table)
+    services = times.snapshot(tmp_path).load()
+    for policy, terms in ((ServicePolicy(health_path="/other"), ("/other", 0)), (None, ("", 0))):
+        later = Registry()
+        later.configure({} if policy is None else {"app.example": policy}, NO_ROUTES, times.steady)
+        later.restore(services, 0, times.steady)
+        leases = later.table.services["app.example"].leases
+        assert [(lease.health_path, lease.max_in_flight) for lease in leases] == [terms, ("/own", 2)]

@@ -37,12 +37,12 @@ def test_the_exact_name_hides_the_wildcard_above_it() -> None:
     assert found(b"named.example.com", b"/") is None
     assert found(b"www.example.com", b"/") is None
     assert found(b"free.example.com", b"/x") == "any.example.com"
-    assert found(b"free.example.com", b"*") is None
+    assert found(b"free.example.com", b"*") == "any.example.com"
 
 
 def test_a_route_without_a_path_hides_the_service_by_its_name() -> None:
     assert found(b"app.example.com", b"/x") == "whole.example.com"
-    assert found(b"app.example.com", b"*") is None
+    assert found(b"app.example.com", b"*") == "whole.example.com"  # of which it is no part
 
 
 def test_a_host_without_routes_and_one_that_is_no_name_have_none() -> None:
@@ -57,3 +57,14 @@ def test_routes_are_equal_by_what_they_say() -> None:
     assert ROUTES != "routes"
     assert ROUTES
     assert not Routes()
+
+
+def test_a_host_that_only_routes_know_is_remembered_and_others_are_not() -> None:
+    router = Router()
+    routes = Routes([Route("only.example", "/a", "app.example"), Route("*.wild.example", "", "app.example")])
+    table = RoutingTable(1, {}, routes=routes)
+    for host in (b"Only.example:443", b"a.wild.example", b"other.example", b"not a name"):
+        router.find_route(host, b"/a", table)
+        router.find_route(host, b"/b", table)
+    assert router._names == {b"Only.example:443": "only.example", b"a.wild.example": "a.wild.example"}
+    assert router.route(b"Only.example:443", table) is None

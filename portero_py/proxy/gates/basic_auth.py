@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from portero_py.core.limits import client_of
-from portero_py.errors import TooManyLogins, Unauthorized
+from portero_py.errors import PorteroError, TooManyLogins, Unauthorized
 from portero_py.proxy.gates.gate import Asking, Gate
 from portero_py.wire.credentials import basic
 
@@ -77,8 +77,11 @@ class Comparisons:
                 del self._waiting[client]
                 if line:
                     self._waiting[client] = line  # behind the others
-                if comparison.is_wanted:
-                    await comparison.make()
+                try:
+                    if comparison.is_wanted:
+                        await comparison.make()
+                except Exception:  # the others still wait
+                    _log.exception("a fault of portero's own: a password was not checked")
         finally:
             self._task = None
 
@@ -104,12 +107,15 @@ class Comparison:
 
     async def make(self) -> None:
         """Compare, and tell who waits."""
+        is_right, fault = False, None
         try:
             is_right = await asyncio.to_thread(_compare, self._password, self._hashed) and self._is_user
-        except Exception:  # a hash that bcrypt does not take after all, or no thread: nobody gets in by that
-            _log.exception("a fault of portero's own: a password could not be checked")
-            is_right = False
-        self._gate.found(self._key, is_right=is_right)
+        except Exception as error:  # a hash that bcrypt does not take after all, or no thread: no verdict
+            fault = error
+        if fault is None:
+            self._gate.found(self._key, is_right=is_right)
+        else:
+            self._gate.broke(self._key, fault)
         waiting, self.waiting = self.waiting, []
         for each in waiting:
             exchange = each.exchange
@@ -118,6 +124,8 @@ class Comparison:
             try:
                 if is_right:
                     exchange.gate_opened()
+                elif fault is not None:
+                    exchange.gate_closed(PorteroError("a password could not be checked: see the log"))
                 else:
                     exchange.gate_closed(self._gate.refusal())
             except Exception:
@@ -144,7 +152,17 @@ class Waiting(Asking):
 class Passwords(Gate):
     """The users of one service."""
 
-    __slots__ = ("_comparisons", "_known", "_pending", "_realm", "_salt", "_users", "_wrong", "auth")
+    __slots__ = (
+        "_comparisons",
+        "_fault_told",
+        "_known",
+        "_pending",
+        "_realm",
+        "_salt",
+        "_users",
+        "_wrong",
+        "auth",
+    )
 
     def __init__(self, auth: BasicAuth, comparisons: Comparisons) -> None:
         self.auth = auth
@@ -155,6 +173,7 @@ class Passwords(Gate):
         self._known: dict[bytes, None] = {}  # right ones
         self._wrong: dict[bytes, None] = {}
         self._pending: dict[bytes, Comparison] = {}
+        self._fault_told = False
 
     def admit(self, exchange: Gated, now: float) -> Asking | None:
         """Let users in. Raises Unauthorized or TooManyLogins."""
@@ -174,7 +193,7 @@ class Passwords(Gate):
             if hashed is None:
                 hashed = next(iter(self._users.values()))
             comparison = Comparison(self, key, hashed, password, is_user=is_user)
-            self._comparisons.add(client_of(exchange.peer.address), comparison)
+            self._comparisons.add(client_of(exchange.peer.client(exchange.head.forwarded)), comparison)
             self._pending[key] = comparison
         return Waiting(exchange, comparison)
 
@@ -189,6 +208,13 @@ class Passwords(Gate):
         if len(verdicts) >= MOST_KNOWN:
             del verdicts[next(iter(verdicts))]
         verdicts[key] = None
+
+    def broke(self, key: bytes, fault: Exception) -> None:
+        """A comparison has come to no verdict: the next one may."""
+        self.forget(key)
+        if not self._fault_told:  # once: strangers can have it happen as often as they like
+            self._fault_told = True
+            _log.error("a fault of portero's own: a password could not be checked", exc_info=fault)
 
     def forget(self, key: bytes) -> None:
         """A comparison is not going to be made, or was."""

@@ -12,11 +12,13 @@ The rules
 - An answer is bounded in time and bytes. Without one the request is refused: a server that is down lets
   nobody in.
 - Its connections are kept in a pool of the gate's own, which ends with the gate.
+- Strangers do not fill the log with its failures: one line in QUIET seconds.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -25,9 +27,8 @@ from portero_py.core.model import Backend
 from portero_py.errors import AuthTimeout, AuthUnreachable
 from portero_py.proxy.endpoints import ResponseSide
 from portero_py.proxy.gates.gate import Asking, Gate
-from portero_py.proxy.upstream.pool import BackendPool
 from portero_py.wire.field_changes import Changes
-from portero_py.wire.headers import underscored
+from portero_py.wire.headers import REQUEST_KINDS, underscored
 from portero_py.wire.message import RequestHead, ResponseHead
 
 if TYPE_CHECKING:
@@ -38,18 +39,27 @@ if TYPE_CHECKING:
     from portero_py.core.policies import ForwardAuth
     from portero_py.errors import PorteroError
     from portero_py.proxy.endpoints import Gated, Upstream
-    from portero_py.proxy.upstream.pool import Connecting, Pools
+    from portero_py.proxy.upstream.pool import BackendPool, Connecting, Pools
     from portero_py.wire.message import Fields
 
 #: The most of an answer's body that is passed on.
 MOST_BYTES: Final = 256 << 10
 
+#: Seconds between two lines in the log that one server cannot be asked.
+QUIET: Final = 10.0
+
 #: What says which request it is about, beside the forwarded fields that every backend gets.
 _METHOD: Final = b"X-Forwarded-Method"
 _URI: Final = b"X-Forwarded-Uri"
 _OURS: Final = frozenset({b"x-forwarded-method", b"x-forwarded-uri"})
-#: Fields of a request that are about its body, which is not sent.
-_OF_BODY: Final = frozenset({b"content-length", b"content-type", b"content-encoding", b"content-range"})
+#: Fields of a request that are about its body, which is not sent, or about a part or a state of what is asked
+#: for: the server that is asked would answer 304 or 412 for something of its own.
+_NOT_SHOWN: Final = frozenset(
+    {
+        *(b"content-length", b"content-type", b"content-encoding", b"content-range"),
+        *(b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range", b"range"),
+    }
+)
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +67,19 @@ _log = logging.getLogger(__name__)
 class Authority(Gate):
     """The server that one service asks. `close` at its end."""
 
-    __slots__ = ("_host", "_pool", "_replaced", "_shown", "_target", "_wanted", "auth", "loop", "timeout")
+    __slots__ = (
+        "_host",
+        "_pool",
+        "_quiet_until",
+        "_replaced",
+        "_shown",
+        "_target",
+        "_unsaid",
+        "_wanted",
+        "auth",
+        "loop",
+        "timeout",
+    )
 
     def __init__(self, auth: ForwardAuth, service: str, pools: Pools) -> None:
         self.auth = auth
@@ -67,18 +89,22 @@ class Authority(Gate):
         is_tls = url.scheme == "https"
         host = url.hostname or ""
         backend = Backend(host, url.port or (443 if is_tls else 80), use_tls=is_tls)
-        self._pool = BackendPool(pools, service, backend, host if is_tls else "")
+        self._pool = pools.apart(service, backend, host if is_tls else "")
         self._host = url.netloc.rpartition("@")[2].encode()
         self._target = ((url.path or "/") + (f"?{url.query}" if url.query else "")).encode()
         self._shown = frozenset(name.lower().encode() for name in auth.request_headers)
         names = [name.lower().encode() for name in auth.response_headers]
+        # What frames or routes the request, or is ours, no other server has a say in.
+        names = [name for name in names if name not in REQUEST_KINDS]
         self._wanted = frozenset(names)
         #: With underscores they reach many applications under the same name.
+        self._quiet_until = -math.inf
+        self._unsaid = 0
         self._replaced = [spelling for name in names for spelling in (name, *underscored(name))]
 
     def admit(self, exchange: Gated, now: float) -> Asking | None:
         """Ask about `exchange`."""
-        question = Question(self, exchange, self._question(exchange.head), now)
+        question = Question(self, exchange, self._question(exchange.head, exchange.bare_fields()), now)
         # Not at once: who is asking has not heard yet that there is a question.
         self.loop.call_soon(question.begin, self._pool)
         return question.asking
@@ -89,17 +115,27 @@ class Authority(Gate):
             return None
         return Changes(self._replaced, [each for each in answer.fields if each[0].lower() in self._wanted])
 
+    def failed(self, error: PorteroError) -> None:
+        """Say in the log that there was no answer, unless it was said just now."""
+        now = monotonic()
+        if now < self._quiet_until:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more were left out)" if self._unsaid else ""
+        self._quiet_until, self._unsaid = now + QUIET, 0
+        _log.warning("%s: %s%s", self._pool.service, error, more)
+
     def close(self) -> None:
         """Close its connections."""
         self._pool.close_idle()
 
     # Private
 
-    def _question(self, head: RequestHead) -> RequestHead:
+    def _question(self, head: RequestHead, received: Fields) -> RequestHead:
         fields: Fields = []
-        for name, value in head.fields:
+        for name, value in received:
             lower = name.lower()
-            if lower in _OF_BODY or lower.replace(b"_", b"-") in _OURS:
+            if lower in _NOT_SHOWN or lower.replace(b"_", b"-") in _OURS:
                 continue
             if not self._shown or lower in self._shown:
                 fields.append((name, value))
@@ -270,7 +306,7 @@ class Question(ResponseSide):
         if self._is_over:
             return
         self.give_up()
-        _log.warning("%s: %s", self._pool.service, error)
+        self._gate.failed(error)
         try:
             self._about.gate_closed(error)
         except Exception:

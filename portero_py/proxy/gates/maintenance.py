@@ -11,16 +11,18 @@ from portero_py.proxy.gates.gate import Asking, Gate
 class Closed(Gate):
     """Lets nobody in."""
 
-    __slots__ = ("_error",)
+    __slots__ = ("_maintenance",)
 
     def __init__(self, maintenance: Maintenance) -> None:
-        self._error = UnderMaintenance(
+        self._maintenance = maintenance
+
+    def admit(self, exchange: Gated, now: float) -> Asking | None:
+        """Raise `UnderMaintenance`, for whoever it is."""
+        maintenance = self._maintenance
+        # Another one each time: an exception that is raised again keeps the frames of the times before.
+        raise UnderMaintenance(
             "the service is being worked on",
             maintenance.page,
             maintenance.content_type,
             maintenance.retry_after,
         )
-
-    def admit(self, exchange: Gated, now: float) -> Asking | None:
-        """Raise `UnderMaintenance`, for whoever it is."""
-        raise self._error

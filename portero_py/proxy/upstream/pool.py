@@ -15,7 +15,10 @@ The rules
 - A change of the routing table costs what the change is worth, in steps of STEP leases: looking at all of
   100,000 leases stopped everybody for 30 ms, twice a second. Empty pools are found little by little too: a
   few whenever one is made, so that names which clients make up cannot grow into a heap.
+- Who is no backend (`apart`) is in no table: its pool is closed by whoever asked for it.
 - Whatever goes wrong while a connection is made, its exchange hears of it.
+- A pool knows how patient its service is (`patience`): by the table in force when it was made, then by each
+  that it was compared with. One whose backend left goes on as it was.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from portero_py.core.model import Backend, Lease, Service
     from portero_py.core.routing_table import RoutingTable
     from portero_py.proxy.endpoints import ResponseSide, Upstream
+    from portero_py.proxy.patience import AllPatience, Patience
     from portero_py.proxy.upstream.connection import UpstreamConnection
     from portero_py.proxy.upstream.rooms import Rooms
 
@@ -81,10 +85,13 @@ class Connector(Protocol):
 class BackendPool:
     """The connections to one backend of a service, under one server name when it speaks TLS."""
 
-    def __init__(self, pools: Pools, service: str, backend: Backend, server_name: str) -> None:
+    def __init__(
+        self, pools: Pools, service: str, backend: Backend, server_name: str, patience: Patience
+    ) -> None:
         self.service = service
         self.backend = backend
         self.server_name = server_name
+        self.patience = patience
         self.claims = 0
         self.is_limited = False  # somebody had to take a slot for it
         self._pools = pools
@@ -102,6 +109,11 @@ class BackendPool:
     def is_empty(self) -> bool:
         """Whether there is nothing here: no claim, no connection that is idle or being made."""
         return not (self.claims or self._idle or self._tasks)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it was closed, and nothing is left in it."""
+        return self._closed and self.is_empty
 
     def take(self, now: float, *, retriable: bool) -> Upstream | None:
         """Return an idle connection's upstream, alive as far as can be known, or None."""
@@ -246,12 +258,18 @@ class Pools(Claims):
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, table: RoutingTable, rooms: Rooms | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        table: RoutingTable,
+        patience: AllPatience,
+        rooms: Rooms | None = None,
     ) -> None:
         self.loop = loop
+        self.patience = patience
         self._rooms = rooms
         self.connector: Connector
         self._pools: dict[PoolKey, BackendPool] = {}
+        self._apart: list[BackendPool] = []
         self._tls_keys: dict[tuple[str, Backend], set[PoolKey]] = {}  # a backend's pools, one a server name
         self._round: list[PoolKey] = []  # still to be looked at, before all of them are looked at again
         # what the pools know of the routing tables
@@ -274,8 +292,21 @@ class Pools(Claims):
         key = (lease.service, backend, server_name)
         return self._pools.get(key) or self._make(key, lease, server_name)
 
+    def apart(self, service: str, backend: Backend, server_name: str) -> BackendPool:
+        """Another pool than that of a backend, for somebody who is asked about the requests to `service`."""
+        pool = BackendPool(self, service, backend, server_name, self.patience.general)
+        self._apart = [each for each in self._apart if not each.is_left]
+        self._apart.append(pool)
+        return pool
+
     def claims_of(self, lease: Lease) -> int:
         """How many exchanges of its service hold the backend of `lease` now, under whatever server name."""
+        backend = lease.backend
+        if not backend.use_tls:  # asked of each backend, by policies that go by it
+            pool = self._pools.get(
+                (lease.service, backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
+            )
+            return 0 if pool is None else pool.claims
         return sum([self._pools[key].claims for key in self._keys(lease.service, lease.backend)])
 
     def has_room(self, lease: Lease) -> bool:
@@ -317,7 +348,7 @@ class Pools(Claims):
 
     def close_idle(self) -> None:
         """Close every idle connection: descriptors are short."""
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._apart):
             pool.empty()
 
     def follow(self, table: RoutingTable) -> None:
@@ -351,9 +382,10 @@ class Pools(Claims):
 
     async def close(self) -> None:
         """Close every connection that is idle or being made."""
-        for pool in list(self._pools.values()):
+        for pool in (*self._pools.values(), *self._apart):
             await pool.close()
         self._pools.clear()
+        self._apart.clear()
         self._tls_keys.clear()
 
     # Private
@@ -361,11 +393,15 @@ class Pools(Claims):
     def _make(self, key: PoolKey, lease: Lease, server_name: str) -> BackendPool:
         self._drop_empty(2)  # one more than is made
         service, backend = lease.service, lease.backend
-        pool = self._pools[key] = BackendPool(self, service, backend, server_name)
+        pool = self._pools[key] = BackendPool(self, service, backend, server_name, self._patience_of(service))
         if backend.use_tls:
             self._tls_keys.setdefault((service, backend), set()).add(key)
         self.watch(pool)
         return pool
+
+    def _patience_of(self, service: str) -> Patience:
+        found = self._latest.services.get(service)
+        return self.patience.of(service, None if found is None else found.policy)
 
     def _keys(self, service: str, backend: Backend) -> list[PoolKey]:
         if backend.use_tls:
@@ -428,6 +464,11 @@ class Pools(Claims):
             for backend in are - were:
                 for key in self._keys(name, backend):
                     self._pools[key].reopen()
+        if after is not None and (None if before is None else before.policy) is not after.policy:
+            patience = self._patience_of(name)
+            for lease in holds:
+                for key in self._keys(name, lease.backend):
+                    self._pools[key].patience = patience
         return len(held) + len(holds)
 
     def _settle(self, name: str, pools: list[BackendPool], table: RoutingTable) -> int:
@@ -436,6 +477,7 @@ class Pools(Claims):
         known = {lease.backend for lease in compared.leases} if compared is not None else set()
         there = {lease.backend for lease in latest.leases} if latest is not None else set()
         for pool in pools:
+            pool.patience = self._patience_of(name)
             if pool.backend in known:
                 pass  # from now on the comparisons see it
             elif pool.backend in there:
