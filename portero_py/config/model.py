@@ -205,3 +205,15 @@ class Config:
     routes: tuple[Route, ...] = ()
     workers: int = 1
     state_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloads:
+    """How often the configuration was read again, and when that went well last, seconds since the epoch.
+
+    The reading at the start is none, but it is one that went well.
+    """
+
+    ok: int = 0
+    failed: int = 0
+    succeeded_at: float = 0.0

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portero_py.config import values
-from portero_py.config.files import read_text
+from portero_py.config.files import Seen, read_text
 from portero_py.config.model import SERVICE_KEYS, Config
 from portero_py.errors import ConfigError
 
@@ -187,15 +187,15 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
 }
 
 
-def load(flags: Flags, environ: Environ, seen: set[str] | None = None, *, whole: bool = True) -> Config:
+def load(flags: Flags, environ: Environ, seen: Seen | None = None) -> Config:
     """The configuration from all sources, each value checked; secrets may still be missing.
 
-    `flags` maps a flag's name without dashes in front to what was given, or None. To `seen` go the paths of
-    what the services depend on, the configuration file among them, also when this fails. With `whole` False
-    services, routes and what the file includes are left out. Raises `ConfigError`, with the flag, variable or
-    place in a file to blame.
+    `flags` maps a flag's name without dashes in front to what was given, or None. To `seen` go the
+    configuration file and what it names, also when this fails. Raises `ConfigError`, with the flag, variable
+    or place in a file to blame.
     """
-    sheet = _read_config_file(flags, environ, set() if seen is None else seen)
+    seen = Seen() if seen is None else seen
+    sheet = _read_config_file(flags, environ, seen)
     in_file = _InFile(sheet)
     found: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
     for setting in SETTINGS:
@@ -207,11 +207,11 @@ def load(flags: Flags, environ: Environ, seen: set[str] | None = None, *, whole:
     config = Config(**groups, **found[""])
     if not config.proxy.listen:
         raise ConfigError("listen-addr: at least one address is needed")
-    if sheet is None or not whole or sheet.content.keys().isdisjoint(SERVICE_KEYS):
+    if sheet is None or sheet.content.keys().isdisjoint(SERVICE_KEYS):
         return config
     from portero_py.config.services import read_services  # for those who have some
 
-    services, routes = read_services(sheet, set() if seen is None else seen)
+    services, routes = read_services(sheet, seen)
     return replace(config, services=services, routes=routes)
 
 
@@ -331,7 +331,7 @@ class _InFile:
             self._found[dotted] = inner
 
 
-def _read_config_file(flags: Flags, environ: Environ, seen: set[str]) -> TomlFile | None:
+def _read_config_file(flags: Flags, environ: Environ, seen: Seen) -> TomlFile | None:
     source, path = "--config", flags.get("config")
     if not path:
         source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
@@ -339,5 +339,5 @@ def _read_config_file(flags: Flags, environ: Environ, seen: set[str]) -> TomlFil
         return None
     from portero_py.config.toml_file import TomlFile  # for those who have such a file
 
-    seen.add(str(path))
+    seen.file(str(path))
     return TomlFile.read(str(path), source)
