@@ -335,10 +335,11 @@ class BadResponse(WireError):
 
 
 class ExchangeError(PorteroError):
-    """One request that could not be served."""
+    """One request that could not be served; `retry_after` in seconds, 0 when that says nothing."""
 
     status = 502
     reason = "upstream_failed"
+    retry_after: int = 0
 
 
 class NoSuchService(ExchangeError):
@@ -432,6 +433,24 @@ class Misdirected(ExchangeError):
 
     status = 421
     reason = "misdirected"
+
+
+class AddressRefused(ExchangeError):
+    """The service is not for the client's address."""
+
+    status = 403
+    reason = "address_refused"
+
+
+class TooManyRequests(ExchangeError):
+    """The client, or all of them together, are over a rate limit of the service."""
+
+    status = 429
+    reason = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class MethodRefused(ExchangeError):

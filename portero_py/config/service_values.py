@@ -29,7 +29,7 @@ from portero_py.core.policies import (
     ServiceTimeouts,
     Sticky,
 )
-from portero_py.wire.headers import REQUEST_KINDS, RESPONSE_KINDS
+from portero_py.wire.headers import HOST, REQUEST_KINDS, RESPONSE_KINDS
 
 _Made = TypeVar("_Made")
 
@@ -199,6 +199,8 @@ def rate_key(value: object) -> str:
     if text.lower() in ("client", "service"):
         return text.lower()
     if kind.lower() == "header" and _TOKEN.fullmatch(name):
+        if REQUEST_KINDS.get(name.lower().encode(), HOST) != HOST:
+            raise BadValueError(f"{name} is no key: it does not go on to backends as clients send it")
         return f"header:{name.lower()}"
     raise BadValueError(f"must be client, service or header:NAME, not {shown(value)}")
 

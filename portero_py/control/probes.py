@@ -4,7 +4,8 @@ Who is due and what follows is decided in `core.probing`; one probe on the wire 
 
 The rules
 - It follows the table: what a lease became is looked up in it at each change, and all of it at the start and
-  when somebody says so (`look`). Nothing but a state is ever changed here, and no lease is ended.
+  when somebody says so (`look`), as whoever changes the policies of services has to. Nothing but a state is
+  ever changed here, and no lease is ended.
 - One task a probe, `MOST` of them at most, owned by `run`. They begin `SLICE` at a time, and whoever else has
   something to do on this loop has a turn between: with one process, that is the traffic.
 - The first verdict is in force at once. Those that come while that table is being published, and in the
@@ -26,6 +27,7 @@ from portero_py.control.leases import Change, Leases
 from portero_py.control.probe_connection import Asker
 from portero_py.core.health import Evidence
 from portero_py.core.model import Lease
+from portero_py.core.policies import ServiceHealth
 from portero_py.core.probing import MOST, Probe, Probing, Result, Verdict
 
 #: Probes that begin before others on this loop have a turn: a millisecond at most.
@@ -61,6 +63,7 @@ class Probes:
         self._count = count
         self._count_fault = count_fault
         self._timeout = health.timeout
+        self._own: dict[str, ServiceHealth] = {}  # what policies of services say
         self._probing = Probing(
             health.interval, health.rise, health.fall, chance=random.random, most=min(most, MOST)
         )
@@ -78,8 +81,11 @@ class Probes:
         self._wake()
 
     def look(self) -> None:
-        """Look at the whole table."""
+        """Look at the whole table, and at the policies of its services."""
         services = self._leases.table.services.values()
+        policies = {service.name: service.policy for service in services if service.policy is not None}
+        self._own = {name: policy.health for name, policy in policies.items() if policy.health is not None}
+        self._probing.overrule(self._own, self._clock())
         self._probing.look((lease for service in services for lease in service.leases), self._clock())
         self._wake()
 
@@ -152,7 +158,9 @@ class Probes:
     async def _probe(self, probe: Probe) -> None:
         result, said = Result.NO_VERDICT, ""
         try:
-            result, said = await self._asker.ask(probe, self._timeout)
+            own = self._own.get(probe.lease.service)
+            timeout = self._timeout if own is None or own.timeout is None else own.timeout
+            result, said = await self._asker.ask(probe, timeout)
         except Exception:  # a bug: no verdict on the backend, and its next probe follows
             _log.exception("a probe failed")
             self._count_fault("probes")

@@ -120,6 +120,7 @@ class Counters:
     queue_seconds: dict[str, float] = field(default_factory=dict, metadata=_COUNTED_BY_SERVICE)
     # service, reason
     queue_refused: Counter[tuple[str, str]] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE_AND)
+    rate_limited: Counter[str] = field(default_factory=Counter, metadata=_COUNTED_BY_SERVICE)
     refused: Counter[str] = field(default_factory=Counter, metadata=_COUNTED)  # limit
     bytes_in: int = field(default=0, metadata=_SUMMED)
     bytes_out: int = field(default=0, metadata=_SUMMED)

@@ -164,23 +164,31 @@ class Health:
     way of requests and written here only; they stay the same two objects.
     """
 
-    __slots__ = ("_fall", "_hanging_pause", "ejected", "marks", "statuses")
+    __slots__ = ("_fall", "_probe_seconds", "_statuses", "ejected", "marks")
 
     def __init__(self) -> None:
         self.marks: dict[str, dict[str, Mark]] = {}
         self.ejected: dict[str, dict[str, Mark]] = {}
-        self.statuses: Collection[int] = ()
+        self._statuses: Collection[int] = ()
         self._fall = 3
-        self._hanging_pause = 0.0
+        self._probe_seconds = 0.0
 
     def __len__(self) -> int:
         return sum([len(marks) for marks in self.marks.values()])
 
     def configure(self, fall: int, probe_seconds: float, statuses: Collection[int]) -> None:
-        """Eject after `fall` failures; a probe takes `probe_seconds`; answers of `statuses` are failures."""
+        """Eject after `fall` failures; a probe takes `probe_seconds`; answers of `statuses` are failures.
+
+        As far as the policy of a service does not say otherwise.
+        """
         self._fall = fall
-        self._hanging_pause = probe_seconds + 1.0
-        self.statuses = statuses
+        self._probe_seconds = probe_seconds
+        self._statuses = statuses
+
+    def is_failure(self, service: Service | None, status: int) -> bool:
+        """Whether an answer with `status` is a failure of who serves `service`."""
+        own = None if service is None or service.policy is None else service.policy.health
+        return status in (self._statuses if own is None or own.statuses is None else own.statuses)
 
     def of(self, lease: Lease) -> Mark | None:
         """The mark of the backend that holds `lease`, or None when there is nothing to say about it."""
@@ -225,24 +233,27 @@ class Health:
         mark.failures += 1
         mark.error = error
         if mark.condition is _WELL:
-            if mark.failures < self._fall:
+            if mark.failures < self._fall_of(service):
                 return _NOTHING
             if service is None or not self._may_be_ejected(lease, service, now):
                 is_news = now >= mark.told_at + TOLD_AGAIN_AFTER
                 if is_news:
                     mark.told_at = now
                 return Verdict(0.0, False, is_news)
-        return self._eject(lease, mark, now)
+        return self._eject(lease, mark, service, now)
 
-    def slow(self, lease: Lease) -> bool:
-        """A request has waited for as long as a probe may take: whether so many did that one is due."""
+    def slow(self, lease: Lease, service: Service | None = None) -> bool:
+        """A request has waited for as long as a probe may take: whether so many did that one is due.
+
+        `service` is the one of `lease` as it is now, or None.
+        """
         mark = self.marks.get(lease.service, {}).get(lease.instance_id)
         if mark is None:
             mark = self._mark(lease)
         elif mark.is_ejected or not mark.is_of(lease):
             return False
         mark.slow += 1
-        return mark.slow >= self._fall
+        return mark.slow >= self._fall_of(service)
 
     def succeeded(self, lease: Lease, now: float) -> float:
         """It has answered: it is well. Returns for how long it had been ejected, or 0.0."""
@@ -287,7 +298,7 @@ class Health:
         if len(out) > allowed:
             for key in sorted(out, key=lambda key: out[key].until)[: len(out) - allowed]:
                 self._let_in(service.name, key, out[key], now)
-                out[key].failures = self._fall - 1  # one more, and it is out again if it may
+                out[key].failures = self._fall_of(service) - 1  # one more, and it is out again if it may
 
     def retain(self, table: RoutingTable, now: float) -> None:
         """Forget the marks of backends that `table` does not have. Costs nothing while there are none.
@@ -329,7 +340,11 @@ class Health:
         }
         return out, len(ready) // 2
 
-    def _eject(self, lease: Lease, mark: Mark, now: float) -> Verdict:
+    def _fall_of(self, service: Service | None) -> int:
+        own = None if service is None or service.policy is None else service.policy.health
+        return self._fall if own is None or own.fall is None else own.fall
+
+    def _eject(self, lease: Lease, mark: Mark, service: Service | None, now: float) -> Verdict:
         is_again = mark.condition is not _WELL
         if not is_again:
             mark.ejected_at = now
@@ -339,7 +354,9 @@ class Health:
         mark.pause = min(2 * mark.pause, LONGEST_PAUSE) or FIRST_PAUSE
         seconds = mark.pause
         if mark.failure is not Failure.PROMPT:
-            seconds = max(seconds, self._hanging_pause)
+            own = None if service is None or service.policy is None else service.policy.health
+            probe_seconds = self._probe_seconds if own is None or own.timeout is None else own.timeout
+            seconds = max(seconds, probe_seconds + 1.0)
         mark.until = now + seconds
         mark.told_at = now
         self.ejected.setdefault(lease.service, {})[lease.instance_id] = mark

@@ -17,6 +17,8 @@ The rules
   health path is somebody else since then (`is_still`), and what comes of an old probe says nothing about it.
 - What was in the way here (no descriptors, a process that stood still) is no verdict.
 
+Interval, `rise` and `fall` are the general ones, where a service has none of its own (`overrule`).
+
 Nobody waits for others. At most `most` are probed at a time. Those that let the last probe wait until its end
 have half of these places at most, so that thousands of black holes do not keep one healthy backend waiting.
 Times are jittered; what is found all at once, at a start, is spread over an interval. Probes begin at most
@@ -26,14 +28,15 @@ load heavier.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, TypeVar
 
 from portero_py.core.expiry_queue import ExpiryQueue
 from portero_py.core.health import Evidence
 from portero_py.core.model import Lease, LeaseState
+from portero_py.core.policies import ServiceHealth
 
 #: Most probes at a time.
 MOST: Final = 256
@@ -62,6 +65,11 @@ JITTER: Final = 0.1
 
 #: The longest text of an error.
 MAX_TEXT: Final = 200
+
+#: The policy that says nothing about health.
+NO_WORD: Final = ServiceHealth()
+
+Number = TypeVar("Number", int, float)
 
 #: A service, and a host and port that serve it.
 Place = tuple[str, str, int]
@@ -126,6 +134,7 @@ class Probing:
         self._interval = interval
         self._rise = rise
         self._fall = fall
+        self._own: Mapping[str, ServiceHealth] = {}
         self._chance = chance
         self._most = most
         self._subjects: dict[Place, _Subject] = {}
@@ -145,11 +154,18 @@ class Probing:
         """Go by these from now on."""
         self._rise = rise
         self._fall = fall
-        if interval != self._interval:
-            self._interval = interval
-            waiting = [subject for subject in self._subjects.values() if not subject.is_running]
-            for subject in waiting:
-                self._wait(subject, now + self._chance() * interval)
+        former, self._interval = self._interval, interval
+        if interval != former:
+            self._again(lambda service: _or(self._of(service).interval, former), now)
+
+    def overrule(self, own: Mapping[str, ServiceHealth], now: float) -> None:
+        """For these services, go by what their policies say, as far as they say anything."""
+        former, self._own = self._own, own
+        changed = {service for service in {**former, **own} if former.get(service) != own.get(service)}
+        if changed:
+            self._again(
+                lambda service: _or(former.get(service, NO_WORD).interval, self._interval), now, changed
+            )
 
     def look(self, leases: Iterable[Lease], now: float) -> None:
         """These are all entries of the table."""
@@ -162,8 +178,8 @@ class Probing:
                 found.append(place)
         for place in gone:
             self._forget(place)
-        spread = min(self._interval, len(found) / FOUND_RATE)
         for place in found:
+            spread = min(self._interval_of(place[0]), len(found) / FOUND_RATE)
             self._wait(self._subjects[place], now + self._chance() * spread)
 
     def see(self, place: Place, lease: Lease | None, now: float) -> None:
@@ -230,8 +246,9 @@ class Probing:
             subject.is_asked_again = False
             self._wait(subject, max(now, subject.began + GAP))
         else:
-            jittered = self._interval * (1 - JITTER + 2 * JITTER * self._chance())
-            self._wait(subject, max(subject.began + jittered, now + JITTER * self._interval))
+            interval = self._interval_of(place[0])
+            jittered = interval * (1 - JITTER + 2 * JITTER * self._chance())
+            self._wait(subject, max(subject.began + jittered, now + JITTER * interval))
         return verdict
 
     def error_at(self, place: Place) -> str:
@@ -264,6 +281,25 @@ class Probing:
         self._subjects[place] = subject
         # In another state it is due when it was, unless it was being probed: that will tell nothing now.
         return former is None or not goes_on or former.is_running
+
+    def _of(self, service: str) -> ServiceHealth:
+        """What the policy of a service says."""
+        return self._own.get(service, NO_WORD)
+
+    def _interval_of(self, service: str) -> float:
+        return _or(self._of(service).interval, self._interval)
+
+    def _again(
+        self, former: Callable[[str], float], now: float, services: Container[str] | None = None
+    ) -> None:
+        """Of these services, or all: whose interval was another one is due within the one that it has now."""
+        for place, subject in self._subjects.items():
+            service = place[0]
+            if subject.is_running or (services is not None and service not in services):
+                continue
+            interval = self._interval_of(service)
+            if interval != former(service):
+                self._wait(subject, now + self._chance() * interval)
 
     def _wait(self, subject: _Subject, at: float) -> None:
         place = _place(subject.lease)
@@ -312,7 +348,9 @@ class Probing:
             subject.evidence = ""
         if subject.error and now - subject.failed_at > MEMORY:
             subject.error = ""
-        if subject.lease.state is LeaseState.READY or subject.successes < self._rise:
+        if subject.lease.state is LeaseState.READY or subject.successes < _or(
+            self._of(subject.lease.service).rise, self._rise
+        ):
             return None
         subject.until = now  # the workers forget what they have against it
         return Verdict(subject.lease, LeaseState.READY, f"{_probes(subject.successes)} succeeded")
@@ -325,7 +363,7 @@ class Probing:
             return None
         if subject.evidence:
             return Verdict(subject.lease, LeaseState.DOWN, f"{subject.error} ({subject.evidence})")
-        if subject.failures < self._fall:
+        if subject.failures < _or(self._of(subject.lease.service).fall, self._fall):
             return None
         why = f"{_probes(subject.failures)} failed, {subject.error}"
         return Verdict(subject.lease, LeaseState.DOWN, why)
@@ -404,6 +442,10 @@ def _is_same_backend(one: Lease, other: Lease) -> bool:
 
 def _place(lease: Lease) -> Place:
     return lease.service, lease.backend.host, lease.backend.port
+
+
+def _or(own: Number | None, general: Number) -> Number:
+    return general if own is None else own
 
 
 def _time(due: tuple[float, ExpiryQueue[Place]]) -> float:

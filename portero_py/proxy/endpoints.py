@@ -191,6 +191,11 @@ class RequestSide(ResponseSide):
     """The exchange, as the downstream sees it."""
 
     @property
+    def body_idle(self) -> float:
+        """For how many seconds the client may stand still in a body; known when the exchange has begun."""
+        raise NotImplementedError
+
+    @property
     def is_queued(self) -> bool:
         """Whether it waits for its turn: a client that closes its side then has given up."""
         return False

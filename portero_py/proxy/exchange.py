@@ -20,6 +20,7 @@ The invariants
 - A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
   out. So it is with a limited backend's slot (`_pick_scarce`), and with the place in a queue (`_wait`).
 - Whoever comes while others wait for the same service waits behind them.
+- Whom the table sends to another service than at first passes the gates of that one too (`_enter`).
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
 - A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
@@ -34,10 +35,9 @@ The invariants
   nothing: it happens once for each time that a backend falls (`backends_fell`).
 - A backend that fails before the head is passed on costs the client nothing while another one can serve.
   Failed connects are no retries: every lease is tried, for CONNECT_PATIENCE connect time-outs. What counts
-  against MAX_RETRIES is a request that was sent, and against its service's budget one that a backend may have
-  begun. Time in a queue counts for none of it.
-- Whoever is sent to another service than at first, because the table has changed, comes to its gates like
-  anybody else (`_enter`).
+  against MAX_RETRIES, or the service's own `retries`, is a request that was sent, and against its service's
+  budget one that a backend may have begun. Time in a queue counts for none of it. With `retries` 0 nothing
+  is sent twice for whatever reason, so an idle connection is not risked that may be stale.
 - Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
@@ -70,6 +70,7 @@ from portero_py.errors import (
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
 from portero_py.proxy.routing import changed, redirect, stripped
+from portero_py.proxy.rules import MAX_RETRIES
 from portero_py.proxy.upstream.rooms import NONE
 
 if TYPE_CHECKING:
@@ -87,8 +88,6 @@ if TYPE_CHECKING:
     from portero_py.wire.field_changes import Changes
     from portero_py.wire.message import Fields, RequestHead, ResponseHead
 
-#: How often a request may be sent again, over all backends.
-MAX_RETRIES: Final = 3
 #: No other backend is tried when connecting has failed for so many connect time-outs. A refused connect takes
 #: no time, so this bounds the backends that swallow packets, and how long their client waits: 12 s.
 CONNECT_PATIENCE: Final = 4
@@ -243,6 +242,12 @@ class Exchange(RequestSide):
             self.downstream.resume_body()
 
     @property
+    def body_idle(self) -> float:
+        """For how many seconds the client may stand still in a body."""
+        rules = self._rules
+        return (self._surroundings.patience.general if rules is None else rules.patience).body_idle
+
+    @property
     def is_queued(self) -> bool:
         """Whether it waits for its turn: a client that closes its side then has given up."""
         return self._phase is _QUEUED
@@ -335,12 +340,14 @@ class Exchange(RequestSide):
     def connect_failed(self, error: PorteroError) -> None:
         """No connection could be made: the next backend, if there is one, and time."""
         self._connecting = None
+        assert self._claim is not None
+        patience = CONNECT_PATIENCE * self._claim.patience.connect
         if not isinstance(error, (OutOfDescriptors, Unconnectable)):
             self._went_wrong(error, _UNREACHABLE if isinstance(error, ConnectTimeout) else _PROMPT)
         self._release()
         self._exclude()
         waited = monotonic() - self._connecting_since
-        if waited >= CONNECT_PATIENCE * self._surroundings.timeouts.connect:
+        if waited >= patience:
             self._refuse(error)
         else:
             self._retry(error, error.reason)
@@ -404,8 +411,8 @@ class Exchange(RequestSide):
             self._refuse(error)
             return
         if not unsent:
-            outcomes = self._surroundings.outcomes
-            if self._resent >= MAX_RETRIES or not (stale or outcomes.may_repeat(self.service, monotonic())):
+            outcomes, over = self._surroundings.outcomes, self._resent >= self._retries()
+            if over or not (stale or outcomes.may_repeat(self.service, monotonic())):
                 self._refuse(error)
                 return
             self._resent += 1
@@ -595,7 +602,12 @@ class Exchange(RequestSide):
             self._trial = surroundings.health.begin_trial(lease, now)
         self.upstream_started = now
         if not self._fresh:
-            upstream = pool.take(now, retriable=head.body_length == 0 and head.method in _IDEMPOTENT)
+            upstream = pool.take(
+                now,
+                retriable=head.body_length == 0
+                and head.method in _IDEMPOTENT
+                and (self._rules is None or self._rules.retries > 0),
+            )
             if upstream is not None:
                 self._send(upstream)
                 return
@@ -693,8 +705,12 @@ class Exchange(RequestSide):
                 self.downstream.resume_body()
 
     def _is_repeatable(self) -> bool:
-        """Say whether the request may reach a backend twice without harm (RFC 9110, 9.2.2)."""
-        return self.head.body_length == 0 and self.head.method in _IDEMPOTENT
+        """Say whether the request may reach a backend twice: without harm (RFC 9110, 9.2.2), and at all."""
+        return self.head.body_length == 0 and self.head.method in _IDEMPOTENT and self._retries() > 0
+
+    def _retries(self) -> int:
+        """How often the request may be sent again."""
+        return MAX_RETRIES if self._rules is None else self._rules.retries
 
     def _has_another(self, service: Service, lease: Lease, now: float) -> bool:
         """Say whether anybody else than `lease` may serve, at once or after a while in the queue."""
@@ -707,7 +723,7 @@ class Exchange(RequestSide):
                 and now < other.serves_until
                 and other.instance_id != lease.instance_id
                 and (self._excluded is None or other.instance_id not in self._excluded)
-                and (surroundings.limits.queue_seconds > 0 or surroundings.pools.has_room(other))
+                and (surroundings.queues.patience(service) > 0 or surroundings.pools.has_room(other))
             ):
                 return True
         return False

@@ -47,7 +47,7 @@ class Outcomes:
         self._to_count: list[str] = []  # services of this look
         self._counted: dict[str, int] = {}
         self._told: dict[str, tuple[float, int]] = {}  # service -> its last line's time, lines since then
-        self._asked: dict[tuple[str, str], float] = {}  # service, instance id -> when for a probe of it
+        self._asked: dict[tuple[str, str], float] = {}  # service, instance id -> when it may be again
         self._interval = 0.0  # seconds until it may be asked for again
         self._patience = 0.0  # seconds that a probe waits
         #: Told when a backend has failed too often in a row, or is slow.
@@ -77,7 +77,7 @@ class Outcomes:
         lease = exchange.lease
         if lease is None:
             return
-        if status in self._health.statuses:
+        if self._health.is_failure(table.services.get(lease.service), status):
             text = f"backend {lease.backend.address} answered {status}"
             self._failed(exchange, table, Failure.PROMPT, f"status_{status}", text, trial, now)
             return
@@ -85,17 +85,23 @@ class Outcomes:
         if seconds:
             self._say(logging.INFO, lease, f"back after {seconds:.1f} s", now)
 
-    def slow(self, exchange: Record, now: float) -> None:
+    def slow(self, exchange: Record, table: RoutingTable, now: float) -> None:
         """The try that `exchange` is at has waited for as long as a probe may take, and goes on waiting."""
         lease = exchange.lease
-        if lease is None or not self._health.slow(lease):
+        if lease is None:
             return
+        service = table.services.get(lease.service)
+        if not self._health.slow(lease, service):
+            return
+        own = None if service is None or service.policy is None else service.policy.health
+        interval = self._interval if own is None or own.interval is None else own.interval
         key = lease.service, lease.instance_id
-        if now < self._asked.get(key, -math.inf) + self._interval:
+        if now < self._asked.get(key, -math.inf):
             return
-        self._asked[key] = now
+        self._asked[key] = now + interval
         backend = lease.backend
-        text = f"no answer within {self._patience:g} s"
+        patience = self._patience if own is None or own.timeout is None else own.timeout
+        text = f"no answer within {patience:g} s"
         self.on_evidence(Evidence(lease.service, backend.host, backend.port, hangs=True, error=text))
 
     def may_repeat(self, service: str, now: float) -> bool:
@@ -118,7 +124,7 @@ class Outcomes:
                 self._counted[service] = finished
         if self._to_count:
             return False
-        self._asked = {key: at for key, at in self._asked.items() if now < at + self._interval}
+        self._asked = {key: at for key, at in self._asked.items() if now < at}
         counted_now, self._counted = self._counted, {}
         self._budgets.look(counted_now, now)
         return True

@@ -12,8 +12,9 @@ The rules
   backend that is ejected no more. The first two are told (`freed`, `follow`); for the others somebody has to
   look: every few milliseconds when slots are shared with other workers, else rarely. Nobody looks while
   nobody waits.
-- Patience is what the configuration says, or, of a paused service, what the pause says. A pause that begins
-  holds those too who waited before.
+- Patience and length are what the service's policy says, or else the configuration, and of a paused service
+  patience is what the pause says. A pause that begins holds those too who waited before. Who has joined keeps
+  the time that he was given, whatever a policy says later.
 """
 
 from __future__ import annotations
@@ -72,6 +73,13 @@ class Queues:
 
     # What exchanges call
 
+    def patience(self, service: Service) -> float:
+        """For how long an exchange of `service` may wait for a backend with room, seconds."""
+        policy = service.policy
+        if policy is None or policy.queue_seconds is None:
+            return self.limits.queue_seconds
+        return policy.queue_seconds
+
     def join(
         self, exchange: Waiting, service: Service, now: float, size: int, *, failed: bool = False
     ) -> None:
@@ -80,13 +88,16 @@ class Queues:
         `failed`: not everybody who is in the service can take it, so there may be room for who comes next.
         Raises QueueFull, or GoingDown. Whoever has joined leaves by `leave`.
         """
-        name, halt, limits = service.name, service.halt, self.limits
+        name, halt, limits, policy = service.name, service.halt, self.limits, service.policy
         if self._ended:
             raise self._turned_away(name, GoingDown("this proxy is going down"))
-        patience = limits.queue_seconds if halt is None else halt.seconds or 0.0
+        most = limits.queue_length
+        if policy is not None and policy.queue_length is not None:
+            most = policy.queue_length
+        patience = self.patience(service) if halt is None else halt.seconds or 0.0
         line = self._lines.get(name) or _Line(service)
         if patience <= 0 or not line.queue.join(
-            exchange, now, patience, size, most=limits.queue_length, most_bytes=limits.queue_bytes
+            exchange, now, patience, size, most=most, most_bytes=limits.queue_bytes
         ):
             raise self._turned_away(name, QueueFull("all backends are busy, and no more requests can wait"))
         if name not in self._lines:

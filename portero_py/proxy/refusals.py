@@ -26,6 +26,7 @@ DESCRIPTORS: Final = "descriptors"
 HANDSHAKES: Final = "handshakes"
 BODY_RATE: Final = "body_rate"
 BUFFERED_BYTES: Final = "buffered_bytes"
+RATE_LIMIT: Final = "rate_limit"
 
 _MEANINGS: Final[Mapping[str, str]] = {
     CONNECTIONS: "as many connections as limits.connections allows: other clients wait",
@@ -35,6 +36,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     HANDSHAKES: "a connection over limits.handshakes_per_client was closed",
     BODY_RATE: "a request whose body came slower than limits.body_rate was ended",
     BUFFERED_BYTES: "a connection that did not move was ended: limits.buffered_bytes are used up",
+    RATE_LIMIT: "a request over a rate_limit of its service was refused",
 }
 
 _log = logging.getLogger(__name__)

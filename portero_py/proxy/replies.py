@@ -13,6 +13,7 @@ from typing import Final
 import orjson
 
 from portero_py.errors import (
+    ExchangeError,
     NoBackend,
     PorteroError,
     ServiceHalted,
@@ -106,8 +107,11 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
         (b"Date", http_date(time())),
         (b"X-Request-ID", request_id),
     ]
-    if isinstance(error, UnderMaintenance):
-        fields.append((b"Retry-After", _seconds(error.retry_after) or MAINTENANCE_RETRY_AFTER))
+    wait = error.retry_after if isinstance(error, ExchangeError) else 0
+    if wait:
+        fields.append((b"Retry-After", b"%d" % wait))
+    elif isinstance(error, UnderMaintenance):
+        fields.append((b"Retry-After", MAINTENANCE_RETRY_AFTER))
     elif isinstance(error, (NoBackend, TooManyLogins)):
         fields.append((b"Retry-After", RETRY_AFTER))
     if isinstance(error, Unauthorized):
@@ -121,10 +125,6 @@ def reply(error: PorteroError, head: RequestHead | None, request_id: bytes) -> t
 
 
 # Private
-
-
-def _seconds(number: int) -> bytes:
-    return b"%d" % number if number else b""
 
 
 def _kind(error: PorteroError, head: RequestHead | None) -> int:

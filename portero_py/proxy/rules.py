@@ -7,12 +7,15 @@ its successor where the part of the policy that it follows from is the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from portero_py.core.policies import FieldChanges, ServicePolicy
+from portero_py.core.rate_limit import Buckets
+from portero_py.proxy.gates.addresses import Addresses
 from portero_py.proxy.gates.basic_auth import Comparisons, Passwords
 from portero_py.proxy.gates.forward_auth import Authority
 from portero_py.proxy.gates.maintenance import Closed
+from portero_py.proxy.gates.rate_limit import RateLimits
 from portero_py.proxy.routing import changed
 from portero_py.wire.field_changes import Changes
 from portero_py.wire.headers import REQUEST_KINDS, RESPONSE_KINDS
@@ -27,8 +30,13 @@ if TYPE_CHECKING:
     from portero_py.core.model import Service
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
+    from portero_py.proxy.patience import AllPatience
+    from portero_py.proxy.refusals import Refusals
     from portero_py.proxy.upstream.pool import Pools
     from portero_py.wire.message import Fields
+
+#: How often a request may be sent again, over all backends, where nothing else was said.
+MAX_RETRIES: Final = 3
 
 
 class Rules:
@@ -40,9 +48,18 @@ class Rules:
         self._every = every
         self.service = service
         self.policy = policy
+        self.patience = every.patience.of(service, policy)
+        #: How often a request may be sent again.
+        self.retries = MAX_RETRIES if policy.retries is None else policy.retries
         gates: list[Gate] = []
+        if policy.allow or policy.deny:
+            gates.append(_kept(former, (policy.allow, policy.deny)) or Addresses(policy.allow, policy.deny))
         if policy.maintenance is not None:
             gates.append(Closed(policy.maintenance))
+        if policy.rate_limits:
+            gates.append(
+                RateLimits(service, policy.rate_limits, every.buckets, every.counters, every.refusals)
+            )
         if policy.basic_auth is not None:
             gates.append(_kept(former, policy.basic_auth) or Passwords(policy.basic_auth, every.comparisons))
         if policy.forward_auth is not None:
@@ -106,10 +123,12 @@ class Rules:
         return other
 
 
-def _kept(former: Rules | None, auth: object) -> Gate | None:
+def _kept(former: Rules | None, part: object) -> Gate | None:
     """The gate of `former` rules that was made of the same part of the policy."""
     for gate in () if former is None else former.gates:
-        if isinstance(gate, (Passwords, Authority)) and gate.auth == auth:
+        if (isinstance(gate, Addresses) and gate.lists == part) or (
+            isinstance(gate, (Passwords, Authority)) and gate.auth == part
+        ):
             return gate
     return None
 
@@ -140,10 +159,19 @@ def _value(text: str) -> bytes:
 class AllRules:
     """Those of all services of this worker that have a policy, and were asked for.
 
-    `limits` and `timeouts` are the general ones; `configure` changes them.
+    `buckets` are those of rate limits that it has with the other workers, if there are any. `limits` and
+    `timeouts` are the general ones; `configure` changes them.
     """
 
-    def __init__(self, pools: Pools, counters: Counters, config: Config) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        counters: Counters,
+        patience: AllPatience,
+        refusals: Refusals,
+        buckets: Buckets | None,
+        config: Config,
+    ) -> None:
         self.pools = pools
         self.counters = counters
         # Clients and backends send the same heads again and again, which parsers share: so are those that
@@ -153,6 +181,9 @@ class AllRules:
         #: By rules and the identity of a head, which is kept alive here.
         self.response_heads: dict[tuple[int, int], tuple[ResponseHead, ResponseHead]] = {}
         self._made = 0
+        self.refusals = refusals
+        self.buckets = buckets or Buckets(memoryview(bytearray(Buckets.size(1))), 1, 0)
+        self.patience = patience
         self.comparisons = Comparisons(pools.loop.create_task)
         self.configure(config)
         self._rules: dict[str, Rules] = {}

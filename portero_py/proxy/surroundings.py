@@ -24,6 +24,7 @@ from portero_py.proxy.access_log import AccessLog
 from portero_py.proxy.budget import HEAVY, Budget
 from portero_py.proxy.downstream.connection import NOBODY
 from portero_py.proxy.outcomes import Outcomes
+from portero_py.proxy.patience import AllPatience
 from portero_py.proxy.peer import Peers
 from portero_py.proxy.queues import Queues
 from portero_py.proxy.refusals import Refusals
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from portero_py.config.model import Config
+    from portero_py.core.rate_limit import Buckets
     from portero_py.errors import PorteroError
     from portero_py.proxy.deadlines import DeadlineWheel
     from portero_py.proxy.downstream.arrivals import Place
@@ -50,7 +52,7 @@ class Surroundings:
 
     `start` shifts the balancers' first turns: it is another number in each worker. The access log goes to
     `log_descriptor`, in turns with the others who lock `log_lock` (see `access_log`). `rooms` is where
-    workers keep the limits of backends together.
+    workers keep the limits of backends together, and `buckets` where they keep the rate limits.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Surroundings:
         log_descriptor: int = 1,
         log_lock: int = -1,
         rooms: Rooms | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         # process
         self.loop = loop
@@ -89,10 +92,11 @@ class Surroundings:
         # routing table
         self.table = RoutingTable()
         self.certificates = CertificateTable()
-        self.pools = Pools(loop, self.table, rooms)
+        self.patience = AllPatience(config)
+        self.pools = Pools(loop, self.table, self.patience, rooms)
         self.balancers = Balancers(self.pools, self.health, start)
         self.queues = Queues(loop, self.counters, config.limits, rooms)
-        self.rules = AllRules(self.pools, self.counters, config)
+        self.rules = AllRules(self.pools, self.counters, self.patience, self.refusals, buckets, config)
         # configuration
         self.access_log = self._open_log(config)
         self.configure(config)
@@ -101,8 +105,7 @@ class Surroundings:
         """Take over times, limits and the log's style; connections that live already see them at once."""
         self.timeouts = config.timeouts
         self.limits = config.limits
-        #: Seconds until somebody looks at a request that waits for its response.
-        self.first_look = min(config.health.timeout, config.timeouts.upstream_head)
+        self.patience.configure(config)
         self.health.configure(config.health.fall, config.health.timeout, config.health.statuses)
         self.outcomes.configure(config.health.interval, config.health.timeout)
         self.queues.limits = config.limits

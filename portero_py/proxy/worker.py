@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from portero_py.core.counters import Counters
     from portero_py.core.health import Evidence
     from portero_py.core.limits import SharedCounts
+    from portero_py.core.rate_limit import Buckets
     from portero_py.core.routing_table import RoutingTable
 
 
@@ -65,7 +66,7 @@ class Worker:
 
     When there are several workers, `front_tls` was made before they were forked, `start` is another number
     in each, `log_lock` and `limit_file` are files that all of them have (see `access_log`, `rooms`), and
-    `shared` tells what the others have of each client.
+    `shared` tells what the others have of each client, `buckets` what they took of rate limits.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Worker:
         start: int = 0,
         most: int = sys.maxsize,
         shared: SharedCounts | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         # process
         self._front_tls = front_tls or FrontTls(config.tls)
@@ -97,6 +99,7 @@ class Worker:
             log_descriptor=log_descriptor,
             log_lock=log_lock,
             rooms=None if limit_file < 0 else Rooms(limit_file, start, config.workers),
+            buckets=buckets,
         )
         self._front_tls.counters = surroundings.counters
         surroundings.pools.connector = HttpConnector(surroundings, upstream_tls)
@@ -214,6 +217,7 @@ class Worker:
                 return
             surroundings.counters.keep_only(surroundings.table.services)
             surroundings.rules.retain(surroundings.table.services)
+            surroundings.patience.retain(surroundings.table.services)
             surroundings.outcomes.retain(surroundings.table, monotonic())
         except Exception:  # what is left now goes with another table
             _log.exception("a fault of portero's own: what is gone was not forgotten")

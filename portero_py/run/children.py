@@ -35,6 +35,7 @@ from portero_py.config.model import Config
 from portero_py.control.api.state import State
 from portero_py.control.kept_leases import KeptLeases
 from portero_py.core.limits import SharedCounts
+from portero_py.core.rate_limit import Buckets
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import ConfigError
 from portero_py.feed.client import FeedClient
@@ -80,6 +81,7 @@ class Inheritance:
     log_lock: int
     limit_file: int  # see proxy/upstream/rooms.py
     clients: mmap.mmap  # how many connections each has in each worker
+    buckets: mmap.mmap  # what is left of rate limits, see core/rate_limit.py
     place: Generation
     kept: KeptLeases
     former_feeds: list[socket.socket]  # where workers of the former generation look for control
@@ -183,6 +185,7 @@ class _Worker(_Process):
             limit_file=inherited.limit_file,
             start=self._number,
             shared=SharedCounts(memoryview(inherited.clients), self._number),
+            buckets=Buckets(memoryview(inherited.buckets), self.config.workers, self._number),
             most=tuning.shares(tuning.open_files(), control=False, traffic=True).clients,
         )
         feed = FeedClient(worker, inherited.rendezvous.path, self._number, time.monotonic)

@@ -48,6 +48,7 @@ from portero_py.config.sources import Flags
 from portero_py.control import lean_imports
 from portero_py.control.kept_leases import KeptLeases
 from portero_py.core.limits import SharedCounts
+from portero_py.core.rate_limit import Buckets
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.run import held_signals, logs, main_process, preflight, tuning
@@ -149,6 +150,7 @@ class Supervisor:
             lifeline=os.pipe(),
             limit_file=limit_file,
             clients=mmap.mmap(-1, SharedCounts.size(config.workers)),
+            buckets=mmap.mmap(-1, Buckets.size(config.workers)),
             log_lock=log_lock,
             place=place,
             kept=kept,

@@ -279,6 +279,10 @@ AT_A = 'portero.toml:4: service "a.example": '
                 'must be a whole number from 1 to 1073741824, not "x"'
             ),
         ),
+        (
+            SERVICE + 'rate_limit = { requests = 1, key = "header:X-Forwarded-For" }',
+            AT_A + "rate_limit.key: X-Forwarded-For is no key: it does not go on to backends as clients ",
+        ),
         (SERVICE + 'sticky = "x"', AT_A + 'sticky: must be a table of cookie or mode, not "x"'),
         (
             SERVICE + 'sticky = { cookie = "a;b" }',

@@ -23,8 +23,10 @@ from portero_py.control.probe_connection import Asker
 from portero_py.control.probes import SLICE, Probes
 from portero_py.core.health import Evidence
 from portero_py.core.model import Backend, LeaseRequest, LeaseState
+from portero_py.core.policies import ServiceHealth, ServicePolicy
 from portero_py.core.probing import Probe, Result
 from portero_py.core.registry import Registry
+from portero_py.core.routes import NO_ROUTES
 from portero_py.feed.feed import Feed
 from portero_py.proxy.upstream.tls import UpstreamTls
 from tests.control.workers import Worker
@@ -193,6 +195,36 @@ async def test_one_that_fails_is_down_and_ready_again_when_it_does_not(
     await site.start()
     await until(lambda: desk.state(site.port) is READY)
     assert len([record for record in caplog.records if record.name == "portero_py.control.leases"]) == 4
+
+
+async def test_a_service_is_probed_on_the_terms_of_its_policy_as_soon_as_it_has_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, float]] = []
+    ask = Asker.ask
+
+    async def noted(asker: Asker, probe: Probe, timeout: float) -> tuple[Result, str]:
+        asked.append((probe.lease.health_path, timeout))
+        return await ask(asker, probe, timeout)
+
+    monkeypatch.setattr(Asker, "ask", noted)
+    plain, named = await desk.site(), await desk.site()
+    plain.status = 500
+    await desk.start()
+    await desk.grant(plain.port, "")
+    await desk.grant(named.port, "/up")
+    await until(lambda: desk.state(named.port) is READY)
+    assert desk.state(plain.port) is READY
+    policy = ServicePolicy(health_path="/own", health=ServiceHealth(interval=0.05, timeout=19, fall=1))
+    desk.leases._registry.configure({"app.example": policy}, NO_ROUTES, time.monotonic())
+    await desk.leases._publish()
+    asked.clear()
+    desk.probes.look()
+    await until(lambda: desk.state(plain.port) is DOWN)
+    assert {("/own", 19), ("/up", 19)} >= set(asked)
+    assert ("/own", 19) in asked
+    plain.status = 200
+    await until(lambda: desk.state(plain.port) is READY)
 
 
 async def test_one_without_a_health_path_is_asked_only_when_a_worker_says_that_it_fails(desk: Desk) -> None:

@@ -96,7 +96,7 @@ def test_whatever_is_counted_by_service_is_forgotten_with_it() -> None:
     left = {each.name for each in fields(Counters) if getattr(counters, each.name) in ({}, 0)}
     assert left == {each.name for each in fields(Counters) if each.metadata.get("service_of")}
     queues = {each.name for each in fields(Counters) if each.name.startswith("queue")}
-    assert left == {"services", "retries", "retries_refused", *queues}
+    assert left == {"services", "retries", "retries_refused", "rate_limited", *queues}
 
 
 def test_the_counts_of_services_that_are_gone_are_forgotten_and_nothing_else() -> None:

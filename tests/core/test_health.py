@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from portero_py.core.health import LONGEST_TRIAL, Condition, Failure, Health, Mark, Verdict
 from portero_py.core.model import Backend, Lease, LeaseState, Service
+from portero_py.core.policies import ServiceHealth, ServicePolicy
 from portero_py.core.routing_table import RoutingTable
 
 NOTHING = Verdict(0.0, False, False)
@@ -354,6 +355,26 @@ def test_who_is_ejected_or_somebody_else_now_is_not_called_slow() -> None:
     fail(health, one, service_of(one, other))
     assert ejected(health, one, other) == "one"
     assert not health.slow(one)
+
+
+def test_a_service_has_its_own_count_of_failures_time_and_statuses() -> None:
+    health = health_of_a_worker(fall=3)
+    health.configure(3, 2.0, (503,))
+    a, b = lease("a"), lease("b")
+    own = ServicePolicy(health=ServiceHealth(timeout=20.0, fall=1, statuses=(500,)))
+    service = Service("app.example", (a, b), policy=own)
+    assert fail(health, a, service, HANGS).pause == 21.0
+    assert [health.is_failure(service, status) for status in (500, 503)] == [True, False]
+    assert health.slow(b, service)
+    for policy in (ServicePolicy(), ServicePolicy(health=ServiceHealth(rise=2))):
+        health = health_of_a_worker(fall=3)
+        health.configure(3, 2.0, (503,))
+        service = Service("app.example", (a, b), policy=policy)
+        assert fail(health, a, service, HANGS, times=2) == NOTHING
+        assert fail(health, a, service, HANGS).pause == 3.0
+        assert [health.is_failure(service, status) for status in (500, 503)] == [False, True]
+        assert not health.slow(b, service)
+    assert [health.is_failure(None, status) for status in (500, 503)] == [False, True]
 
 
 def test_a_trial_of_who_was_let_in_meanwhile_is_a_failure_as_any_other() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from portero_py.core.health import Evidence
 from portero_py.core.model import Backend, Lease, LeaseState
+from portero_py.core.policies import ServiceHealth
 from portero_py.core.probing import (
     GAP,
     MAX_TEXT,
@@ -518,3 +519,64 @@ def test_a_lease_is_still_the_same_when_it_was_renewed_and_nothing_else() -> Non
     assert not is_still(one, replace(one, since=6.0))
     assert not is_still(one, replace(one, state=READY))
     assert not is_still(one, replace(one, backend=Backend("::1", 80, tls_fingerprint="ab")))
+
+
+# Services with words of their own
+
+
+def test_a_service_is_judged_by_its_own_numbers_and_the_others_by_the_general_ones() -> None:
+    desk = Desk(interval=5.0, rise=1, fall=3)
+    desk.probing.overrule({"app.example": ServiceHealth(interval=60.0, rise=2, fall=1)}, desk.now)
+    other = replace(lease(), service="other.example")
+    for one in (lease(), other):
+        desk.put(one)
+    probes = {probe.lease.service: probe for probe in desk.begun()}
+    assert desk.comes_to(Result.OK, probe=probes["app.example"]) is None
+    verdict = desk.comes_to(Result.OK, probe=probes["other.example"])
+    assert verdict is not None
+    assert verdict.state is READY
+    assert desk.probing.next() == 1005.0
+    desk.end(desk.table["other.example", "::1", 80])
+    assert desk.probing.next() == 1060.0
+    assert desk.comes_to(Result.OK) is not None
+    assert desk.state is READY
+    assert desk.comes_to(Result.REFUSED) is not None
+    assert desk.state is DOWN
+
+
+def test_what_a_policy_leaves_open_is_general() -> None:
+    desk = Desk(interval=5.0, rise=1, fall=2)
+    desk.probing.overrule({"app.example": ServiceHealth(interval=7.0)}, desk.now)
+    desk.put(lease())
+    desk.comes_to(Result.OK)
+    assert (desk.state, desk.probing.next()) == (READY, 1007.0)
+    assert desk.comes_to(Result.REFUSED) is None
+    assert desk.comes_to(Result.REFUSED) is not None
+
+
+def test_an_interval_that_changes_holds_for_those_who_wait() -> None:
+    desk = Desk(interval=60.0)
+    desk.put(lease())
+    desk.comes_to(Result.OK)
+    assert desk.probing.next() == 1060.0
+    desk.probing.overrule({"app.example": ServiceHealth(interval=2.0)}, desk.now)
+    assert desk.probing.next() == 1001.0
+    desk.probing.configure(5.0, 1, 3, desk.now)  # which is not its own
+    desk.probing.overrule({"app.example": ServiceHealth(interval=2.0, fall=1)}, desk.now)
+    assert desk.probing.next() == 1001.0
+    running = desk.next_probe()
+    desk.probing.overrule({}, desk.now)
+    desk.comes_to(Result.OK, probe=running)
+    assert desk.probing.next() == 1006.0
+    desk.probing.overrule({"app.example": ServiceHealth(interval=60.0)}, desk.now)
+    desk.probing.overrule({"app.example": ServiceHealth(interval=60.0)}, desk.now + 1)
+    assert desk.probing.next() == 1031.0
+
+
+def test_what_is_found_all_at_once_is_spread_over_no_more_than_the_services_interval() -> None:
+    desk = Desk(interval=5.0)
+    desk.chance = 1.0
+    desk.probing.overrule({"app.example": ServiceHealth(interval=1.0)}, desk.now)
+    found = [replace(lease(), instance_id=str(n), backend=Backend("::1", n)) for n in range(1, 1001)]
+    desk.probing.look(found, desk.now)
+    assert desk.probing.next() == 1001.0

@@ -57,6 +57,12 @@ class ScriptedExchange(RequestSide):
         self.head = head
         self.request_id = b"id-7"
         self.said: list[object] = []
+        self._timeouts = surroundings.timeouts
+
+    @property
+    def body_idle(self) -> float:
+        """As the configuration says."""
+        return self._timeouts.body_idle
 
     @property
     def body(self) -> bytes:

@@ -161,8 +161,7 @@ async def test_who_has_said_anything_is_not_slow(play: Play) -> None:
 
 async def test_a_head_that_is_due_before_a_probe_would_be_has_one_look_only(play: Play) -> None:
     world = play.world
-    world.timeouts = replace(world.timeouts, upstream_head=1.0)
-    world.first_look = 1.0
+    world.patience.general.upstream_head = world.patience.general.first_look = 1.0
     client, _ = await play.ask_of(A)
     await world.pass_time(3)
     assert statuses(client.received)[-1] == 504

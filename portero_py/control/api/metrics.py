@@ -305,6 +305,13 @@ ROWS: Final = (
         lambda s: s.counters.queue_refused,
     ),
     _Row(
+        _Counter,
+        "rate_limited",
+        "Requests that were over a rate limit of their service",
+        ("service",),
+        lambda s: s.counters.rate_limited,
+    ),
+    _Row(
         _Counter, "errors", "Exchanges and connections that failed", ("reason",), lambda s: s.counters.errors
     ),
     _Row(

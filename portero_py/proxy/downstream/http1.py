@@ -227,7 +227,7 @@ class Http1Downstream(asyncio.Protocol):
         self._writing_paused = True
         self._surroundings.budget.holds(self, self.held_bytes())
         self._slow = SlowPeer(self._transport)
-        self.deadline = monotonic() + self._surroundings.timeouts.body_idle
+        self.deadline = monotonic() + self._body_idle()
         if self._exchange is not None:
             self._exchange.downstream_paused()
 
@@ -265,7 +265,7 @@ class Http1Downstream(asyncio.Protocol):
         """The client has done nothing for too long."""
         state = self._state
         if state is _CLOSED or self._writing_paused:
-            patience = CLOSE_SECONDS if state is _CLOSED else self._surroundings.timeouts.body_idle
+            patience = CLOSE_SECONDS if state is _CLOSED else self._body_idle()
             more = self._slow.more_time(patience) if self._slow is not None else 0.0
             if more:
                 self.deadline = now + more
@@ -612,7 +612,8 @@ class Http1Downstream(asyncio.Protocol):
     def _begin_body(self, exchange: RequestSide, length: int) -> None:
         now = monotonic()
         surroundings = self._surroundings
-        self.deadline = now + surroundings.timeouts.body_idle
+        patience = surroundings.timeouts.body_idle  # until it is known what the service says
+        self.deadline = now + patience
         self._rated_at = now + RATE_SECONDS if surroundings.limits.body_rate else NEVER
         self._rated_from = 0
         self._state = _BODY
@@ -625,6 +626,9 @@ class Http1Downstream(asyncio.Protocol):
             self._update_reading()
             if self._reading_paused and self._state is _BODY:
                 self._expect_body()
+        elif self._state is _BODY and not self._writing_paused and exchange.body_idle != patience:
+            self.deadline = min(self._rated_at, now + exchange.body_idle)
+            surroundings.deadlines.sooner(self)
 
     def _take_body(self, data: bytes) -> None:
         exchange = self._exchange
@@ -635,7 +639,7 @@ class Http1Downstream(asyncio.Protocol):
             exchange.request_body(data)
             return
         if not self._reading_paused:
-            deadline = monotonic() + self._surroundings.timeouts.body_idle
+            deadline = monotonic() + exchange.body_idle
             self.deadline = min(self._rated_at, deadline)
         decoder = self._decoder
         assert decoder is not None
@@ -751,6 +755,11 @@ class Http1Downstream(asyncio.Protocol):
         if self._state is _BODY:
             self._expect_body()
 
+    def _body_idle(self) -> float:
+        """For how many seconds the client may stand still."""
+        exchange = self._exchange
+        return self._surroundings.timeouts.body_idle if exchange is None else exchange.body_idle
+
     def _expect_body(self) -> None:
         """Set the deadline of the body: there is none while the backend is behind, not the client."""
         if self._writing_paused:  # then it is the response's
@@ -759,7 +768,7 @@ class Http1Downstream(asyncio.Protocol):
             self.deadline = 0.0
             return
         now = monotonic()
-        self.deadline = now + self._surroundings.timeouts.body_idle
+        self.deadline = now + self._body_idle()
         if self._surroundings.limits.body_rate and self._exchange is not None:
             self._rated_at = now + RATE_SECONDS
             self._rated_from = self._exchange.bytes_in

@@ -161,13 +161,16 @@ class Http2Stream(ServerStream):
 
     # What the shell calls
 
-    def look(self, now: float, moved: float, body_idle: float) -> None:
+    def look(self, now: float, moved: float) -> None:
         """Give up when nothing happened for too long; on the connection something `moved` then."""
         if self._shell.surroundings.limits.body_rate and self._is_slow(now):
             self._shell.surroundings.refusals.count(BODY_RATE, self._shell.peer.address)
             self._time_out(BodyTimeout("the request's body came too slowly"))
             return
         since = self.idle_since
+        exchange = self._exchange
+        surroundings = self._shell.surroundings
+        body_idle = surroundings.timeouts.body_idle if exchange is None else exchange.body_idle
         if since == 0.0:
             self.idle_since = now
         elif now - max(since, moved) < body_idle and now - since < max(STALLED, body_idle):
@@ -376,7 +379,7 @@ class Http2Downstream(asyncio.Protocol):
             connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "the header block or preface took too long")
         for stream in list(connection.streams.values()):
             assert isinstance(stream, Http2Stream)
-            stream.look(now, self._moved, timeouts.body_idle)
+            stream.look(now, self._moved)
         if connection.streams or connection.last_stream != self._last_stream:
             self._last_stream = connection.last_stream
             self._idle_since = now

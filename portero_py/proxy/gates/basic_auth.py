@@ -193,7 +193,7 @@ class Passwords(Gate):
             if hashed is None:
                 hashed = next(iter(self._users.values()))
             comparison = Comparison(self, key, hashed, password, is_user=is_user)
-            self._comparisons.add(client_of(exchange.peer.address), comparison)
+            self._comparisons.add(client_of(exchange.peer.client(exchange.head.forwarded)), comparison)
             self._pending[key] = comparison
         return Waiting(exchange, comparison)
 

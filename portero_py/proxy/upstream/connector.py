@@ -34,7 +34,7 @@ class HttpConnector:
         surroundings = self._surroundings
         backend = pool.backend
         context = self._tls.context(backend) if backend.use_tls else None
-        seconds = surroundings.timeouts.connect
+        seconds = pool.patience.connect
         try:
             async with asyncio.timeout(seconds):
                 transport, connection = await surroundings.loop.create_connection(

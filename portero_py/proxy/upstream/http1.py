@@ -175,7 +175,7 @@ class UpstreamHttp1(UpstreamConnection):
         length = head.body_length
         self._request_ended = length == 0
         if length == 0:
-            self.deadline = exchange.upstream_started + self._surroundings.first_look
+            self.deadline = exchange.upstream_started + self._pool.patience.first_look
             self._transport.write(request_bytes(head, forwarded, request_id))
             return
         self._body_chunked = length == CHUNKED
@@ -183,7 +183,7 @@ class UpstreamHttp1(UpstreamConnection):
         self._outgoing = request_bytes(head, forwarded, request_id)
         if head.expects_continue:
             self._let_out()
-            self.deadline = exchange.upstream_started + self._surroundings.timeouts.upstream_head
+            self.deadline = exchange.upstream_started + self._pool.patience.upstream_head
 
     def send_body(self, data: bytes) -> None:
         """Send body bytes, or bytes of a tunnel."""
@@ -313,7 +313,7 @@ class UpstreamHttp1(UpstreamConnection):
         self._surroundings.budget.holds(self, self.held_bytes())
         if self._exchange is not None:
             self._slow = SlowPeer(self._transport)
-            self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
+            self.deadline = monotonic() + self._pool.patience.upstream_idle
             self._exchange.upstream_paused()
 
     def resume_writing(self) -> None:
@@ -353,7 +353,7 @@ class UpstreamHttp1(UpstreamConnection):
         if self._writing_paused:
             more = 0.0
             if self._slow is not None:
-                more = self._slow.more_time(self._surroundings.timeouts.upstream_idle)
+                more = self._slow.more_time(self._pool.patience.upstream_idle)
             if more:
                 self.deadline = now + more
                 return
@@ -379,13 +379,13 @@ class UpstreamHttp1(UpstreamConnection):
         if self._state is not _HEAD or not self._request_ended or self._looked == self._uses:
             return False
         self._looked = self._uses
-        surroundings, exchange = self._surroundings, self._exchange
-        rest = surroundings.timeouts.upstream_head - surroundings.first_look
+        patience, exchange = self._pool.patience, self._exchange
+        rest = patience.upstream_head - patience.first_look
         if rest <= 0.0 or self._informational or exchange is None:
             return False
         self.deadline += rest
         if self.is_silent():
-            surroundings.outcomes.slow(exchange, now)
+            self._surroundings.outcomes.slow(exchange, self._surroundings.table, now)
         return now < self.deadline
 
     def _let_out(self) -> None:
@@ -398,10 +398,10 @@ class UpstreamHttp1(UpstreamConnection):
         if state is _HEAD:
             self._read_head(self._buffer + data if self._buffer else data, exchange)
         elif state is _BODY:
-            self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
+            self.deadline = monotonic() + self._pool.patience.upstream_idle
             self._read_body(data, exchange)
         elif state is _UNTIL_CLOSE:
-            self.deadline = monotonic() + self._surroundings.timeouts.upstream_idle
+            self.deadline = monotonic() + self._pool.patience.upstream_idle
             exchange.response_body(data)
         elif state is _TUNNEL:
             self._expect_bytes()
@@ -433,7 +433,7 @@ class UpstreamHttp1(UpstreamConnection):
             if self._informational > MAX_INFORMATIONAL:
                 raise BadResponse("too many informational responses")
             if self._request_ended:
-                self.deadline = monotonic() + surroundings.timeouts.upstream_head  # it is at work
+                self.deadline = monotonic() + self._pool.patience.upstream_head  # it is at work
             if self._informational_bytes <= limit:
                 exchange.response_informational(head)
             if not rest or self._exchange is not exchange:
@@ -450,7 +450,7 @@ class UpstreamHttp1(UpstreamConnection):
             self._release(now, extra=extra)
             exchange.response(head, rest[:length] if extra else rest, now)
             return
-        self.deadline = monotonic() + surroundings.timeouts.upstream_idle
+        self.deadline = monotonic() + self._pool.patience.upstream_idle
         if length == UNTIL_CLOSE:
             self._state = _UNTIL_CLOSE
         else:
@@ -576,17 +576,17 @@ class UpstreamHttp1(UpstreamConnection):
 
     def _expect_bytes(self) -> None:
         """Set the deadline that fits the state, after a pause."""
-        timeouts = self._surroundings.timeouts
+        patience = self._pool.patience
         if self._state is _HEAD:
-            seconds = self._surroundings.first_look
+            seconds = patience.first_look
             if not self._request_ended:
                 seconds = 0.0
             elif self._writing_paused or self._looked == self._uses or self._informational:
-                seconds = timeouts.upstream_head
+                seconds = patience.upstream_head
         elif self._state is _HALF_TUNNEL or (
             self._state is _TUNNEL and (not self._request_ended or self._transport.can_write_eof())
         ):
             seconds = TUNNEL_IDLE
         else:
-            seconds = timeouts.upstream_idle
+            seconds = patience.upstream_idle
         self.deadline = monotonic() + seconds if seconds else 0.0

@@ -17,6 +17,8 @@ The rules
   few whenever one is made, so that names which clients make up cannot grow into a heap.
 - Who is no backend (`apart`) is in no table: its pool is closed by whoever asked for it.
 - Whatever goes wrong while a connection is made, its exchange hears of it.
+- A pool knows how patient its service is (`patience`): by the table in force when it was made, then by each
+  that it was compared with. One whose backend left goes on as it was.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from portero_py.core.model import Backend, Lease, Service
     from portero_py.core.routing_table import RoutingTable
     from portero_py.proxy.endpoints import ResponseSide, Upstream
+    from portero_py.proxy.patience import AllPatience, Patience
     from portero_py.proxy.upstream.connection import UpstreamConnection
     from portero_py.proxy.upstream.rooms import Rooms
 
@@ -82,10 +85,13 @@ class Connector(Protocol):
 class BackendPool:
     """The connections to one backend of a service, under one server name when it speaks TLS."""
 
-    def __init__(self, pools: Pools, service: str, backend: Backend, server_name: str) -> None:
+    def __init__(
+        self, pools: Pools, service: str, backend: Backend, server_name: str, patience: Patience
+    ) -> None:
         self.service = service
         self.backend = backend
         self.server_name = server_name
+        self.patience = patience
         self.claims = 0
         self.is_limited = False  # somebody had to take a slot for it
         self._pools = pools
@@ -252,9 +258,14 @@ class Pools(Claims):
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, table: RoutingTable, rooms: Rooms | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        table: RoutingTable,
+        patience: AllPatience,
+        rooms: Rooms | None = None,
     ) -> None:
         self.loop = loop
+        self.patience = patience
         self._rooms = rooms
         self.connector: Connector
         self._pools: dict[PoolKey, BackendPool] = {}
@@ -283,7 +294,7 @@ class Pools(Claims):
 
     def apart(self, service: str, backend: Backend, server_name: str) -> BackendPool:
         """Another pool than that of a backend, for somebody who is asked about the requests to `service`."""
-        pool = BackendPool(self, service, backend, server_name)
+        pool = BackendPool(self, service, backend, server_name, self.patience.general)
         self._apart = [each for each in self._apart if not each.is_left]
         self._apart.append(pool)
         return pool
@@ -376,11 +387,15 @@ class Pools(Claims):
     def _make(self, key: PoolKey, lease: Lease, server_name: str) -> BackendPool:
         self._drop_empty(2)  # one more than is made
         service, backend = lease.service, lease.backend
-        pool = self._pools[key] = BackendPool(self, service, backend, server_name)
+        pool = self._pools[key] = BackendPool(self, service, backend, server_name, self._patience_of(service))
         if backend.use_tls:
             self._tls_keys.setdefault((service, backend), set()).add(key)
         self.watch(pool)
         return pool
+
+    def _patience_of(self, service: str) -> Patience:
+        found = self._latest.services.get(service)
+        return self.patience.of(service, None if found is None else found.policy)
 
     def _keys(self, service: str, backend: Backend) -> list[PoolKey]:
         if backend.use_tls:
@@ -443,6 +458,11 @@ class Pools(Claims):
             for backend in are - were:
                 for key in self._keys(name, backend):
                     self._pools[key].reopen()
+        if after is not None and (None if before is None else before.policy) is not after.policy:
+            patience = self._patience_of(name)
+            for lease in holds:
+                for key in self._keys(name, lease.backend):
+                    self._pools[key].patience = patience
         return len(held) + len(holds)
 
     def _settle(self, name: str, pools: list[BackendPool], table: RoutingTable) -> int:
@@ -451,6 +471,7 @@ class Pools(Claims):
         known = {lease.backend for lease in compared.leases} if compared is not None else set()
         there = {lease.backend for lease in latest.leases} if latest is not None else set()
         for pool in pools:
+            pool.patience = self._patience_of(name)
             if pool.backend in known:
                 pass  # from now on the comparisons see it
             elif pool.backend in there:

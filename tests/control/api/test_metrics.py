@@ -57,6 +57,7 @@ def counted() -> Counters:
     counters.queue_waits["a.example", 4] = 15
     counters.queue_seconds["a.example"] = 0.6
     counters.queue_refused["a.example", "queue_full"] = 16
+    counters.rate_limited["a.example"] = 17
     counters.refused["handshakes"] = 14
     counters.buffered_bytes = 15
     counters.bytes_in = 10

@@ -615,7 +615,7 @@ async def test_who_said_that_nothing_more_comes_is_closed_at_once(world: World) 
 
 async def test_a_short_time_limit_is_kept_although_the_wheel_looked_far_ahead(world: World) -> None:
     backend = await world.idle_backend()
-    world.timeouts = replace(world.timeouts, upstream_head=5)
+    world.patience.general.upstream_head = 5
     client = world.client()
     client.send(GET)
     await world.pass_time(12)

@@ -181,6 +181,10 @@ class Scripted(RequestSide):
         self.request_id = b"request-7"
         self.said: list[object] = []
 
+    @property
+    def body_idle(self) -> float:
+        return IDLE
+
     def start(self) -> None:
         self.said.append("start")
 
