@@ -43,7 +43,8 @@ test-compiled: $(STAMP) $(COMPILED_STAMP) packages  ## the conformance, smugglin
 		$(COMPILED_TESTS) $(PYTEST_ARGS)
 
 # One after the other: each wants the machine for itself. `make test` does not collect tests/slow.
-test-slow: $(STAMP) packages  ## what takes minutes: a soak, faults under load (PORTERO_CHAOS_SEED, _SECONDS)
+test-slow: $(STAMP)  ## what takes minutes: a soak, faults under load (PORTERO_CHAOS_SEED, _SECONDS)
+	@SLOW=1 .ci/packages
 	$(BIN)/pytest -n 2 -m minutes tests/e2e $(PYTEST_ARGS)
 	$(BIN)/pytest -n 0 tests/slow $(PYTEST_ARGS)
 

@@ -199,6 +199,12 @@ class RegistrationRefused(ClientError):
         self.reason_given = reason_given
 
 
+class DockerUnreachable(PorteroError):
+    """No answer from Docker, or one that is of no use: where it was asked, and why."""
+
+    reason = "docker_unreachable"
+
+
 # Certificates by ACME
 
 
@@ -246,6 +252,12 @@ class ValidationFailed(AcmeError):
     """The CA came to look, and did not find its challenge answered."""
 
     reason = "validation_failed"
+
+
+class DnsFailed(AcmeError):
+    """The record that a CA wants to see could not be made, or did not get to the name's servers in time."""
+
+    reason = "dns_failed"
 
 
 class OrderLost(AcmeError):

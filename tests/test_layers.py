@@ -22,13 +22,14 @@ ALLOWED = {
     "errors.py": (),
     "__init__.py": (),
     "__main__.py": ("cli", "run.held_signals", "run.main_process"),
-    "core": ("wire.message", "errors"),  # a request's head is what a balancing policy may decide by
+    # A request's head is what a balancing policy may decide by, and its cookies.
+    "core": ("wire.message", "wire.cookies", "errors"),
     "wire": ("errors",),
     "config": ("core", "wire", "errors"),
     "feed": ("config", "core", "wire", "errors"),
     "proxy": ("feed", "config", "core", "wire", "errors"),
     "control": ("feed", "config", "core", "wire", "errors", "__version__"),
-    "client": ("core.auth", "errors"),
+    "client": ("core.auth", "core.names", "errors"),
     "run": ("control", "proxy", "feed", "config", "core", "wire", "errors", "__version__"),
     "demo": ("client", "config", "core", "errors"),
     "cli": (

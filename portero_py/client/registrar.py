@@ -88,6 +88,7 @@ class Registration:
     tls_fingerprint: str = ""
     health_path: str = ""
     max_in_flight: int = 0
+    protocol: str = "http1"
 
     def body(self) -> dict[str, object]:
         """The JSON body: the fields that every API knows, and of the others those that say something."""
@@ -108,6 +109,8 @@ class Registration:
             body["health_path"] = self.health_path
         if self.max_in_flight:
             body["max_in_flight"] = self.max_in_flight
+        if self.protocol != "http1":
+            body["protocol"] = self.protocol
         return body
 
     def name(self) -> dict[str, object]:
@@ -115,6 +118,13 @@ class Registration:
         if self.instance_id:
             return {"service_name": self.service_name, "instance_id": self.instance_id}
         return {"service_name": self.service_name, "host": self.host, "port": self.port}
+
+
+def may_be_granted(error: ClientError) -> bool:
+    """Whether the API may have granted the lease all the same: it was asked, and did not say no."""
+    if isinstance(error, RegistrationRefused):
+        return error.answered >= 500
+    return _was_reached(error)
 
 
 class RenewalSchedule:
@@ -209,7 +219,7 @@ class Registrar:
         try:
             answer = await self._ask("POST", self._registration.body(), timeout)
         except ClientError as error:
-            if not _may_be_granted(error):
+            if not may_be_granted(error):
                 self._may_have_lease = may_have_lease
             raise
         self._lease_ends = began + seconds(answer.get("expires_in"), ttl)
@@ -376,13 +386,6 @@ _TOO_MANY_WAITS: Final = "too_many_waits"
 
 def _draw() -> float:
     return random.random()  # noqa: S311 - spreads load, keeps no secret
-
-
-def _may_be_granted(error: ClientError) -> bool:
-    """Whether the API may have granted the lease all the same: it was asked, and did not say no."""
-    if isinstance(error, RegistrationRefused):
-        return error.answered >= 500
-    return _was_reached(error)
 
 
 def _was_reached(error: ClientError) -> bool:

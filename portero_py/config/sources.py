@@ -85,6 +85,11 @@ def _shape_off(text: str) -> object:
 
 _MANY_NETWORKS = values.many(values.network)
 
+#: RFC 8945, 6.
+_TSIG_ALGORITHMS: Final = tuple(
+    f"hmac-{digest}" for digest in ("sha256", "sha224", "sha384", "sha512", "sha1", "md5")
+)
+
 SETTINGS: Final = (
     Setting("proxy.listen", values.many(values.address), "listen-addr", "LISTEN_ADDR", values.shape_list),
     Setting("proxy.trusted_proxies", _MANY_NETWORKS, "trusted-proxy", shape=values.shape_list),
@@ -125,10 +130,20 @@ SETTINGS: Final = (
     Setting("acme.email", values.email, "acme-email"),
     Setting("acme.directory", values.acme_directory, "acme-directory"),
     Setting("acme.ca_file", values.text, "acme-ca-file"),
-    Setting("acme.challenge", values.one_of("auto", "tls-alpn-01", "http-01"), "acme-challenge"),
+    Setting("acme.challenge", values.one_of("auto", "tls-alpn-01", "http-01", "dns-01"), "acme-challenge"),
     Setting("acme.eab_kid", values.text, "acme-eab-kid"),
     Setting("acme.eab_hmac", values.secret, "acme-eab-hmac", is_secret=True),
     Setting("acme.agree_tos", values.switch, "acme-agree-tos", shape=values.shape_switch),
+    Setting("acme.dns_hook", values.command, "acme-dns-hook", shape=values.shape_command),
+    Setting("acme.dns_hook_seconds", values.seconds(1, 3600)),
+    Setting("acme.dns_server", values.connect_address, "acme-dns-server"),
+    Setting("acme.dns_zone", values.domain, "acme-dns-zone"),
+    Setting("acme.dns_tsig_name", values.domain, "acme-dns-tsig-name"),
+    Setting("acme.dns_tsig_secret", values.secret, "acme-dns-tsig-secret", is_secret=True),
+    Setting("acme.dns_tsig_algorithm", values.one_of(*_TSIG_ALGORITHMS), "acme-dns-tsig-algorithm"),
+    Setting("acme.dns_resolver", values.many(values.ip_port), "acme-dns-resolver", shape=values.shape_list),
+    Setting("acme.dns_check", values.many(values.ip_port), "acme-dns-check", shape=values.shape_list),
+    Setting("acme.dns_seconds", values.seconds(1, 3600)),
     Setting("timeouts.handshake", values.seconds(0.1)),
     Setting("timeouts.head", values.seconds(0.1)),
     Setting("timeouts.body_idle", values.seconds(0.1)),

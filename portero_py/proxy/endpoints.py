@@ -70,6 +70,7 @@ class Record:
     upstream_started = 0.0
     upstream_seconds = 0.0
     retries = 0
+    is_at_home = False  # the client's cookie is to stay as it is (`core/stickiness`)
     bytes_in = 0
     bytes_out = 0
     error: PorteroError | None = None
@@ -101,6 +102,10 @@ class Waiting(Record):
 
 class Gated(Waiting):
     """The exchange, as the gates of its service see it (`gates/gate`)."""
+
+    def bare_fields(self) -> Fields:
+        """The request's fields as an application knows them: without what in its cookies is portero's own."""
+        return self.head.fields
 
     def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on, to a backend with `changes`."""

@@ -20,7 +20,8 @@ The invariants
 - A claim is taken in `_try_next` and released in `_release`, nowhere else; `_release` follows from every way
   out. So it is with a limited backend's slot (`_pick_scarce`), and with the place in a queue (`_wait`).
 - Whoever comes while others wait for the same service waits behind them.
-- Whom the table sends to another service than at first passes the gates of that one too (`_enter`).
+- A request whose cookie names a backend (`core/stickiness`) goes there while it may, in each try anew; the
+  answer says whether its client is to have another cookie.
 - A request is sent a second time only when the backend cannot have acted on it: nothing was sent, or the
   method is idempotent, there is no body and no byte of a response came (RFC 9110, 9.2.2).
 - A body byte is in one place: sent, or in `_kept_body`. What a connection refuses because it is breaking
@@ -69,9 +70,10 @@ from portero_py.errors import (
 )
 from portero_py.proxy.endpoints import RequestSide
 from portero_py.proxy.replies import reply
-from portero_py.proxy.routing import changed, redirect, stripped
+from portero_py.proxy.routing import redirect, stripped
 from portero_py.proxy.rules import MAX_RETRIES
 from portero_py.proxy.upstream.rooms import NONE
+from portero_py.wire.message import request_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -276,6 +278,13 @@ class Exchange(RequestSide):
 
     # What the gates call
 
+    def bare_fields(self) -> Fields:
+        """The request's fields as an application knows them: without what in its cookies is portero's own."""
+        rules, head = self._rules, self.head
+        if rules is None or rules.sticky is None:
+            return head.fields
+        return rules.sticky.request_head(head).fields
+
     def gate_opened(self, changes: Changes | None = None) -> None:
         """It may go on: through the gates behind this one, as a new request would."""
         self._asked()
@@ -288,7 +297,7 @@ class Exchange(RequestSide):
             return
         if changes is not None:
             outgoing = self.head if self._outgoing is None else self._outgoing
-            self._outgoing = changed(outgoing, changes.of(outgoing.fields))
+            self._outgoing = request_with(outgoing, changes.of(outgoing.fields))
         self._pass_gates(service, monotonic())
 
     def gate_closed(self, error: PorteroError) -> None:
@@ -588,9 +597,12 @@ class Exchange(RequestSide):
             if lease is None:
                 return
         else:
-            lease = surroundings.balancers.pick(
-                service, now, self._excluded or (), self.head, error is not None
-            )
+            if self._rules is None:
+                lease = surroundings.balancers.pick(
+                    service, now, self._excluded or (), self.head, error is not None
+                )
+            else:
+                lease = self._pick(service, now, error is not None)
             if lease is None:
                 self._refuse(error or NoBackend("no backend can take the request now"))
                 return
@@ -619,6 +631,22 @@ class Exchange(RequestSide):
             self.downstream.pause_body()
         self._connecting = pool.connect(self)
 
+    def _pick(self, service: Service, now: float, retry: bool) -> Lease | None:
+        """Pick by the service's policy: its client's home (`core/stickiness`), if it has one, or another."""
+        surroundings, rules = self._surroundings, self._rules
+        balancers = surroundings.balancers
+        excluded = self._excluded or ()
+        client = ""
+        if rules is not None:
+            if rules.sticky is not None and rules.service == service.name:
+                home = rules.sticky.home(self.head, service)
+                self.is_at_home = home is not None and balancers.may_stay(service, home, now, excluded, retry)
+                if self.is_at_home and home is not None and surroundings.pools.has_room(home):
+                    return home
+            if rules.by_client:
+                client = self.peer.client(self.head.forwarded)
+        return balancers.pick(service, now, excluded, self.head, retry, client)
+
     def _pick_scarce(self, service: Service, error: PorteroError | None, now: float) -> Lease | None:
         """Pick for a service that not everybody may go on to; None: it waits in the queue, or was refused."""
         surroundings = self._surroundings
@@ -627,7 +655,7 @@ class Exchange(RequestSide):
         if halt is None and (queued or service.name not in surroundings.queues):
             excluded = self._excluded or ()
             retry = bool(excluded)
-            lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+            lease = self._pick(service, now, retry)
             tries = len(service.leases)
             while lease is not None and lease.max_in_flight:
                 self._slot = surroundings.pools.take_slot(lease)
@@ -640,7 +668,7 @@ class Exchange(RequestSide):
                 if not tries:
                     lease = None
                     break
-                lease = surroundings.balancers.pick(service, now, excluded, self.head, retry)
+                lease = self._pick(service, now, retry)
             if lease is not None:
                 if queued:
                     self._leave_queue(now)

@@ -10,11 +10,10 @@ from time import time
 from typing import TYPE_CHECKING, Final
 
 from portero_py.proxy.replies import http_date, phrase_of
-from portero_py.wire.message import RequestHead, ResponseHead
+from portero_py.wire.message import RequestHead, ResponseHead, request_with
 
 if TYPE_CHECKING:
     from portero_py.core.routes import Route
-    from portero_py.wire.message import Fields
 
 #: Tells a backend what was stripped.
 PREFIX: Final = b"X-Forwarded-Prefix"
@@ -24,26 +23,7 @@ def stripped(head: RequestHead, path: str) -> RequestHead:
     """`head`, whose target begins with `path`, as the backend gets it: without that."""
     prefix = path.encode().rstrip(b"/")
     rest = head.target[len(prefix) :]
-    return changed(head, [*head.fields, (PREFIX, prefix)], rest if rest[:1] == b"/" else b"/" + rest)
-
-
-def changed(head: RequestHead, fields: Fields, target: bytes = b"") -> RequestHead:
-    """`head` with other fields and, where it is given, another target."""
-    other = RequestHead(
-        head.method,
-        target or head.target,
-        head.authority,
-        head.version,
-        fields,
-        head.body_length,
-        expects_continue=head.expects_continue,
-        forwarded=head.forwarded,
-        wants_trailers=head.wants_trailers,
-    )
-    other.keep_alive = head.keep_alive
-    if head.upgrade:
-        other.upgrade = head.upgrade
-    return other
+    return request_with(head, [*head.fields, (PREFIX, prefix)], rest if rest[:1] == b"/" else b"/" + rest)
 
 
 def redirect(route: Route, head: RequestHead, request_id: bytes) -> tuple[ResponseHead, bytes]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from portero_py.core.balancing.balancers import BY_CLIENT
 from portero_py.core.policies import FieldChanges, ServicePolicy
 from portero_py.core.rate_limit import Buckets
+from portero_py.core.stickiness import Stickiness, sticky_key
 from portero_py.proxy.gates.addresses import Addresses
 from portero_py.proxy.gates.basic_auth import Comparisons, Passwords
 from portero_py.proxy.gates.forward_auth import Authority
 from portero_py.proxy.gates.maintenance import Closed
 from portero_py.proxy.gates.rate_limit import RateLimits
-from portero_py.proxy.routing import changed
 from portero_py.wire.field_changes import Changes
 from portero_py.wire.headers import REQUEST_KINDS, RESPONSE_KINDS
 from portero_py.wire.http1 import MEMO_BLOCK, MEMO_SIZE, request_lines
-from portero_py.wire.message import RequestHead, ResponseHead
+from portero_py.wire.message import RequestHead, ResponseHead, request_with, response_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +69,10 @@ class Rules:
             )
         #: What an exchange passes, in order.
         self.gates = tuple(gates)
+        #: Whether the client's address says which backend.
+        self.by_client = policy.balance in BY_CLIENT
+        self.sticky: Stickiness | None = None
+        self.renew_key()
         self._request_changes = _changes(policy.request_headers, REQUEST_KINDS)
         self._response_changes = _changes(policy.response_headers, RESPONSE_KINDS)
         self._number = every.next_number()
@@ -84,38 +89,53 @@ class Rules:
         own = self.policy.body_bytes
         return self._every.limits.body_bytes if own is None else own
 
+    def renew_key(self) -> None:
+        """Sign cookies with the key that there is now."""
+        sticky = self.policy.sticky
+        self.sticky = None if sticky is None else Stickiness(sticky, self._every.sticky_key)
+
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
         changes = self._request_changes
-        if changes is None:
+        if changes is not None:
+            head = self._changed_request(head, changes)
+        return head if self.sticky is None else self.sticky.request_head(head)
+
+    def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
+        """What the client is to get instead of a backend's `head`, as `request_head`."""
+        changes, sticky, lease = self._response_changes, self.sticky, exchange.lease
+        if changes is not None:
+            head = self._changed(head, changes)
+        if sticky is None or lease is None:
             return head
+        is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) == b"https"
+        return sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
+
+    # Private
+
+    def _changed_request(self, head: RequestHead, changes: Changes) -> RequestHead:
         lines = head.lines
         if lines is None:
-            return changed(head, changes.of(head.fields))
+            return request_with(head, changes.of(head.fields))
         memory = self._every.request_heads
         known = memory.get((self._number, lines))
         if known is not None:
-            other = changed(head, known[0])
+            other = request_with(head, known[0])
             other.lines = known[1]
             return other
-        other = changed(head, changes.of(head.fields))
+        other = request_with(head, changes.of(head.fields))
         other.lines = request_lines(other)
         if len(memory) >= MEMO_SIZE:
             memory.clear()
         memory[self._number, lines] = other.fields, other.lines
         return other
 
-    def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
-        """What the client is to get instead of a backend's `head`, as `request_head`."""
-        changes = self._response_changes
-        if changes is None:
-            return head
+    def _changed(self, head: ResponseHead, changes: Changes) -> ResponseHead:
         memory = self._every.response_heads
         known = memory.get((self._number, id(head)))
         if known is not None:
             return known[1]
-        fields = changes.of(head.fields)
-        other = ResponseHead(head.status, head.phrase, fields, head.body_length, upgrade=head.upgrade)
+        other = response_with(head, changes.of(head.fields))
         if head.body_length >= 0 and _size(head.fields) <= MEMO_BLOCK:  # else no parser shares it
             if len(memory) >= MEMO_SIZE:
                 memory.clear()
@@ -174,6 +194,9 @@ class AllRules:
     ) -> None:
         self.pools = pools
         self.counters = counters
+        self.refusals = refusals
+        self.buckets = buckets or Buckets(memoryview(bytearray(Buckets.size(1))), 1, 0)
+        self.patience = patience
         # Clients and backends send the same heads again and again, which parsers share: so are those that
         # follow from them. One memory for all services, so that 10,000 of them take no more than one.
         #: By rules and the lines of a head.
@@ -181,18 +204,22 @@ class AllRules:
         #: By rules and the identity of a head, which is kept alive here.
         self.response_heads: dict[tuple[int, int], tuple[ResponseHead, ResponseHead]] = {}
         self._made = 0
-        self.refusals = refusals
-        self.buckets = buckets or Buckets(memoryview(bytearray(Buckets.size(1))), 1, 0)
-        self.patience = patience
         self.comparisons = Comparisons(pools.loop.create_task)
-        self.configure(config)
         self._rules: dict[str, Rules] = {}
+        self.sticky_key = b""
+        self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Go by this configuration from now on."""
         self.limits = config.limits
         self.timeouts = config.timeouts
         self.workers = config.workers
+        registration = config.registration
+        key = sticky_key(registration.secret or "".join([key for _, key in registration.hmac_keys[:1]]))
+        if key != self.sticky_key:
+            self.sticky_key = key
+            for rules in self._rules.values():
+                rules.renew_key()
 
     def next_number(self) -> int:
         """A number for rules: no others, before or after, have it."""

@@ -132,6 +132,7 @@ class ControlPlane:
                 count=self._metrics.certificate_reload,
             )
             if config.acme.enabled:
+                from portero_py.control.acme.challenges import at_usual_port
                 from portero_py.control.acme.renewals import Acme  # for those who use it
 
                 acme = self._acme = Acme(
@@ -143,6 +144,7 @@ class ControlPlane:
                     count=self._metrics.acme_attempt,
                     has_service=self._leases.has_backend,
                     has_plain_http=bool(listening.plain_http),
+                    at_usual_port=at_usual_port(config),
                     count_fault=self._metrics.fault,
                 )
                 self._leases.subscribe(

@@ -171,6 +171,14 @@ class Forwarding:
             self._authority = authority
         return self._last
 
+    def scheme(self, received: Sequence[Field]) -> bytes:
+        """Return how the client came, b"https" or b"http", as the backend is told."""
+        if received and self._trusted:
+            for name, value in received:
+                if name.lower() == b"x-forwarded-proto":
+                    return value.partition(b",")[0].strip().lower()
+        return self._scheme
+
     def request_id(self, received: Sequence[Field]) -> bytes:
         """Return the X-Request-ID that a trusted proxy sent, or b"" when a new one is due."""
         if received and self._trusted:

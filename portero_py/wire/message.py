@@ -101,3 +101,27 @@ class ResponseHead:
         self.fields = fields
         self.body_length = body_length
         self.upgrade = upgrade
+
+
+def request_with(head: RequestHead, fields: Fields, target: bytes = b"") -> RequestHead:
+    """`head`, which may be shared, with other fields and, where it is given, another target."""
+    other = RequestHead(
+        head.method,
+        target or head.target,
+        head.authority,
+        head.version,
+        fields,
+        head.body_length,
+        expects_continue=head.expects_continue,
+        forwarded=head.forwarded,
+        wants_trailers=head.wants_trailers,
+    )
+    other.keep_alive = head.keep_alive
+    if head.upgrade:
+        other.upgrade = head.upgrade
+    return other
+
+
+def response_with(head: ResponseHead, fields: Fields) -> ResponseHead:
+    """`head`, which may be shared, with other fields."""
+    return ResponseHead(head.status, head.phrase, fields, head.body_length, upgrade=head.upgrade)

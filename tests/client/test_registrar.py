@@ -149,11 +149,11 @@ class TestRegistrar:
         assert scripted.requests[1][1] == {"service_name": "app.example", "host": "::1", "port": 8000}
 
     async def test_what_a_backend_says_of_itself_is_sent(self, scripted: ScriptedApi) -> None:
-        backend = Registration("app.example", "::1", 8000, health_path="/up", max_in_flight=7)
+        backend = Registration("app.example", "::1", 8000, health_path="/up", max_in_flight=7, protocol="h2c")
         async with Registrar(Api(scripted.url, "hush", KEY), backend):
             pass
         posted = scripted.requests[0][1]
-        assert (posted["health_path"], posted["max_in_flight"]) == ("/up", 7)
+        assert (posted["health_path"], posted["max_in_flight"], posted["protocol"]) == ("/up", 7, "h2c")
 
     async def test_it_renews_when_the_api_said(self, scripted: ScriptedApi) -> None:
         scripted.answers = [(200, {**GRANTED, "renew_after": 0.01}, {})]

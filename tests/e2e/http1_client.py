@@ -15,9 +15,14 @@ class Http1Client:
     """One connection to the proxy."""
 
     def __init__(
-        self, address: tuple[str, int], *, tls: ssl.SSLContext | None = None, sni: str | None = None
+        self,
+        address: tuple[str, int],
+        *,
+        tls: ssl.SSLContext | None = None,
+        sni: str | None = None,
+        source: str = "",
     ) -> None:
-        raw = socket.create_connection(address, timeout=PATIENCE)
+        raw = socket.create_connection(address, PATIENCE, (source, 0) if source else None)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket: socket.socket = raw
         if tls is not None:

@@ -65,8 +65,9 @@ class ApiAnswer:
 class ProxyProcess:
     """portero-py with a plain or a TLS listener on 127.0.0.1 and [::1], and the registration API.
 
-    `toml` is the text of its configuration file. Call `start`, and `stop` at the end: it asserts exit status
-    0 and a clean log.
+    `toml` is the text of its configuration file. With `by_flags` False the others say where it
+    listens: set `port` and `register_port` then. Call `start`, and `stop` at the end: it asserts exit
+    status 0 and a clean log.
     """
 
     def __init__(
@@ -77,16 +78,17 @@ class ProxyProcess:
         toml: str = "",
         flags: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        by_flags: bool = True,
     ) -> None:
         self.folder = folder
         self.port, self.register_port = free_port(), free_port()
         self.tls = certificates is not None
-        self._flags = [
+        at = [
             *("--listen-addr", f"127.0.0.1:{self.port}", "--listen-addr", f"[::1]:{self.port}"),
             *("--register-addr", f"127.0.0.1:{self.register_port}"),
             *(("--tls-cert-dir", str(certificates)) if certificates else ("--no-tls",)),
-            *flags,
         ]
+        self._flags = [*(at if by_flags else ()), *flags]
         folder.mkdir(parents=True, exist_ok=True)
         if toml:
             (folder / "portero.toml").write_text(toml)

@@ -14,10 +14,10 @@ import bcrypt
 import pytest
 import websockets.sync.client
 
-from tests.e2e.asking import ask_by_curl
 from tests.e2e.backends import Peer, RecordingBackend, echo_each
 from tests.e2e.certificates import Authority, client_context, threaded_client_context
 from tests.e2e.conftest import SHORT_GOODBYE, Need, StartBackend, StartProxy
+from tests.e2e.curl_answers import ask_by_curl
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import Http2Client, fields_of, rst_stream
 from tests.e2e.messages import Request

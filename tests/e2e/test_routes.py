@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.asking import ask_by_curl
 from tests.e2e.backends import RecordingBackend, answer_with
 from tests.e2e.certificates import Authority, client_context
 from tests.e2e.conftest import SHORT_GOODBYE, Need, StartBackend
+from tests.e2e.curl_answers import ask_by_curl
 from tests.e2e.http1_client import Http1Client, get, post
 from tests.e2e.http2_client import Http2Client, fields_of
 from tests.e2e.proxy_process import ProxyProcess

@@ -315,3 +315,38 @@ async def test_a_general_queue_is_not_that_of_a_service_that_wants_none(world: W
     await settle()
     assert statuses(client.received) == [503]
     backend.send(OK)
+
+
+async def test_a_limit_that_is_raised_lets_who_waits_go_on(world: World) -> None:
+    policy = ServicePolicy(queue_seconds=60)
+    serve(world, policy, limit=1)
+    busy, client = world.client(), world.client()
+    busy.send(GET)
+    first = await world.backend()
+    client.send(GET)
+    await settle()
+    assert len(world.queues) == 1
+    serve(world, policy, limit=2)
+    world.queues.follow(world.table)
+    second = await world.backend()
+    for backend in (first, second):
+        backend.send(OK)
+    assert [statuses(each.received) for each in (busy, client)] == [[200], [200]]
+
+
+@pytest.mark.parametrize(("retries", "moved"), [(0, False), (1, True)])
+async def test_without_retries_nobody_is_moved_whose_request_was_sent(
+    world: World, retries: int, *, moved: bool
+) -> None:
+    serve(world, ServicePolicy(retries=retries), backends=2)
+    client = world.client()
+    client.send(GET)
+    backend = await world.backend()
+    exchange = cast("Any", backend.protocol)._exchange
+    lease = exchange.lease
+    down = replace(lease, state=LeaseState.DOWN)
+    exchange.backends_fell({(lease.service, lease.instance_id): down})
+    await settle()
+    assert len(world.loop.connections) == (2 if moved else 1)
+    world.loop.connections[-1].send(OK)
+    assert statuses(client.received) == [200]

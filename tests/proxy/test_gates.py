@@ -12,7 +12,7 @@ import pytest
 
 from portero_py.config.model import Config
 from portero_py.core.model import Backend, Lease, Service
-from portero_py.core.policies import BasicAuth, FieldChanges, ForwardAuth, Maintenance, ServicePolicy
+from portero_py.core.policies import BasicAuth, FieldChanges, ForwardAuth, Maintenance, ServicePolicy, Sticky
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import PorteroError
 from portero_py.proxy.downstream.http1 import Http1Downstream
@@ -454,6 +454,25 @@ async def test_an_answer_without_end_is_cut_off(world: World) -> None:
     asked.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 300_000)
     assert client.received.startswith(b"HTTP/1.1 502")
     assert asked.closed
+
+
+@pytest.mark.parametrize(
+    ("sticky", "shown"),
+    [(None, b"SID=%b~1; a=2"), (Sticky("SID", "prefix"), b"SID=1; a=2"), (Sticky("SID"), b"a=2")],
+)
+async def test_who_is_asked_sees_cookies_as_the_application_does(
+    world: World, sticky: Sticky | None, shown: bytes
+) -> None:
+    serve(world, replace(FORWARD, sticky=sticky))
+    client = world.client()
+    client.send(GET[:-2] + b"Cookie: SID=%b~1; a=2\r\n\r\n" % (b"m" * 32))
+    asked = await world.backend()
+    assert b"\r\nCookie: %b\r\n" % shown.replace(b"%b", b"m" * 32) in asked.received
+    asked.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+    backend = await world.backend()
+    assert b"\r\nCookie: %b\r\n" % shown.replace(b"%b", b"m" * 32) in backend.received
+    backend.send(OK)
+    assert client.received.startswith(b"HTTP/1.1 200")
 
 
 async def test_what_frames_a_request_is_not_taken_from_the_answer(world: World) -> None:

@@ -97,3 +97,26 @@ def test_what_follows_from_an_address_is_remembered_for_some() -> None:
     for number in range(MAX_KNOWN):
         of(f"10.0.{number >> 8}.{number & 255}", 5)
     assert of("192.0.2.1", 8).forwarding is not first.forwarding
+
+
+@pytest.mark.parametrize(
+    ("sender", "chain", "client"),
+    [
+        ("198.51.100.1", [b"203.0.113.9"], "198.51.100.1"),  # who is no trusted proxy speaks for himself
+        ("192.0.2.1", [], "192.0.2.1"),
+        ("192.0.2.1", [b"203.0.113.9"], "203.0.113.9"),
+        ("192.0.2.1", [b"10.0.0.1, 203.0.113.9, 192.0.2.8", b"2001:db8::5"], "203.0.113.9"),
+        ("192.0.2.1", [b"192.0.2.9, 192.0.2.8"], "192.0.2.9"),
+        ("192.0.2.1", [b"203.0.113.9:4711"], "203.0.113.9"),
+        ("192.0.2.1", [b"[2001:db9::1]:4711"], "2001:db9::1"),
+        ("192.0.2.1", [b"2001:db9::1"], "2001:db9::1"),
+        ("192.0.2.1", [b"203.0.113.9, unknown"], "192.0.2.1"),
+        ("", [b"203.0.113.9"], "unknown"),
+    ],
+)
+def test_the_client_behind_a_proxy_is_the_last_that_is_none_itself(
+    sender: str, chain: list[bytes], client: str
+) -> None:
+    peers = Peers(TRUSTED)
+    about = peers.of(cast("asyncio.Transport", Transport((sender, 5) if sender else None)))
+    assert about.client([(b"X-Forwarded-For", each) for each in chain]) == client

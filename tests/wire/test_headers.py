@@ -202,3 +202,14 @@ def test_a_trusted_proxys_request_id_is_kept_when_its_length_is_sane(value: byte
 def test_the_lines_are_the_fields() -> None:
     assert Forwarded([(b"A", b"b"), (b"C", b"")]).lines == b"A: b\r\nC: \r\n"
     assert Forwarded([]).lines == b""
+
+
+def test_how_the_client_came_is_what_the_backend_is_told() -> None:
+    sent = [(b"X-Request-ID", b"1"), (b"X-Forwarded-Proto", b"HTTPS, http")]
+    assert Forwarding(b"192.0.2.7", b"http", trusted=False).scheme(sent) == b"http"
+    trusted = Forwarding(b"192.0.2.7", b"http", trusted=True)
+    assert (trusted.scheme(sent), trusted.scheme(sent[:1]), trusted.scheme(())) == (
+        b"https",
+        b"http",
+        b"http",
+    )

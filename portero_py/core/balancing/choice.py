@@ -34,6 +34,12 @@ ORDER: Final = (LeaseState.READY, LeaseState.STARTING, LeaseState.DOWN)
 _NOBODY: Final[frozenset[str]] = frozenset()
 
 
+def goes_before(service: Service, state: LeaseState, now: float) -> bool:
+    """Whether somebody of the service is in a better state than this one."""
+    rank = ORDER.index(state)
+    return any(lease.state in ORDER[:rank] and now < lease.serves_until for lease in service.leases)
+
+
 class PassedOver:
     """Whom a policy passes over in one tier, by instance id. One object serves all picks of a service."""
 
@@ -85,6 +91,7 @@ class Choice:
         excluded: Container[str],
         head: RequestHead,
         retry: bool,
+        client: str = "",
     ) -> Lease | None:
         """As `Policy.pick`, over the tiers; None also when the best of them is full."""
         if service is not self._service:
@@ -95,13 +102,15 @@ class Choice:
         ejected = self._health.ejected.get(service.name)
         if ejected is not None:  # hence somebody is READY, and that tier is the first
             passed.ejected, passed.others = ejected, self._tiers[0]
-            lease = policy.pick(service, now, passed, head, retry)
+            if service.policy is not None and service.policy.slow_start:
+                policy.expect_return(now)
+            lease = policy.pick(service, now, passed, head, retry, client)
             if lease is not None or self._is_full(service, now):
                 return lease
             passed.ejected = None
         for others in self._tiers:
             passed.others = others
-            lease = policy.pick(service, now, passed, head, retry)
+            lease = policy.pick(service, now, passed, head, retry, client)
             if lease is not None or self._is_full(service, now):
                 return lease
         return None

@@ -15,7 +15,9 @@ The rules
 - A retry has a turn of its own. What first tries remember (turns, credit) it leaves alone: else whoever is
   well loses a turn for each failure of another, and the broken one gets more first tries for being broken.
 - It may decide by whatever it is given: the service and its leases (weights), the time, the request's head,
-  and, from its beginning, the claims of backends and what this worker saw of them.
+  its client, and, from its beginning, the claims of backends and what this worker saw of them.
+- Weights are those of `weights`, which grow while a backend warms up. As long as nobody does, and that is to
+  be seen at a glance, a policy looks at no clock for it.
 - It only chooses. Who asked claims the backend and releases it; marks are made by who saw the failure.
 - The Service is another object after each change, renewals included. What is kept for its leases is kept
   under their instance ids and reconciled then, not in each pick.
@@ -30,8 +32,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
+from portero_py.core.balancing.weights import Weights
 from portero_py.core.health import Health
 from portero_py.core.model import Lease, Service
+from portero_py.core.policies import ServicePolicy
 from portero_py.wire.message import RequestHead
 
 
@@ -50,20 +54,37 @@ class Claims:
 
 
 class Policy:
-    """The choice among the leases of one service. A subclass has `pick`, and a method more at most."""
+    """The choice among the leases of one service. A subclass has `pick`, and a method more at most.
 
-    __slots__ = ("claims", "health", "start")
+    `terms` are those that it was made by, the service's own or None: for `Balancers`, which made it.
+    """
+
+    __slots__ = ("claims", "health", "start", "terms", "weights")
 
     def __init__(self, start: int, claims: Claims, health: Health) -> None:
         self.start = start
         self.claims = claims
         self.health = health
+        self.terms: ServicePolicy | None = None
+        self.weights = Weights(health)
 
     def pick(
-        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
+        self,
+        service: Service,
+        now: float,
+        passed: Container[str],
+        head: RequestHead,
+        retry: bool,
+        client: str = "",
     ) -> Lease | None:
         """The lease for the exchange of `head`; None when all are expired or `passed` over (instance ids).
 
-        `retry`: a backend has failed this exchange already.
+        `retry`: a backend has failed this exchange already. `client` is the address of the client, or "" when
+        nobody knows it or the service's policy does not ask for it (`BY_CLIENT` in `balancers`).
         """
         raise NotImplementedError
+
+    def expect_return(self, now: float) -> None:
+        """Somebody is ejected: when he comes back, he warms up."""
+        if not self.weights.is_warming:
+            self.weights.look(now)

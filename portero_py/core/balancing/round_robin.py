@@ -14,6 +14,9 @@ leaves, it is converted: who was owed half a turn is owed half a turn under the 
 is, credit from large weights would starve somebody for hundreds of picks; forgotten at every change, small
 weights would never have a turn in a fleet that changes all the time.
 
+While somebody warms up (`weights`) the turns are weighted, by weights that grow. Afterwards, with equal ones,
+the queue goes on where it was.
+
 The queue is reconciled when the Service object is another one than last time (the registry makes a new one
 at every change), never by comparing. Ended, draining and passed over ones lose the turn that they would
 have had. They are passed over by instance id, whose hash is at hand; that of a Backend is made anew each
@@ -38,18 +41,25 @@ from portero_py.wire.message import RequestHead
 class RoundRobin(Policy):
     """The turns of one service in one worker. `start` shifts the first round."""
 
-    __slots__ = ("_credit", "_queue", "_retries", "_service", "_weighted")
+    __slots__ = ("_credit", "_queue", "_retries", "_service", "_uneven", "_weighted")
 
     def __init__(self, start: int, claims: Claims, health: Health) -> None:
         super().__init__(start, claims, health)
         self._service: Service | None = None
         self._queue: deque[Lease] = deque()
-        self._weighted = False
+        self._uneven = False  # by the weights that they have
+        self._weighted = False  # or by those that somebody has until he is warm
         self._credit: dict[str, float] = {}  # instance id -> credit; weighted only
         self._retries: RoundRobin | None = None
 
     def pick(
-        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
+        self,
+        service: Service,
+        now: float,
+        passed: Container[str],
+        head: RequestHead,
+        retry: bool,
+        client: str = "",
     ) -> Lease | None:
         """The lease whose turn it is, whatever is asked for; see `Policy.pick`."""
         if retry:
@@ -57,9 +67,13 @@ class RoundRobin(Policy):
                 self._retries = RoundRobin(self.start, self.claims, self.health)
             return self._retries.pick(service, now, passed, head, False)
         if service is not self._service:
-            self._reconcile(service)
+            self._reconcile(service, now)
         if self._weighted:
-            return self._pick_weighted(now, passed)
+            if self.weights.is_warming and now >= self.weights.look_at:
+                self.weights.look(now)
+                self._weigh()
+            if self._weighted:
+                return self._pick_weighted(now, passed)
         queue = self._queue
         for _ in range(len(queue)):
             lease = queue[0]
@@ -68,23 +82,30 @@ class RoundRobin(Policy):
                 return lease
         return None
 
+    def expect_return(self, now: float) -> None:
+        """See `Policy.expect_return`: the turns are weighted until then."""
+        super().expect_return(now)
+        self._weigh()
+
     # Private
 
     def _pick_weighted(self, now: float, passed: Container[str]) -> Lease | None:
-        credit = self._credit
+        weights, credit = self.weights, self._credit
+        warming = weights.is_warming
         best: Lease | None = None
-        total = 0
+        total = 0.0
         for lease in self._queue:
             if now < lease.serves_until and lease.instance_id not in passed:
-                total += lease.weight
-                credit[lease.instance_id] += lease.weight
+                weight = weights.of(lease, now) if warming else float(lease.weight)
+                total += weight
+                credit[lease.instance_id] += weight
                 if best is None or credit[lease.instance_id] > credit[best.instance_id]:
                     best = lease
         if best is not None:
             credit[best.instance_id] -= total
         return best
 
-    def _reconcile(self, service: Service) -> None:
+    def _reconcile(self, service: Service, now: float) -> None:
         former = self._queue
         now_held = {lease.instance_id: lease for lease in service.leases}
         queue = deque(now_held.pop(lease.instance_id) for lease in former if lease.instance_id in now_held)
@@ -93,11 +114,20 @@ class RoundRobin(Policy):
             queue.rotate(-(self.start % len(queue)))
         self._service = service
         self._queue = queue
-        self._weighted = len({lease.weight for lease in queue}) > 1
+        self._uneven = len({lease.weight for lease in queue}) > 1
+        self.weights.follow(service, now)
         if self._weighted:
             self._convert_credit(_total(former))
-        else:
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Go by weights, or by turns only."""
+        weighted = self._uneven or self.weights.is_warming
+        if weighted and not self._weighted:
+            self._credit = dict.fromkeys([lease.instance_id for lease in self._queue], 0.0)
+        elif not weighted:
             self._credit = {}
+        self._weighted = weighted
 
     def _convert_credit(self, former_total: int) -> None:
         """A turn cost `former_total`; now it costs what the weights in the queue say."""

@@ -104,7 +104,7 @@ class Authority(Gate):
 
     def admit(self, exchange: Gated, now: float) -> Asking | None:
         """Ask about `exchange`."""
-        question = Question(self, exchange, self._question(exchange.head), now)
+        question = Question(self, exchange, self._question(exchange.head, exchange.bare_fields()), now)
         # Not at once: who is asking has not heard yet that there is a question.
         self.loop.call_soon(question.begin, self._pool)
         return question.asking
@@ -131,9 +131,9 @@ class Authority(Gate):
 
     # Private
 
-    def _question(self, head: RequestHead) -> RequestHead:
+    def _question(self, head: RequestHead, received: Fields) -> RequestHead:
         fields: Fields = []
-        for name, value in head.fields:
+        for name, value in received:
             lower = name.lower()
             if lower in _NOT_SHOWN or lower.replace(b"_", b"-") in _OURS:
                 continue

@@ -301,6 +301,12 @@ class Pools(Claims):
 
     def claims_of(self, lease: Lease) -> int:
         """How many exchanges of its service hold the backend of `lease` now, under whatever server name."""
+        backend = lease.backend
+        if not backend.use_tls:  # asked of each backend, by policies that go by it
+            pool = self._pools.get(
+                (lease.service, backend.host, backend.port, backend.protocol, backend.tls_fingerprint)
+            )
+            return 0 if pool is None else pool.claims
         return sum([self._pools[key].claims for key in self._keys(lease.service, lease.backend)])
 
     def has_room(self, lease: Lease) -> bool:

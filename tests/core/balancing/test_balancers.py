@@ -8,6 +8,7 @@ from dataclasses import replace
 from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.health import Health
 from portero_py.core.model import Lease, LeaseState, Service
+from portero_py.core.policies import ServicePolicy
 from portero_py.core.routing_table import RoutingTable
 from tests.core.balancing.fleet import HEAD, Busy, lease, service
 
@@ -68,3 +69,27 @@ def test_the_policies_of_vanished_services_are_forgotten() -> None:
     assert len(balancers) == 5
     balancers.retain(RoutingTable(2, kept))
     assert len(balancers) == 2
+
+
+def test_a_service_is_balanced_by_its_own_policy_and_by_another_one_when_that_changes() -> None:
+    balancers = balancers_of_a_worker()
+    by_path = service(*"ABCDE", policy=ServicePolicy(balance="hash", hash_on="path"))
+    plain, other = service(*"ABCDE"), service("A", "B", name="other.example")
+    assert pick(balancers, other) == other.leases[0]
+    home = pick(balancers, by_path)
+    assert [pick(balancers, by_path) for _ in range(5)] == [home] * 5
+    turns = [found.instance_id for _ in range(5) if (found := pick(balancers, plain))]
+    assert turns == list("ABCDE")
+    assert pick(balancers, by_path) == home
+    assert pick(balancers, other) == other.leases[1]  # whose turns have nothing to do with it
+
+
+def test_turns_outlive_a_policy_that_says_the_same() -> None:
+    balancers = balancers_of_a_worker()
+
+    def picked(policy: ServicePolicy | None) -> str:
+        found = pick(balancers, service("A", "B", "C", policy=policy))
+        return found.instance_id if found else "-"
+
+    policies = [ServicePolicy(), None, ServicePolicy(body_bytes=7), ServicePolicy(slow_start=1.0)]
+    assert [picked(policy) for policy in policies] == list("ABCA")

@@ -79,7 +79,7 @@ def test_who_is_ejected_comes_after_the_ready_and_before_the_others(fleet: Fleet
 def test_an_ejection_in_one_service_is_nothing_to_another(fleet: Fleet) -> None:
     fleet.eject("A", service("A", "B"))
     others = tuple(replace(lease(name), service="other.example") for name in "AB")
-    assert fleet.turns(Service("other.example", others), 1) == "A"
+    assert "A" in fleet.turns(Service("other.example", others), 50)
 
 
 def test_who_is_due_has_its_turn_until_its_trial_begins_and_no_retry_does() -> None:

@@ -25,7 +25,13 @@ class FewestClaims(Policy):
     __slots__ = ()
 
     def pick(
-        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
+        self,
+        service: Service,
+        now: float,
+        passed: Container[str],
+        head: RequestHead,
+        retry: bool,
+        client: str = "",
     ) -> Lease | None:
         best: Lease | None = None
         least = 0
@@ -43,7 +49,13 @@ class ByTarget(Policy):
     __slots__ = ()
 
     def pick(
-        self, service: Service, now: float, passed: Container[str], head: RequestHead, retry: bool
+        self,
+        service: Service,
+        now: float,
+        passed: Container[str],
+        head: RequestHead,
+        retry: bool,
+        client: str = "",
     ) -> Lease | None:
         there = [
             each for each in service.leases if now < each.serves_until and each.instance_id not in passed

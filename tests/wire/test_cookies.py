@@ -1,0 +1,146 @@
+"""Cookies that are found, taken out and marked, while every other byte stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from portero_py.wire.cookies import (
+    cookie_value,
+    cookie_values,
+    is_set,
+    mark_of,
+    marked,
+    private,
+    without_cookie,
+    without_mark,
+)
+from portero_py.wire.message import Fields
+
+MARK = b"abcdefghijklmnopqrstuvwxyz-_0123"
+
+
+def cookies(*values: bytes) -> Fields:
+    return [(b"Accept", b"*/*"), *((b"Cookie", value) for value in values), (b"X-Last", b"p")]
+
+
+def left(*values: bytes) -> list[bytes]:
+    """What of Cookie fields is left without the cookie p."""
+    return [value for name, value in without_cookie(cookies(*values), b"p") if name == b"Cookie"]
+
+
+def unmarked(*values: bytes) -> list[bytes]:
+    return [value for name, value in without_mark(cookies(*values), b"p") if name == b"Cookie"]
+
+
+def test_a_value_is_found_by_its_name_as_it_is() -> None:
+    assert cookie_value(cookies(b"a=1; p=2; b=3"), b"p") == b"2"
+    assert cookie_value(cookies(b"p=2"), b"p") == b"2"
+    assert cookie_value([(b"cookie", b"xp=1;px=2;p=3;p=4")], b"p") == b"3"
+    assert cookie_value(cookies(b" a=1 ;\tp = 2 "), b"p") == b"2"
+    assert cookie_value(cookies(b"p=a=b"), b"p") == b"a=b"
+    assert cookie_value(cookies(b'p="a"'), b"p") == b'"a"'
+    assert cookie_value(cookies(b"a=1", b"p=2"), b"p") == b"2"
+
+
+@pytest.mark.parametrize("value", [b"P=1", b"p", b"", b";", b"=p", b"pp=1", b"a=p", b"a=1,p"])
+def test_what_is_no_such_cookie_is_not_found_and_passes(value: bytes) -> None:
+    assert cookie_value(cookies(value), b"p") == b""
+    fields = cookies(value)
+    assert without_cookie(fields, b"p") is fields
+    assert without_mark(fields, b"p") is fields
+
+
+def test_so_many_values_are_found_and_no_more() -> None:
+    assert cookie_values(cookies(b"p=1; p=2", b"p=3"), b"p", 8) == [b"1", b"2", b"3"]
+    assert cookie_values(cookies(b"p=1; p=2", b"p=3"), b"p", 2) == [b"1", b"2"]
+
+
+def test_a_cookie_is_taken_out_wherever_it_stands() -> None:
+    assert left(b"p=1; a=2; b=3") == [b"a=2; b=3"]
+    assert left(b"a=2; p=1; b=3") == [b"a=2; b=3"]
+    assert left(b"a=2; b=3; p=1") == [b"a=2; b=3"]
+    assert left(b"p=1; a=2; p=3") == [b"a=2"]
+    assert left(b"p=1") == []
+    assert left(b"a=2", b"p=1", b"b=3; p=2") == [b"a=2", b"b=3"]
+    assert left(b"p=1", b"b=3") == [b"b=3"]
+    assert left(b"a;;b= ;p=1;  c") == [b"a;;b= ;  c"]
+
+
+def test_the_fields_that_came_stay_as_they_are() -> None:
+    fields = cookies(b"p=1; a=2")
+    same = list(fields)
+    assert without_cookie(fields, b"p") == cookies(b"a=2")
+    assert fields == same
+
+
+def test_a_mark_is_taken_off_and_the_value_stays() -> None:
+    assert unmarked(b"a=1; p=%b~v; b=2" % MARK) == [b"a=1; p=v; b=2"]
+    assert unmarked(b'p="%b~v"' % MARK) == [b'p="v"']
+    assert unmarked(b"p=%b~%b~v; p=%b~w" % (MARK, MARK, MARK)) == [b"p=%b~v; p=w" % MARK]
+    assert unmarked(b"p=%b~" % MARK) == [b"p="]
+    assert unmarked(b"p= %b~v" % MARK) == [b"p=v"]
+
+
+@pytest.mark.parametrize("value", [b"v", b"~v", MARK, MARK[1:] + b"~v", b"=" + MARK + b"~v", b"v~" + MARK])
+def test_what_is_no_mark_stays(value: bytes) -> None:
+    fields = cookies(b"p=" + value)
+    assert without_mark(fields, b"p") is fields
+    assert mark_of(value) == b""
+
+
+def test_a_mark_is_found() -> None:
+    assert mark_of(MARK + b"~v") == MARK
+    assert mark_of(b'"' + MARK + b'~v"') == MARK
+
+
+def test_what_sets_a_cookie_is_marked_before_its_value() -> None:
+    assert is_set(b"p=v; Path=/", b"p")
+    assert is_set(b" p = v", b"p")
+    assert not any(is_set(value, b"p") for value in (b"q=v; p=1", b"P=v", b"p", b"", b"pp=1"))
+    assert marked(b"p=v; Path=/", MARK) == b"p=%b~v; Path=/" % MARK
+    assert marked(b'p="v"; Path=/', MARK) == b'p="%b~v"; Path=/' % MARK
+    assert marked(b"p = v", MARK) == b"p = %b~v" % MARK
+
+
+@pytest.mark.parametrize("value", [b"p=", b"p=; Max-Age=0", b'p=""; Path=/', b"p= ;x"])
+def test_a_cookie_that_is_deleted_is_not_marked(value: bytes) -> None:
+    assert marked(value, MARK) == value
+
+
+@given(st.binary().map(lambda value: value.replace(b";", b"").strip(b' \t"\r\n\v\f')))
+def test_what_was_marked_comes_back_as_it_was(value: bytes) -> None:
+    sent = marked(b"p=" + value, MARK)
+    assert without_mark([(b"cookie", sent)], b"p") == [(b"cookie", b"p=" + value)]
+
+
+@given(st.lists(st.binary(max_size=8), max_size=6))
+def test_others_are_never_touched(crumbs: list[bytes]) -> None:
+    value = b";".join(crumbs)
+    found = [
+        crumb for crumb in value.split(b";") if crumb.partition(b"=")[0].strip() != b"p" or b"=" not in crumb
+    ]
+    kept = without_cookie([(b"cookie", value)], b"p")
+    if len(found) == len(value.split(b";")):
+        assert kept == [(b"cookie", value)]
+    else:
+        assert kept == ([(b"cookie", b";".join(found).strip(b" \t"))] if found else [])
+
+
+def said(*values: bytes) -> list[bytes]:
+    """Cache-Control of a response that is one client's."""
+    fields = [(b"Date", b"d"), *((b"cache-control", value) for value in values)]
+    found = private(fields)
+    assert found[0] == (b"Date", b"d")
+    return [value for name, value in found if name.lower() == b"cache-control"]
+
+
+def test_no_shared_cache_keeps_what_is_one_clients() -> None:
+    assert said() == [b"private"]
+    assert said(b"max-age=60") == [b"max-age=60", b"private"]
+    assert said(b"public, max-age=60, S-MaxAge=9") == [b"max-age=60", b"private"]
+    assert said(b"Public", b's-maxage="9"') == [b"private"]
+    assert said(b"max-age=0", b"No-Store") == [b"max-age=0", b"No-Store"]
+    assert said(b"private,max-age=1") == [b"private,max-age=1"]
+    assert said(b'private="set-cookie"') == [b'private="set-cookie"', b"private"]
