@@ -27,7 +27,7 @@ from portero_py.core.policies import (
 from portero_py.core.routes import Route
 from portero_py.errors import ConfigError
 
-HASH = "$2b$10$" + "a" * 53
+HASH = "$2b$10$" + "a" * 21 + "e" + "a" * 31
 
 
 def read(folder: Path, content: str, **included: str) -> Config:

@@ -770,6 +770,35 @@ def test_the_same_policies_and_routes_again_change_nothing() -> None:
     assert registry.table.version > table.version
 
 
+def test_a_table_under_one_policys_terms_is_taken_over_under_those_of_another() -> None:
+    former = Registry()
+    former.configure({"app.example": TERMS}, NO_ROUTES, 0.0)
+    former.register(LeaseRequest("app.example", Backend("10.0.0.1", 80), 10), 0.0)
+    former.register(LeaseRequest("app.example", Backend("10.0.0.1", 80), 10), 0.0, source="docker")
+    assert former.set_state("app.example", "10.0.0.1", 80, LeaseState.READY, 1.0)
+    registry = Registry()
+    registry.restore(former.table.services.values(), former.table.version, 2.0)
+    [lease] = registry.table.services["app.example"].leases
+    assert (lease.health_path, lease.max_in_flight, lease.state) == ("", 0, LeaseState.READY)
+    other = ServicePolicy(health_path="/other")
+    registry.configure({"app.example": other}, NO_ROUTES, 3.0)
+    [lease] = registry.table.services["app.example"].leases
+    assert (lease.health_path, lease.max_in_flight, lease.state) == ("/other", 0, LeaseState.READY)
+    assert [(each.health_path, each.max_in_flight, each.granted) for each in lease.grants] == [
+        ("", 0, None)
+    ] * 2
+
+
+def test_terms_that_hold_already_hold_no_more_and_others_take_their_place() -> None:
+    lease = Lease("app.example", "one", Backend("10.0.0.1", 80), 10.0, 10)
+    under = lease.under(TERMS)
+    assert under.under(TERMS) is under
+    other = under.under(ServicePolicy(health_path="/other"))
+    assert (other.health_path, other.max_in_flight, other.granted) == ("/other", 0, ("", 0))
+    assert other.grants == (lease,)
+    assert under.under(DEFAULTS) == lease
+
+
 def test_another_default_service_is_known_at_once_and_the_former_lingers() -> None:
     registry = Registry("old.example")
     registry.configure({}, NO_ROUTES, 0.0, "new.example")
@@ -843,32 +872,3 @@ def test_many_changes_of_a_service_are_seen_in_the_next_table() -> None:
     for name in ("b.example", "c.example"):
         registry.register(LeaseRequest(name, Backend("10.0.0.1", 1), 10), 0.0)  # the lingering one makes way
     assert set(registry.table.services) == {"b.example", "c.example"}
-
-
-def test_a_table_under_one_policys_terms_is_taken_over_under_those_of_another() -> None:
-    former = Registry()
-    former.configure({"app.example": TERMS}, NO_ROUTES, 0.0)
-    former.register(LeaseRequest("app.example", Backend("10.0.0.1", 80), 10), 0.0)
-    former.register(LeaseRequest("app.example", Backend("10.0.0.1", 80), 10), 0.0, source="docker")
-    assert former.set_state("app.example", "10.0.0.1", 80, LeaseState.READY, 1.0)
-    registry = Registry()
-    registry.restore(former.table.services.values(), former.table.version, 2.0)
-    [lease] = registry.table.services["app.example"].leases
-    assert (lease.health_path, lease.max_in_flight, lease.state) == ("", 0, LeaseState.READY)
-    other = ServicePolicy(health_path="/other")
-    registry.configure({"app.example": other}, NO_ROUTES, 3.0)
-    [lease] = registry.table.services["app.example"].leases
-    assert (lease.health_path, lease.max_in_flight, lease.state) == ("/other", 0, LeaseState.READY)
-    assert [(each.health_path, each.max_in_flight, each.granted) for each in lease.grants] == [
-        ("", 0, None)
-    ] * 2
-
-
-def test_terms_that_hold_already_hold_no_more_and_others_take_their_place() -> None:
-    lease = Lease("app.example", "one", Backend("10.0.0.1", 80), 10.0, 10)
-    under = lease.under(TERMS)
-    assert under.under(TERMS) is under
-    other = under.under(ServicePolicy(health_path="/other"))
-    assert (other.health_path, other.max_in_flight, other.granted) == ("/other", 0, ("", 0))
-    assert other.grants == (lease,)
-    assert under.under(DEFAULTS) == lease
