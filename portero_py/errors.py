@@ -359,6 +359,13 @@ class NoSuchService(ExchangeError):
     reason = "no_such_service"
 
 
+class AmbiguousPath(ExchangeError):
+    """Routes lead the path to one service as it is, and to another one as some applications would read it."""
+
+    status = 400
+    reason = "ambiguous_path"
+
+
 class NoBackend(ExchangeError):
     """The service is known, but no backend can take the request now."""
 

@@ -28,7 +28,7 @@ from portero_py.core.model import Service
 from portero_py.core.router import Router
 from portero_py.core.routes import Route, Routes
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import ClientError, ConfigError
+from portero_py.errors import AmbiguousPath, ClientError, ConfigError
 from portero_py.feed import records
 from portero_py.run import logs, preflight
 from portero_py.run.sockets import rehearse
@@ -119,7 +119,11 @@ def explain(flags: Flags, environ: Environ, asked: str, *, as_json: bool) -> int
     )
     authority = netloc.rpartition("@")[2].encode("ascii", "replace")
     router = Router()
-    route = router.find_route(authority, target.encode("ascii", "replace"), table)
+    try:
+        route = router.find_route(authority, target.encode("ascii", "replace"), table)
+    except AmbiguousPath as error:
+        _say(json.dumps({"host": netloc, "service": None}) if as_json else f"{netloc}: {error}: 400")
+        return 1
     found = router.route(authority, table) if route is None else table.services.get(route.service)
     service = None if found is None else services[found.name]
     is_answered = bool(route is not None and route.redirect) or bool(service and service["backends"])

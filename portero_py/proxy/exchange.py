@@ -53,6 +53,7 @@ from portero_py.core.health import Failure
 from portero_py.core.model import LeaseState
 from portero_py.core.queue import Turn
 from portero_py.errors import (
+    AmbiguousPath,
     BodyTooLarge,
     ClientGone,
     ConnectTimeout,
@@ -183,7 +184,11 @@ class Exchange(RequestSide):
             self.request_id = surroundings.next_request_id()
         table = surroundings.table
         if table.routes.routes:
-            self._route = surroundings.router.find_route(head.authority, head.target, table)
+            try:
+                self._route = surroundings.router.find_route(head.authority, head.target, table)
+            except AmbiguousPath as error:
+                self._refuse(error)
+                return
         route = self._route
         if route is None:
             service = surroundings.router.route(head.authority, table)

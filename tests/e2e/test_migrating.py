@@ -343,7 +343,7 @@ def _locations_that_are_guarded(front: Front) -> None:
     assert said(front.ask("shop.example", "/reports/", fields=[ANNA]))["backend"] == "reports1"
     for spelling in ("/%72eports/", "//reports/", "/x/../reports/", "/reports;x/", "/REPORTS/"):
         answer = front.ask("shop.example", spelling)
-        assert answer.status == 401 or said(answer)["backend"] in ("shop1", "shop2")
+        assert answer.status in (400, 401) or said(answer)["backend"] in ("shop1", "shop2")
     _another_server_is_asked(front, "shop.example", "/account/", "account1")
 
 
