@@ -20,7 +20,7 @@ from tests.e2e.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
-RELOADS = int(os.environ.get("PORTERO_RELOADS", "1000"))
+RELOADS = int(os.environ.get("PORTERO_RELOADS", "200"))
 SERVICES = 2_000
 #: Bytes by which the memory may grow from the first third of the reloads to the last.
 SLACK = 24 << 20
