@@ -117,7 +117,10 @@ class Keepers:
                 except RegistrationRefused as error:
                     if error.answered != _NO_SUCH_LEASE:
                         raise
-                released.append(name)
+                if name in self._keepers:
+                    self._keepers[name].renew_unless_since(time.monotonic())  # it was wanted meanwhile
+                else:
+                    released.append(name)
         return released
 
     # What keepers ask for, and tell
@@ -268,14 +271,17 @@ class _Keeper:
 
 
 def _backends(listing: dict[str, Any]) -> list[Registration]:
-    """The backends that the API lists, as far as they can be deregistered."""
-    return [
-        Registration(
-            service["service_name"], backend["host"], backend["port"], instance_id=backend["instance_id"]
-        )
-        for service in listing.get("services", ())
-        for backend in service.get("backends", ())
-    ]
+    """The backends that the API lists. Raises PorteroUnreachable when it is somebody else's answer."""
+    try:
+        return [
+            Registration(
+                service["service_name"], backend["host"], backend["port"], instance_id=backend["instance_id"]
+            )
+            for service in listing["services"]
+            for backend in service["backends"]
+        ]
+    except (KeyError, TypeError):
+        raise PorteroUnreachable("what /backends lists is not what the registration API does") from None
 
 
 def _place(registration: Registration) -> str:

@@ -244,3 +244,20 @@ async def test_only_ours_that_nobody_wants_are_released(api: ScriptedApi) -> Non
         found = await keepers.release_others("docker-e-")
     assert found == [("app.example", "docker-e-gone-80"), ("app.example", "docker-e-late-80")]
     assert api.requests[1:] == [("DELETE", "docker-e-gone-80"), ("DELETE", "docker-e-late-80")]
+
+
+async def test_one_that_is_wanted_while_it_is_released_is_asked_for_again(api: ScriptedApi) -> None:
+    backend = {"instance_id": WEB.instance_id, "host": WEB.host, "port": WEB.port}
+    api.listing = {"services": [{"service_name": WEB.service_name, "backends": [backend]}]}
+    api.granted[WEB.instance_id] = WEB.host
+    api.held = asyncio.Event()
+    async with keeping(api) as keepers:
+        releasing = asyncio.create_task(keepers.release_others("docker-e-"))
+        await until(lambda: api.methods() == ["DELETE"])
+        keepers.want("web", "web", [WEB])
+        await until(lambda: api.methods() == ["DELETE", "POST"])
+        api.held.set()
+        # Whichever of the two came last: it is there in the end.
+        assert await releasing == []
+        await until(lambda: api.methods() == ["DELETE", "POST", "POST"])
+        assert api.granted == {WEB.instance_id: WEB.host}
