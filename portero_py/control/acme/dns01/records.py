@@ -87,12 +87,12 @@ class DnsRecords:
             if not record.is_plain:
                 raise DnsFailed(f"{chain[0]} is an alias of a name that nobody wants to change: {chain[-1]}")
             records.append(record)
-        known = await self._on_disk(self._files.dns_records, certificate)
-        await self._on_disk(
-            self._files.save_dns_records, certificate, list(dict.fromkeys([*known, *records]))
-        )
-        self.left_behind(certificate, BUSY_SECONDS)  # should nobody come to `hide` them
+        known = dict.fromkeys(await self._on_disk(self._files.dns_records, certificate))
         for record in records:
+            # One by one: what was never tried is nothing to remove, which may take a program's whole time.
+            known[record] = None
+            await self._on_disk(self._files.save_dns_records, certificate, list(known))
+            self.left_behind(certificate, BUSY_SECONDS)  # should nobody come to `hide` it
             await self._beating(self._make(PRESENT, record), beat)
         values: dict[str, list[str]] = {}
         for record in records:
