@@ -127,6 +127,11 @@ def may_be_granted(error: ClientError) -> bool:
     return _was_reached(error)
 
 
+def worth_waiting(status: int) -> bool:
+    """Whether an API that refuses with that status may grant the same later."""
+    return status >= 500 or status in {408, 429}
+
+
 class RenewalSchedule:
     """When to call next, in seconds from now. Pure: `draw` is a random number from 0 to 1."""
 
@@ -333,7 +338,7 @@ class Registrar:
         except ClientError as error:
             self._registered.clear()
             refused = isinstance(error, RegistrationRefused)
-            if give_up and isinstance(error, RegistrationRefused) and not _worth_waiting(error.answered):
+            if give_up and isinstance(error, RegistrationRefused) and not worth_waiting(error.answered):
                 raise
             wait = self._failed(error.retry_after if isinstance(error, RegistrationRefused) else 0.0)
             _log.log(
@@ -391,7 +396,3 @@ def _draw() -> float:
 def _was_reached(error: ClientError) -> bool:
     """Whether there was a connection."""
     return not isinstance(error.__cause__, aiohttp.ClientConnectorError)
-
-
-def _worth_waiting(status: int) -> bool:
-    return status >= 500 or status in {408, 429}

@@ -94,3 +94,10 @@ async def test_without_docker_and_without_a_proxy_it_waits_for_both_until_it_is_
     assert line.endswith(b"; it is tried again, leases are kept\n")
     assert (process.returncode, out) == (0, b"")
     assert b"0 leases are left" in rest
+
+
+def test_whoever_has_no_home_has_no_certificates_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match=r"DOCKER_CERT_PATH: ~/\.docker"):
+        find("tcp://docker", {"DOCKER_TLS_VERIFY": "1"})

@@ -21,12 +21,13 @@ from datetime import datetime
 from ipaddress import ip_address
 from typing import Any, Final
 
-from portero_py.client.discovery.labels import Wish, read, shown
+from portero_py.client.discovery.labels import Wish, few, read, shown
 from portero_py.client.registrar import Registration
 
 _ID: Final = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
 _TCP: Final = re.compile(r"([1-9][0-9]{0,4})/tcp", re.ASCII)
 _SHORT: Final = 12
+_PORTS_SHOWN: Final = 10
 
 #: Who wrote the network's first name, as the labels of Compose and Swarm tell.
 _PROJECTS: Final = ("com.docker.compose.project", "com.docker.stack.namespace")
@@ -134,7 +135,7 @@ def wanted(
             max_in_flight=wish.max_in_flight,
             protocol=wish.protocol,
         )
-    return Wanted(tuple(registrations.values()), tuple(dict.fromkeys(complaints)))
+    return Wanted(tuple(registrations.values()), few(complaints))
 
 
 def engine_name(info: Mapping[str, Any]) -> str:
@@ -207,7 +208,9 @@ def _port(container: Container, wish: Wish) -> tuple[int, str]:
         return container.exposed[0], ""
     if not container.exposed:
         return 0, "it exposes no port: say which by portero.port"
-    return 0, f"it exposes the ports {', '.join(map(str, container.exposed))}: say which by portero.port"
+    listed = ", ".join(map(str, container.exposed[:_PORTS_SHOWN]))
+    more = ", ..." if len(container.exposed) > _PORTS_SHOWN else ""
+    return 0, f"it exposes the ports {listed}{more}: say which by portero.port"
 
 
 def _host(container: Container, network: str, options: Options, around: Container | None) -> tuple[str, str]:

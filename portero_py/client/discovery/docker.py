@@ -32,7 +32,7 @@ from portero_py.client.discovery.engine import Address, Engine
 from portero_py.client.discovery.events import Event
 from portero_py.client.discovery.keepers import Keepers
 from portero_py.client.discovery.watch import Watch
-from portero_py.client.registrar import Api
+from portero_py.client.registrar import Api, worth_waiting
 from portero_py.errors import DockerUnreachable, PorteroError, RegistrationRefused
 
 #: Seconds between two listings of a Docker that has nothing to say.
@@ -82,6 +82,8 @@ class Discovery:
         self._named = asyncio.Event()
         self._work = asyncio.Event()
         self._looking = 0
+        self._is_listening = False
+        self._unseen: set[str] = set()  # whose looks failed, and that this was said
         self._settled = asyncio.Event()  # for the first time
 
     async def run(self) -> None:
@@ -108,6 +110,8 @@ class Discovery:
             except Exception:
                 # Whatever it is: nobody else would notice that a container ended.
                 _log.exception("Docker's events could not be seen to; it is tried again")
+            finally:
+                self._is_listening = False
             if time.monotonic() - began > LAST_RETRY:  # it listened
                 wait, said = 0.0, ""
             wait = min(max(2 * wait, FIRST_RETRY), LAST_RETRY)
@@ -121,6 +125,7 @@ class Discovery:
             self._named.set()
         async with self._engine.events() as stream:
             count = await self._list()
+            self._is_listening = True
             _log.info("%s: %s, %d containers with our labels", self._engine.address, release, count)
             loop = asyncio.get_running_loop()
             list_at = loop.time() + self._relist_seconds
@@ -139,6 +144,7 @@ class Discovery:
         """All that run; how many of them speak of us."""
         began = self._watch.begin()
         for container_id in self._watch.listed(await self._engine.containers(), began):
+            self._unseen.discard(container_id)
             self._keepers.want(container_id, "", (), "it has ended")
         self._work.set()
         self._settle()
@@ -147,6 +153,7 @@ class Discovery:
     def _heard(self, event: Event) -> None:
         why_not = self._watch.heard(event, time.monotonic())
         if why_not:
+            self._unseen.discard(event.container_id)
             self._keepers.want(event.container_id, "", (), why_not)
         self._work.set()
 
@@ -162,7 +169,12 @@ class Discovery:
             try:
                 await self._look(container_id)
             except DockerUnreachable as error:
-                _log.warning("%s: it cannot be looked at: %s; it is tried again", container_id[:12], error)
+                # Once, and not where all of Docker is away: `_follow` says that.
+                if self._is_listening and container_id not in self._unseen:
+                    self._unseen.add(container_id)
+                    _log.warning(
+                        "%s: it cannot be looked at: %s; it is tried again", container_id[:12], error
+                    )
                 await asyncio.sleep(AFTER_LOOK)
                 self._watch.look_again(container_id)
             except Exception:
@@ -177,6 +189,7 @@ class Discovery:
         container = await self._inspect(container_id)
         around = await self._inspect(container.inside) if container is not None and container.inside else None
         seen = self._watch.seen(container_id, container, around, began, time.monotonic())
+        self._unseen.discard(container_id)
         self._work.set()
         if seen is None:
             return
@@ -204,10 +217,16 @@ class Discovery:
             try:
                 released = await self._keepers.release_others(prefix_of(self._name))
             except RegistrationRefused as error:
-                _log.warning("leases of an earlier run end by themselves: %s", error)
-                return
+                if not worth_waiting(error.answered):
+                    _log.warning("leases of an earlier run end by themselves: %s", error)
+                    return
+                wait = max(wait, error.retry_after)
             except PorteroError:
                 pass  # the keepers say so, as soon as there is anything to keep
+            except Exception:
+                # Whatever it is: those that serve must not suffer for those that do not.
+                _log.exception("leases of an earlier run end by themselves")
+                return
             else:
                 for service, instance_id in released:
                     _log.info("%s: %s of an earlier run is deregistered: it has ended", service, instance_id)

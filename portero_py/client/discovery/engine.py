@@ -39,6 +39,8 @@ MAX_EVENT: Final = 1 << 20
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_SHOWN: Final = 500
+
 _OK: Final = 200
 _NOT_FOUND: Final = 404
 #: What a proxy before the socket says to what it does not let through.
@@ -196,7 +198,7 @@ class Engine:
             raise self._unreachable(str(error) or "no answer in time") from error
 
     def _unreachable(self, why: str) -> DockerUnreachable:
-        return DockerUnreachable(f"{self._address.shown}: {why}")
+        return DockerUnreachable(f"{self._address.shown}: {why[:_LONGEST_SHOWN]}")
 
 
 class EventStream:
@@ -256,7 +258,8 @@ def _tls(cert_path: str) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(Path(cert_path, "ca.pem")) if cert_path else None)
         if cert_path and Path(cert_path, "cert.pem").exists():
-            context.load_cert_chain(Path(cert_path, "cert.pem"), Path(cert_path, "key.pem"))
+            # A key that is encrypted is an error: else OpenSSL asks for its password at the terminal.
+            context.load_cert_chain(Path(cert_path, "cert.pem"), Path(cert_path, "key.pem"), password="")
     except (OSError, ValueError) as error:
         raise ConfigError(f"DOCKER_CERT_PATH: {cert_path}: {error}") from None
     return context

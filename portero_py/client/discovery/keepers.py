@@ -7,6 +7,8 @@ The rules
   (`RenewalSchedule`), and the others are none the wiser. A refusal is logged once, until there is a lease.
 - An API that cannot be reached is one line in the log, not one a lease. When it is back it may have forgotten
   what it had granted: whoever was granted a lease before it was missed renews at once.
+- At most `REQUESTS` registrations are asked for at a time; the others wait for their turn, and only then does
+  the time for an answer begin.
 - What is wanted no longer is deregistered; an answer that failed is asked for again until the lease has ended
   by itself. It is not waited for what is in flight: Docker would not wait either.
 - Closing leaves the leases as they are, so that a new start takes over without a gap, and finishes only what
@@ -62,6 +64,7 @@ class Keepers:
         self._keepers: dict[Name, _Keeper] = {}
         self._tasks: dict[Name, asyncio.Task[None]] = {}
         self._of: dict[str, frozenset[Name]] = {}
+        self.turn = asyncio.Semaphore(REQUESTS)
         self._missed_since = 0.0  # time.monotonic, 0.0 while the API answers
 
     async def __aenter__(self) -> Self:
@@ -117,7 +120,10 @@ class Keepers:
                 except RegistrationRefused as error:
                     if error.answered != _NO_SUCH_LEASE:
                         raise
-                released.append(name)
+                if name in self._keepers:
+                    self._keepers[name].renew_unless_since(time.monotonic())  # it was wanted meanwhile
+                else:
+                    released.append(name)
         return released
 
     # What keepers ask for, and tell
@@ -205,7 +211,10 @@ class _Keeper:
         """One request, if there is need. The seconds until the next; None when there is nothing to keep."""
         wait = None
         if self.wanted is not None:
-            return await self._register(self.wanted)
+            # A request's time begins with its turn: thousands that begin at once are no API that is silent.
+            async with self._keepers.turn:
+                if self.wanted is not None:
+                    return await self._register(self.wanted)
         if self._asked_for is not None and self._may_last_until > time.monotonic():
             wait = await self._deregister(self._asked_for)
         # It may be wanted again by now.
@@ -268,14 +277,17 @@ class _Keeper:
 
 
 def _backends(listing: dict[str, Any]) -> list[Registration]:
-    """The backends that the API lists, as far as they can be deregistered."""
-    return [
-        Registration(
-            service["service_name"], backend["host"], backend["port"], instance_id=backend["instance_id"]
-        )
-        for service in listing.get("services", ())
-        for backend in service.get("backends", ())
-    ]
+    """The backends that the API lists. Raises PorteroUnreachable when it is somebody else's answer."""
+    try:
+        return [
+            Registration(
+                service["service_name"], backend["host"], backend["port"], instance_id=backend["instance_id"]
+            )
+            for service in listing["services"]
+            for backend in service["backends"]
+        ]
+    except (KeyError, TypeError):
+        raise PorteroUnreachable("what /backends lists is not what the registration API does") from None
 
 
 def _place(registration: Registration) -> str:

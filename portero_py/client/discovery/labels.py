@@ -13,7 +13,7 @@ The vocabulary
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +39,10 @@ _SWITCH: Final = {
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 _LONGEST_SHOWN: Final = 80
+
+#: Services of one container, and what is said of its labels: a label may be as long as a book.
+MAX_SERVICES: Final = 1_000
+MAX_COMPLAINTS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,16 @@ def read(labels: Mapping[str, str]) -> Reading:
         except _Unusable as unusable:
             is_own = unusable.field in own
             complaints.append(f"{_label(name if is_own else '', unusable.field)}: {unusable}")
-    return Reading(tuple(wishes), tuple(dict.fromkeys(complaints)))
+    if len(wishes) > MAX_SERVICES:
+        complaints.append(f"these are {len(wishes)} services: all but the first {MAX_SERVICES} are left out")
+    return Reading(tuple(wishes)[:MAX_SERVICES], tuple(dict.fromkeys(complaints)))
+
+
+def few(complaints: Iterable[str]) -> tuple[str, ...]:
+    """Each once, and not more than a person reads."""
+    found = tuple(dict.fromkeys(complaints))
+    left = len(found) - MAX_COMPLAINTS
+    return (*found[:MAX_COMPLAINTS], f"and {left} more") if left > 0 else found
 
 
 def shown(text: str) -> str:

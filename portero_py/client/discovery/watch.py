@@ -102,6 +102,9 @@ class Watch:
             container_id = said.get("Id")
             if isinstance(container_id, str) and is_id(container_id):
                 running.add(container_id)
+                known = self._known.get(container_id)
+                if known is not None and known.moment <= began:
+                    known.runs = True  # its start may have been missed
                 if container_id in self._known or is_labelled(texts(said.get("Labels"))):
                     self._known.setdefault(container_id, _Known(self._moment))
                     self._pending[container_id] = None

@@ -263,3 +263,14 @@ def test_a_part_that_is_garbage_makes_no_wrong_registration(data: st.DataObject)
 @pytest.mark.parametrize("said", [None, [], "x", {}, {"Id": ""}, {"Id": "../../x" * 4}, {"Id": 12}])
 def test_what_names_no_container_is_none(said: object) -> None:
     assert parse(said) is None
+
+
+def test_what_is_said_of_thousands_of_labels_and_ports_is_a_line_that_can_be_read() -> None:
+    said = {f"portero.{number}": "x" for number in range(5000)}
+    ports = tuple(f"{port}/tcp" for port in range(1, 5000))
+    found = wanted(parsed(inspection("web", {"portero.service": "a.example", **said}, ports=ports)), OPTIONS)
+    assert sum(map(len, found.complaints)) < 5000
+    alone = wanted(parsed(inspection("web", ports=ports)), OPTIONS)
+    assert alone.complaints == (
+        "it exposes the ports 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...: say which by portero.port",
+    )

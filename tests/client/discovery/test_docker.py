@@ -16,6 +16,7 @@ from portero_py.client.discovery.containers import Options, parse
 from portero_py.client.discovery.docker import Discovery
 from portero_py.client.discovery.engine import Engine, parse_address
 from portero_py.client.discovery.keepers import Keepers
+from portero_py.errors import RegistrationRefused
 from tests.client.discovery.conftest import RealApi
 from tests.client.discovery.fake_docker import FakeDocker
 from tests.client.discovery.inspections import id_of
@@ -255,6 +256,30 @@ class TestReconciling:
             docker.refused.clear()
             await api.until_served(app_example=[WEB, OTHER])
 
+    async def test_a_look_that_keeps_failing_is_one_line(
+        self,
+        docker: FakeDocker,
+        api: RealApi,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(module, "AFTER_LOOK", 0.01)
+        async with discovering(docker, api):
+            path = f"{id_of('web')}/json"
+            docker.refused[path] = 500
+            docker.start("web")
+            await api.until(lambda: sum(each.endswith(path) for each in docker.asked) > 10)
+            said = [each for each in messages(caplog) if "cannot be looked at" in each]
+            assert len(said) == 1, said
+            # Docker is away altogether: that is said once too, and the looks go on in silence.
+            await docker.close()
+            await api.until(lambda: "it is tried again, leases are kept" in caplog.text)
+            await asyncio.sleep(0.3)
+            assert len(messages(caplog)) < 6, messages(caplog)
+            await docker.open()
+            docker.refused.clear()
+            await api.until_served(app_example=[WEB])
+
     async def test_a_fault_of_our_own_ends_nothing(
         self,
         docker: FakeDocker,
@@ -342,3 +367,39 @@ class TestRestarts:
         assert api.served() == {"app.example": [WEB]}
         async with discovering(docker, api):
             await api.until_served()
+
+    @pytest.mark.parametrize("listing", [{"services": None}, {"services": [{"backends": [{}]}]}, {}])
+    async def test_a_listing_that_is_none_ends_nothing(
+        self, docker: FakeDocker, api: RealApi, monkeypatch: pytest.MonkeyPatch, listing: dict[str, Any]
+    ) -> None:
+        asked: list[str] = []
+
+        async def strange(session: Any, method: str, url: str, path: str, *_: Any, **__: Any) -> Any:
+            asked.append(path)
+            return listing
+
+        monkeypatch.setattr("portero_py.client.discovery.keepers.call", strange)
+        async with discovering(docker, api):
+            await api.until(lambda: asked)
+            docker.start("web")
+            await api.until_served(app_example=[WEB])
+
+    async def test_a_proxy_that_is_busy_is_asked_again_for_what_is_to_be_given_back(
+        self, docker: FakeDocker, api: RealApi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        docker.start("web")
+        async with discovering(docker, api):
+            await api.until_served(app_example=[WEB])
+        docker.end("web")
+        refusals = [429, 503]
+        release = Keepers.release_others
+
+        async def busy(self: Keepers, prefix: str) -> Any:
+            if refusals:
+                raise RegistrationRefused("busy", refusals.pop(), 0.01)
+            return await release(self, prefix)
+
+        monkeypatch.setattr(Keepers, "release_others", busy)
+        async with discovering(docker, api):
+            await api.until_served()
+        assert not refusals

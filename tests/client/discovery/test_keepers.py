@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from portero_py.client import registrar
 from portero_py.client.discovery import keepers as module
 from portero_py.client.discovery.keepers import Keepers
 from portero_py.client.registrar import Api, Registration
@@ -28,6 +30,7 @@ class ScriptedApi:
         self.listing: dict[str, Any] = {"services": []}
         self.granted: dict[str, str] = {}
         self.held: asyncio.Event | None = None
+        self.delay = 0.0
         self.expires_in, self.renew_after = 60.0, 20.0
         self.url = ""
 
@@ -40,6 +43,7 @@ class ScriptedApi:
         self.requests.append((request.method, name))
         if self.held is not None:
             await self.held.wait()
+        await asyncio.sleep(self.delay)
         scripted = self.answers.get(request.method)
         if scripted:
             status, said = scripted.pop(0) if len(scripted) > 1 else scripted[0]
@@ -244,3 +248,53 @@ async def test_only_ours_that_nobody_wants_are_released(api: ScriptedApi) -> Non
         found = await keepers.release_others("docker-e-")
     assert found == [("app.example", "docker-e-gone-80"), ("app.example", "docker-e-late-80")]
     assert api.requests[1:] == [("DELETE", "docker-e-gone-80"), ("DELETE", "docker-e-late-80")]
+
+
+async def test_one_that_is_wanted_while_it_is_released_is_asked_for_again(api: ScriptedApi) -> None:
+    backend = {"instance_id": WEB.instance_id, "host": WEB.host, "port": WEB.port}
+    api.listing = {"services": [{"service_name": WEB.service_name, "backends": [backend]}]}
+    api.granted[WEB.instance_id] = WEB.host
+    api.held = asyncio.Event()
+    async with keeping(api) as keepers:
+        releasing = asyncio.create_task(keepers.release_others("docker-e-"))
+        await until(lambda: api.methods() == ["DELETE"])
+        keepers.want("web", "web", [WEB])
+        await until(lambda: api.methods() == ["DELETE", "POST"])
+        api.held.set()
+        # Whichever of the two came last: it is there in the end.
+        assert await releasing == []
+        await until(lambda: api.methods() == ["DELETE", "POST", "POST"])
+        assert api.granted == {WEB.instance_id: WEB.host}
+
+
+async def test_thousands_that_begin_at_once_wait_for_their_turn_and_not_for_an_answer(
+    api: ScriptedApi, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # One at a time, and all of them together take longer than one may.
+    monkeypatch.setattr(module, "REQUESTS", 1)
+    monkeypatch.setattr(registrar, "REQUEST_TIMEOUT", 4.0)
+    api.delay = 0.4
+    names = [f"docker-e-{number}-80" for number in range(15)]
+    async with keeping(api) as keepers:
+        for name in names:
+            keepers.want(name, name, [replace(WEB, instance_id=name)])
+        await until(lambda: len(api.granted) == len(names))
+    assert sorted(api.requests) == sorted(("POST", name) for name in names)
+    assert "does not answer" not in caplog.text
+
+
+async def test_what_is_wanted_no_longer_when_its_turn_comes_is_not_asked_for(
+    api: ScriptedApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REQUESTS", 1)
+    api.held = asyncio.Event()
+    async with keeping(api) as keepers:
+        keepers.want("web", "web", [WEB])
+        await until(lambda: api.requests)
+        keepers.want("other", "other", [OTHER])
+        await asyncio.sleep(0)
+        keepers.want("other", "", [])
+        api.held.set()
+        await until(lambda: WEB.instance_id in api.granted)
+        await until(lambda: len(keepers._keepers) == 1)
+    assert api.requests == [("POST", WEB.instance_id)]

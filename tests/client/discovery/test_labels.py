@@ -188,3 +188,12 @@ def test_whatever_is_said_what_is_wished_is_what_the_api_takes(said: dict[str, s
 def test_a_container_that_speaks_of_us_is_heard_or_complained_of(said: dict[str, str]) -> None:
     found = read(said)
     assert is_labelled(said) == bool(found.wishes or found.complaints)
+
+
+def test_a_label_as_long_as_a_book_makes_neither_thousands_of_leases_nor_a_line_as_long() -> None:
+    found = read({"portero.service": ",".join(f"{number}.example" for number in range(50_000))})
+    assert len(found.wishes) == labels.MAX_SERVICES
+    assert found.complaints == ("these are 50000 services: all but the first 1000 are left out",)
+    assert labels.few(["a", "a", "b"]) == ("a", "b")
+    many = labels.few(map(str, range(5000)))
+    assert (len(many), many[-1]) == (labels.MAX_COMPLAINTS + 1, "and 4990 more")

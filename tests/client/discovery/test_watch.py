@@ -46,6 +46,18 @@ def watching(**more: Any) -> Watch:
     return watch
 
 
+def test_one_whose_start_was_missed_is_looked_at_again_when_a_look_is_overtaken() -> None:
+    watch = watching()
+    watch.heard(event(Happened.ENDED), 0.0)
+    # The stream breaks off, it starts, all are listed.
+    watch.listed([summary("web")], watch.begin())
+    assert watch.next_look() == WEB
+    began = watch.begin()
+    watch.heard(event(Happened.SIGNALLED, signal=1), 0.0)
+    assert watch.seen(WEB, parse(inspection("web")), None, began, 0.0) is None
+    assert watch.next_look() == WEB
+
+
 class TestLooks:
     def test_a_container_that_starts_is_looked_at_once(self) -> None:
         watch = Watch(Options())

@@ -6,6 +6,7 @@
   secrets. Its folder is `/`, it has nothing to read, and a session of its own.
 - It has `seconds`. When they are over, or portero ends, its whole process group is killed; whatever it has
   left of the group when it ends is killed too. (The group is killed before its leader's number is free.)
+  One that became another user (sudo) cannot be killed: it is left to itself.
 - What it writes goes to the log, `MAX_LINES` lines of it; the rest is read and dropped, so that it never
   waits for us. Its last line is what an error says.
 - One at a time for each record: a lock file says so, to other processes too. The program inherits it, so
@@ -49,6 +50,8 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Seconds between two looks whether it has ended, and for what it wrote last to arrive after that.
 _LOOK: Final = 0.05
 _LAST_WORDS: Final = 1.0
+#: For what was killed to be gone.
+_GONE: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -137,12 +140,11 @@ class HookRun:
             pass
         return status
 
-    def _end(self, process: subprocess.Popen[bytes]) -> int:
-        """Kill what is left of its group, and take its status."""
+    def _end(self, process: subprocess.Popen[bytes]) -> int | None:
+        """Kill what is left of its group, and take its status; None when it goes on all the same."""
         with self._turn:
-            _kill_group(process)
             self._process = None
-            return process.wait()
+            return _ended(process)
 
 
 def unfit(program: str) -> str:
@@ -172,7 +174,10 @@ class _Output:
 
     def read(self, pipe: IO[bytes], seconds: float) -> bool:
         """Take what comes within so many seconds; whether more may come."""
-        if not select.select([pipe], [], [], seconds)[0]:
+        # Not `select`: it knows no descriptor above 1023, and a proxy has many.
+        waiting = select.poll()
+        waiting.register(pipe, select.POLLIN)
+        if not waiting.poll(1000 * seconds):
             return False
         data = os.read(pipe.fileno(), 65536)
         *whole, self._part = (self._part + data).split(b"\n")
@@ -227,8 +232,7 @@ def _spawned(
         try:
             yield process
         except BaseException:  # raised on: nobody else ends the program
-            _kill_group(process)
-            process.wait()
+            _ended(process)
             raise
 
 
@@ -237,11 +241,24 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def _ended(process: subprocess.Popen[bytes]) -> int | None:
+    """Kill what is left of its group, and give its number back: its status, None when it goes on."""
+    _kill_group(process)
+    try:
+        return process.wait(_GONE)
+    except subprocess.TimeoutExpired:
+        _log.warning("acme.dns_hook: process %d cannot be killed, and goes on", process.pid)
+        threading.Thread(target=process.wait, name="acme-hook-left", daemon=True).start()
+        return None
+
+
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass  # nobody is left of it
+    except PermissionError:
+        pass  # all that is left of it is another user's, be it dead and waited for
 
 
 def _signal_name(number: int) -> str:

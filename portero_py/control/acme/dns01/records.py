@@ -82,17 +82,17 @@ class DnsRecords:
         """
         records = []
         for host, proof in proofs:
-            chain = await self._call(self._aliases, record_name(host))
+            chain = await self._beating(self._call(self._aliases, record_name(host)), beat)
             record = TxtRecord(chain[-1], record_value(proof))
             if not record.is_plain:
                 raise DnsFailed(f"{chain[0]} is an alias of a name that nobody wants to change: {chain[-1]}")
             records.append(record)
-        known = await self._on_disk(self._files.dns_records, certificate)
-        await self._on_disk(
-            self._files.save_dns_records, certificate, list(dict.fromkeys([*known, *records]))
-        )
-        self.left_behind(certificate, BUSY_SECONDS)  # should nobody come to `hide` them
+        known = dict.fromkeys(await self._on_disk(self._files.dns_records, certificate))
         for record in records:
+            # One by one: what was never tried is nothing to remove, which may take a program's whole time.
+            known[record] = None
+            await self._on_disk(self._files.save_dns_records, certificate, list(known))
+            self.left_behind(certificate, BUSY_SECONDS)  # should nobody come to `hide` it
             await self._beating(self._make(PRESENT, record), beat)
         values: dict[str, list[str]] = {}
         for record in records:
@@ -132,7 +132,7 @@ class DnsRecords:
                     self.left_behind(certificate, MAX_PAUSE)
             waits = [when - self._clock() for when, _ in self._left.values()]
             try:
-                async with asyncio.timeout(max(min(waits, default=MAX_PAUSE), 0.1)):
+                async with asyncio.timeout(min(max(min(waits, default=MAX_PAUSE), 0.1), MAX_PAUSE)):
                     await self._sooner.wait()
             except TimeoutError:
                 pass  # it is time
@@ -191,7 +191,7 @@ class DnsRecords:
         """Wait until all servers of its zone have all values. Raises DnsFailed."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._config.dns_seconds
-        servers = await self._call(self._servers, name)
+        servers = await self._beating(self._call(self._servers, name), beat)
         while missing := await self._beating(self._call(self._missing, name, values, servers), beat):
             if loop.time() > ends:
                 seconds = self._config.dns_seconds

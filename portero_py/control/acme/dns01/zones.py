@@ -4,8 +4,9 @@
   the record is made at the end.
 - The zone of a name is the nearest name above it, or itself, that has a SOA record.
 - Its servers are all addresses of all names in its NS record. A CA may ask any of them, so all must have the
-  record; an address that this machine has no route to (IPv6, most often) is left out, where its server has
-  another one. `check` replaces them, where portero reaches others than a CA does, or none but a resolver.
+  record. An address that this machine has no route to (IPv6, most often) is left out, and so is a server that
+  has no other or none at all, as long as one is left: a delegation that is not tidy costs no certificate.
+  `check` replaces them, where portero reaches others than a CA does, or none but a resolver.
 
 Everything here blocks.
 """
@@ -13,6 +14,7 @@ Everything here blocks.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Name servers of a zone that are asked: a zone has 2 to 13.
 MAX_SERVERS: Final = 32
+
+_log = logging.getLogger(__name__)
 
 _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EHOSTUNREACH}
 
@@ -79,18 +83,24 @@ class Zones:
         names = sorted(answers(self._ask(zone, "NS"), zone, "NS"))[:MAX_SERVERS]
         if not names:
             raise DnsFailed(f"{zone} names no name servers (NS)")
-        found = []
+        near, far, complaint = [], [], ""
         for server in names:
-            addresses = [
-                Address(address, self._port)
-                for kind in ("A", "AAAA")
-                for address in answers(self._ask(server, kind), server, kind)
-            ]
-            if not addresses:
-                raise DnsFailed(f"the name server {server} of {zone} has no address")
-            near = tuple(address for address in addresses if _has_route(address))
-            found.append(Server(server, near or tuple(addresses)))
-        return found
+            try:
+                addresses = self._addresses(server)
+            except DnsFailed as error:
+                complaint = complaint or str(error)
+                continue
+            with_route = tuple(address for address in addresses if _has_route(address))
+            if with_route:
+                near.append(Server(server, with_route))
+            elif addresses:
+                far.append(Server(server, addresses))
+        if not near and not far:
+            raise DnsFailed(f"no name server of {zone} has an address: {complaint or ', '.join(names)}")
+        left_out = sorted({*names} - {each.name for each in near})
+        if near and left_out:
+            _log.info("%s: not asked, without an address that can be reached: %s", zone, ", ".join(left_out))
+        return near or far
 
     def missing(self, name: str, values: Sequence[str], servers: Sequence[Server]) -> str:
         """Which server does not have all of these TXT values yet, in words; "" when all have them."""
@@ -107,6 +117,13 @@ class Zones:
         return ""
 
     # Private
+
+    def _addresses(self, server: str) -> tuple[Address, ...]:
+        return tuple(
+            Address(address, self._port)
+            for kind in ("A", "AAAA")
+            for address in answers(self._ask(server, kind), server, kind)
+        )
 
     def _alias(self, name: str) -> str:
         return next(iter(answers(self._ask(name, "CNAME"), name, "CNAME")), "")

@@ -6,6 +6,8 @@ import fcntl
 import logging
 import os
 import re
+import resource
+import signal
 import stat
 import threading
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from portero_py.control.acme.dns01 import hook as module
 from portero_py.control.acme.dns01.hook import CLEANUP, MAX_LINES, PRESENT, HookRun, environment, unfit
 from portero_py.control.acme.locks import open_lock
 from portero_py.core.acme.dns_records import TxtRecord
@@ -245,3 +248,47 @@ def test_the_lock_is_the_owners_and_is_inherited(shop: Shop) -> None:
     shop.call("ls -l /proc/self/fd > $here/fds").run()
     assert str(shop.lock) in shop.read("fds")
     assert stat.S_IMODE(shop.lock.stat().st_mode) == 0o600
+
+
+def test_a_process_with_thousands_of_descriptors_reads_what_it_writes(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2048), hard), hard))
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        shop.call("echo hello").run()
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "hello" in caplog.text
+
+
+class TestOneThatRunsAsAnotherUser:
+    """As `sudo` does: no signal of ours reaches it, not even when it is dead."""
+
+    @pytest.fixture(autouse=True)
+    def _no_permission(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "killpg", refuse)
+        monkeypatch.setattr(module, "_GONE", 0.05)
+
+    def test_its_end_is_as_good_as_any_other(self, shop: Shop) -> None:
+        shop.call("exit 0").run()
+        with pytest.raises(DnsFailed, match="exit status 3"):
+            shop.call("exit 3").run()
+
+    def test_it_is_left_to_itself_when_its_time_is_over(
+        self, shop: Shop, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = shop.call("echo $$ > $here/pid; exec sleep 600", seconds=0.5)
+        with pytest.raises(DnsFailed, match=r"no end within 0\.5 s"):
+            run.run()
+        assert "cannot be killed, and goes on" in caplog.text
+        run.stop()
+        pid = int(shop.read("pid"))
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_alive(pid))

@@ -105,11 +105,25 @@ async def test_a_record_is_written_down_before_it_is_made_and_until_it_is_gone(d
     async with desk.records() as records:
         await records.show(NAME, [(NAME, "p1"), ("a.example", "p2")], desk.beat)
         assert desk.dns.values == expected
-        assert kept == [expected, expected]
+        assert kept == [expected[:1], expected]
         await records.hide(NAME, desk.beat)
     assert desk.dns.values == []
     assert desk.files.dns_records(NAME) == []
     assert not (desk.files.folder(NAME) / "dns.json").exists()
+
+
+async def test_what_was_not_even_tried_is_not_removed(desk: Desk) -> None:
+    desk.dns.refuses = True
+    proofs = [(f"{number}.example", "p") for number in range(100)]
+    async with desk.records() as records:
+        with pytest.raises(DnsFailed, match="REFUSED"):
+            await records.show(NAME, proofs, desk.beat)
+        await records.hide(NAME, desk.beat)
+    # Each may be a program that takes a minute to fail.
+    assert [(verb, record.name) for verb, record in desk.dns.asked] == [
+        ("present", "_acme-challenge.0.example"),
+        ("cleanup", "_acme-challenge.0.example"),
+    ]
 
 
 async def test_the_end_of_the_aliases_is_what_is_kept(desk: Desk) -> None:
@@ -281,3 +295,45 @@ def _is_dead(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
         return True
+
+
+async def test_whoever_waits_for_name_servers_says_now_and_then_that_it_lives(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
+
+    def slow(answer: Any) -> Any:
+        def wait(name: str) -> Any:
+            ends, wanted = time.monotonic() + 20, desk.beats + 3
+            while desk.beats < wanted:
+                assert time.monotonic() < ends, "no sign of life"
+                time.sleep(0.01)
+            return answer(name)
+
+        return wait
+
+    monkeypatch.setattr(desk.dns, "aliases", slow(desk.dns.aliases))
+    monkeypatch.setattr(desk.dns, "servers_of", slow(desk.dns.servers_of))
+    async with desk.records() as records:
+        await records.show(NAME, [(NAME, "p")], desk.beat)
+        await records.hide(NAME, desk.beat)
+    assert desk.beats >= 6
+
+
+async def test_a_clock_that_is_set_back_meanwhile_keeps_no_record_for_years(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PAUSE", 0.05)
+    for name in ("a.example", "b.example"):
+        desk.files.save_dns_records(name, [TxtRecord(name, "left")])
+    cleanup = desk.dns.cleanup
+
+    def set_back(record: TxtRecord) -> None:
+        desk.now -= 1e8 if record.name == "a.example" else 0
+        cleanup(record)
+
+    monkeypatch.setattr(desk.dns, "cleanup", set_back)
+    async with desk.records() as records:
+        records.left_behind("b.example", 1000.0)
+        records.left_behind("a.example")
+        await until(lambda: not desk.files.dns_records("b.example"))
