@@ -136,7 +136,6 @@ class Exchange(RequestSide):
     # The way of the request.
     _phase = _ROUTING
     _route: Route | None = None  # that led here, if one did
-    _rules: Rules | None = None  # of its service's policy
     _asking: Asking | None = None
     _gates_passed = 0
     _outgoing: RequestHead | None = None  # what the backend gets instead of `head`
@@ -166,6 +165,7 @@ class Exchange(RequestSide):
         self._trial: Mark | None = None  # of the backend that is ejected, and that this exchange is to try
         # Nor this one: of a protocol, the compiled build makes no default None.
         self._upstream: Upstream | None = None
+        self._rules: Rules | None = None  # of its service's policy
         self._request_ended = head.body_length == 0
         surroundings.counters.exchanges_in_flight += 1
 
@@ -184,9 +184,9 @@ class Exchange(RequestSide):
         else:
             self.request_id = surroundings.next_request_id()
         table = surroundings.table
+        route = None
         if table.routes.routes:
-            self._route = surroundings.router.find_route(head.authority, head.target, table)
-        route = self._route
+            route = self._route = surroundings.router.find_route(head.authority, head.target, table)
         if route is None:
             service = surroundings.router.route(head.authority, table)
         else:
