@@ -552,6 +552,7 @@ class Exchange(RequestSide):
         self._rules = rules = None if service.policy is None else surroundings.rules.of(service)
         self._gates_passed = 0
         self._outgoing = None
+        self._excluded = None  # instance ids are names within a service
         if route is not None and route.strip_path:
             self._outgoing = stripped(head, route.path)
         limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
@@ -639,6 +640,7 @@ class Exchange(RequestSide):
         balancers = surroundings.balancers
         excluded = self._excluded or ()
         client = ""
+        home = None
         if rules is not None:
             if rules.sticky is not None and rules.service == service.name:
                 home = rules.sticky.home(self.head, service)
@@ -647,7 +649,10 @@ class Exchange(RequestSide):
                     return home
             if rules.by_client:
                 client = self.peer.client(self.head.forwarded)
-        return balancers.pick(service, now, excluded, self.head, retry, client)
+        lease = balancers.pick(service, now, excluded, self.head, retry, client)
+        if lease is home and home is not None:
+            self.is_at_home = True  # others went before it, and none of them could take it
+        return lease
 
     def _pick_scarce(self, service: Service, error: PorteroError | None, now: float) -> Lease | None:
         """Pick for a service that not everybody may go on to; None: it waits in the queue, or was refused."""
