@@ -131,7 +131,8 @@ def _left_of(value: bytes, name: bytes, *, is_marked: bool) -> bytes | None:
             others.append(_unmarked(crumb))
     if others == crumbs:
         return value
-    return b";".join(others).strip(b" \t") if others else None
+    left = b";".join(others)
+    return left.strip(b" \t") if left.strip(b" \t;") else None
 
 
 def _unmarked(crumb: bytes) -> bytes:
