@@ -30,7 +30,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY .ci/hatch_build.py ./.ci/
 COPY portero_py ./portero_py
 RUN HATCH_BUILD_HOOK_ENABLE_CUSTOM="$COMPILED" \
-        /opt/portero-py/bin/pip install --no-cache-dir --disable-pip-version-check . \
+        /opt/portero-py/bin/pip install --no-cache-dir --disable-pip-version-check ".[dns]" \
     && /opt/portero-py/bin/pip uninstall --yes pip \
     && /opt/portero-py/bin/python -m compileall -q /opt/portero-py/lib
 

@@ -254,6 +254,12 @@ class ValidationFailed(AcmeError):
     reason = "validation_failed"
 
 
+class DnsFailed(AcmeError):
+    """The record that a CA wants to see could not be made, or did not get to the name's servers in time."""
+
+    reason = "dns_failed"
+
+
 class OrderLost(AcmeError):
     """The CA does not know the order any more, or has ended it."""
 
@@ -351,6 +357,13 @@ class ExchangeError(PorteroError):
 class NoSuchService(ExchangeError):
     status = 404
     reason = "no_such_service"
+
+
+class AmbiguousPath(ExchangeError):
+    """Routes lead the path to one service as it is, and to another one as some applications would read it."""
+
+    status = 400
+    reason = "ambiguous_path"
 
 
 class NoBackend(ExchangeError):

@@ -16,21 +16,27 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from portero_py.cli import certs
+from portero_py.cli import certs, changes
 from portero_py.cli.api import OpenApi, require_text, secret, url
 from portero_py.client.agent import keep_registered
 from portero_py.client.registrar import Api, Registrar, Registration
 from portero_py.config import sources
+from portero_py.config.model import Address
 from portero_py.config.values import shown
 from portero_py.core.auth import sign_token
 from portero_py.core.model import Service
 from portero_py.core.router import Router
+from portero_py.core.routes import Route, Routes
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import ConfigError
+from portero_py.errors import AmbiguousPath, ClientError, ConfigError
+from portero_py.feed import records
 from portero_py.run import logs, preflight
 from portero_py.run.sockets import rehearse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portero_py.config.model import Config
     from portero_py.config.sources import Environ, Flags
 
 
@@ -93,30 +99,40 @@ def agent(flags: Flags, environ: Environ, backend: Registration, drain_seconds: 
 
 
 def explain(flags: Flags, environ: Environ, asked: str, *, as_json: bool) -> int:
-    """Print which service and backends a URL reaches; 0 when one would take the request, else 1."""
+    """Print which route, service and backends a URL reaches; 0 when it would be answered, else 1."""
     try:
-        netloc = urlsplit(asked if "//" in asked else f"//{asked}").netloc
+        parts = urlsplit(asked if "//" in asked else f"//{asked}")
     except ValueError as error:  # "//[x"
         raise ConfigError(f"{shown(asked)} is no URL: {error}") from None
+    netloc = parts.netloc
     if not netloc:
         raise ConfigError(f"{shown(asked)} names no host")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     listing = asyncio.run(_backends(OpenApi(flags, environ)))
     services = {each["service_name"]: each for each in listing["services"]}
+    routes = {(each["host"], each["path"]): each for each in listing.get("routes", [])}
     table = RoutingTable(
-        0, {name: Service(name, ()) for name in services}, listing.get("default_service", "")
+        0,
+        {name: Service(name, ()) for name in services},
+        listing.get("default_service", ""),
+        routes=Routes(records.read(Route, each) for each in routes.values()),
     )
-    found = Router().route(netloc.rpartition("@")[2].encode("ascii", "replace"), table)
-    if as_json:
-        _say(json.dumps({"host": netloc, "service": None if found is None else services[found.name]}))
-        return 0 if found is not None and services[found.name]["backends"] else 1
-    if found is None:
-        _say(f"{netloc}: no such service: 404")
+    authority = netloc.rpartition("@")[2].encode("ascii", "replace")
+    router = Router()
+    try:
+        route = router.find_route(authority, target.encode("ascii", "replace"), table)
+    except AmbiguousPath as error:
+        _say(json.dumps({"host": netloc, "service": None}) if as_json else f"{netloc}: {error}: 400")
         return 1
-    backends = services[found.name]["backends"]
-    _say(f"{netloc}: service {found.name}, {len(backends)} backend(s){'' if backends else ': 503'}")
-    for each in backends:
-        _say("  " + "  ".join(f"{name}={value}" for name, value in each.items()))
-    return 0 if backends else 1
+    found = router.route(authority, table) if route is None else table.services.get(route.service)
+    service = None if found is None else services[found.name]
+    is_answered = bool(route is not None and route.redirect) or bool(service and service["backends"])
+    if as_json:
+        said = {"host": netloc, "service": service}
+        _say(json.dumps(said if route is None else {**said, "route": routes[route.host, route.path]}))
+    else:
+        _explain(netloc, target, route, service)
+    return 0 if is_answered else 1
 
 
 def check(flags: Flags, environ: Environ) -> int:
@@ -136,12 +152,63 @@ def check(flags: Flags, environ: Environ) -> int:
     if config.state_dir:
         made = "" if Path(config.state_dir).exists() else ", which is missing: the start makes it"
         _say(f"state: {config.state_dir}{made}")
+    for line in changes.found(config):
+        _say(line)
+    for warning in (*changes.warnings(config), *asyncio.run(changes.unresolved(config))):
+        _say(f"warning: {warning}")
+    if config.services or config.routes:
+        _compare(flags, environ, config)
     status = certs.show(config) if config.tls.enabled else 0
     _say("this cannot serve" if status else "all is well")
     return status
 
 
 # Private
+
+
+def _explain(netloc: str, target: str, route: Route | None, service: Mapping[str, Any] | None) -> None:
+    what = netloc
+    if route is not None:
+        what = f"{netloc}: route {route.host}{route.path}"
+        if route.redirect:
+            # As the proxy does it (proxy/routing): what $uri stands for begins with one slash.
+            _say(f"{what}: {route.status} to {route.redirect.replace('$uri', '/' + target.lstrip('/'))}")
+            return
+        if route.strip_path:
+            left = target[len(route.path.rstrip("/")) :]
+            what += f", asked for as {left if left.startswith('/') else f'/{left}'}"
+    if service is None:
+        _say(f"{what}: no such service: 404")
+        return
+    backends = service["backends"]
+    halted = service["state"] if service.get("state", "serving") != "serving" else ""
+    _say(
+        f"{what}: service {service['service_name']}{f' ({halted})' if halted else ''}, "
+        f"{len(backends)} backend(s){'' if backends else ': 503'}"
+    )
+    for key, value in (service.get("policy") or {}).items():
+        _say(f"  {key}: {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+    for each in backends:
+        _say("  " + "  ".join(f"{name}={value}" for name, value in each.items() if value != []))
+
+
+def _compare(flags: Flags, environ: Environ, config: Config) -> None:
+    """Print what a portero that runs with the same API and secret would change, when there is one."""
+    host = config.registration.listen.host
+    local = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    where = environ.get("PORTERO_API") or environ.get("PORTERO_REGISTER_URL")
+    api_url = where or f"http://{Address(local, config.registration.listen.port)}"
+    given = {**flags, "register-url": api_url, "register-secret": config.registration.secret}
+    given["register-secret-file"] = None
+    try:
+        listing = asyncio.run(_backends(OpenApi(given, {})))
+    except ClientError as error:
+        _say(f"running: nothing to compare with: {error}")
+        return
+    lines = changes.changes(config, listing)
+    _say(f"running: {len(lines)} change(s) to services and routes")
+    for line in lines:
+        _say(f"  {line}")
 
 
 def _say(line: str) -> None:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cryptography import x509
 
+from portero_py.cli.challenges import examine, group_of
 from portero_py.config import sources
 from portero_py.control.acme.files import AcmeFiles
 from portero_py.control.acme.folder import CertificateFolder
 from portero_py.control.acme.locks import Lock, account_in_use
 from portero_py.control.acme.pairs import held
 from portero_py.control.certificates.store import CertificateStore
-from portero_py.core.acme.names import certifiable
+from portero_py.core.acme.names import orderable
 from portero_py.core.acme.schedule import ends_soon, renewal_time
 from portero_py.core.names import normalise_service_name, wildcard_over
 from portero_py.errors import Busy, CaRefused, ConfigError
@@ -103,7 +104,7 @@ def revoke(flags: Flags, environ: Environ, name: str) -> str:
     """Revoke the certificate that ACME brought for `name`, and have it replaced."""
     config, files = _with_account(flags, environ)
     host = normalise_service_name(name) or ""
-    pair = files.pair(host) if certifiable(host) else None
+    pair = files.pair(host) if orderable(host) else None
     if pair is None:
         raise ConfigError(f"{name}: ACME has brought no certificate whose folder has that name")
     _patiently(lambda: _revoke(config, files, host, pair))
@@ -146,10 +147,10 @@ def _is_there(entries: tuple[Entry, ...], name: str) -> bool:
 
 def _progress(config: Config, name: str) -> Progress | None:
     """What ACME knows about the name; None without a state directory, or when it knows nothing."""
-    if not config.state_dir or not certifiable(name):
+    if not config.state_dir or not orderable(name):
         return None
     files = AcmeFiles(config.state_dir, config.acme.directory)
-    return files.progress(name) if (files.root / name / "progress.json").exists() else None
+    return files.progress(name) if (files.folder(name) / "progress.json").exists() else None
 
 
 def _is_by_acme(config: Config, name: str) -> bool:
@@ -245,13 +246,14 @@ def _untrusted(certificate: Certificate, host: str) -> str:
 
 
 def _examine_acme(findings: _Findings, config: Config, host: str) -> None:
-    group = next((group for group in config.acme.domains if host in group), None)
+    group = group_of(config, host)
     progress = _progress(config, group[0] if group else host)
     if progress is not None and progress.error:
         retry = _moment(progress.retry_at) if progress.retry_at else "now"
         findings.bad(f"ACME failed on {_moment(progress.failed_at)}: {progress.error}; next attempt: {retry}")
     elif progress is not None:
         findings.good("ACME has nothing to complain of")
+    examine(findings, config, host)
 
 
 def _examine_listener(findings: _Findings, address: Address, host: str, wanted: Certificate | None) -> None:

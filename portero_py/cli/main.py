@@ -66,12 +66,25 @@ AcmeOnRegister = Annotated[
 AcmeEmail = Annotated[str | None, _option("Whom the CA tells about problems.", "ADDRESS")]
 AcmeDirectory = Annotated[str | None, _option("Which CA. Default Let's Encrypt; or staging.", "URL")]
 AcmeCaFile = Annotated[str | None, _option("Whom to trust for the CA's own https.", "FILE")]
-AcmeChallenge = Annotated[str | None, _option("auto (default), tls-alpn-01 or http-01.", "TYPE")]
+AcmeChallenge = Annotated[str | None, _option("auto (default), tls-alpn-01, http-01 or dns-01.", "TYPE")]
 AcmeEabKid = Annotated[str | None, _option("The account's number with a CA that wants one.", "KID")]
 AcmeEabHmac = Annotated[str | None, _option("The key that belongs to it, base64url.", "KEY")]
 AcmeEabHmacFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
 AcmeAgreeTos = Annotated[
     bool, typer.Option("--acme-agree-tos", help="Agree to the CA's terms of service.", show_default=False)
+]
+AcmeDnsHook = Annotated[str | None, _option("Makes dns-01's records: PROGRAM ARG... and more.", "COMMAND")]
+AcmeDnsServer = Annotated[str | None, _option("Or: send updates (RFC 2136) there.", _ADDRESS)]
+AcmeDnsZone = Annotated[str | None, _option("For this zone. Default: found by SOA.", "NAME")]
+AcmeDnsTsigName = Annotated[str | None, _option("Signed with the key of this name.", "NAME")]
+AcmeDnsTsigSecret = Annotated[str | None, _option("The key, base64.", "KEY")]
+AcmeDnsTsigSecretFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
+AcmeDnsTsigAlgorithm = Annotated[str | None, _option("Default hmac-sha256.", "NAME")]
+AcmeDnsResolver = Annotated[
+    list[str] | None, _option("Looks names up, instead of the system's; repeatable.", "IP:PORT")
+]
+AcmeDnsCheck = Annotated[
+    list[str] | None, _option("Must have the record, instead of the zone's servers; repeatable.", "IP:PORT")
 ]
 JwtHmacKey = Annotated[str | None, _option("The key that signs tokens, taken as it is.", "KEY")]
 JwtHmacKeyFile = Annotated[str | None, _option("A file that holds it.", "FILE")]
@@ -159,6 +172,15 @@ def root(
     acme_eab_hmac: AcmeEabHmac = None,
     acme_eab_hmac_file: AcmeEabHmacFile = None,
     acme_agree_tos: AcmeAgreeTos = False,
+    acme_dns_hook: AcmeDnsHook = None,
+    acme_dns_server: AcmeDnsServer = None,
+    acme_dns_zone: AcmeDnsZone = None,
+    acme_dns_tsig_name: AcmeDnsTsigName = None,
+    acme_dns_tsig_secret: AcmeDnsTsigSecret = None,
+    acme_dns_tsig_secret_file: AcmeDnsTsigSecretFile = None,
+    acme_dns_tsig_algorithm: AcmeDnsTsigAlgorithm = None,
+    acme_dns_resolver: AcmeDnsResolver = None,
+    acme_dns_check: AcmeDnsCheck = None,
     trusted_proxy: TrustedProxy = None,
     default_service: DefaultService = None,
     upstream_tls_verify: UpstreamTlsVerify = False,
@@ -331,11 +353,23 @@ def certs_check(
     listen_addr: ListenAddr = None,
     tls_cert_dir: TlsCertDir = None,
     state_dir: StateDir = None,
+    http_addr: HttpAddr = None,
     acme_domain: AcmeDomain = None,
+    acme_on_register: AcmeOnRegister = None,
     acme_directory: AcmeDirectory = None,
+    acme_challenge: AcmeChallenge = None,
+    acme_dns_hook: AcmeDnsHook = None,
+    acme_dns_server: AcmeDnsServer = None,
+    acme_dns_zone: AcmeDnsZone = None,
+    acme_dns_tsig_name: AcmeDnsTsigName = None,
+    acme_dns_tsig_secret: AcmeDnsTsigSecret = None,
+    acme_dns_tsig_secret_file: AcmeDnsTsigSecretFile = None,
+    acme_dns_tsig_algorithm: AcmeDnsTsigAlgorithm = None,
+    acme_dns_resolver: AcmeDnsResolver = None,
+    acme_dns_check: AcmeDnsCheck = None,
     config: ConfigFile = None,
 ) -> None:
-    """Examine one name: key, names, expiry, chain, ACME, and what the listener really presents."""
+    """Examine one name: key, names, expiry, chain, ACME and its challenge, and what the listener presents."""
     raise typer.Exit(certs.check(flags_of(ctx), os.environ, name))
 
 

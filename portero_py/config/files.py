@@ -1,13 +1,17 @@
 """Text files that an operator wrote, read within bounds of size and time, whatever stands in their place.
 
+`Seen` knows which ones a configuration was read from, and whether they are still the same.
+
 They are opened without waiting, and read with a limit and a deadline: a pipe is allowed (a shell's
 `<(pass show portero)` is one), and one that nobody ends is an error like any other.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import select
+import stat
 import time
 from pathlib import Path
 from typing import Final
@@ -39,7 +43,91 @@ def read_text(path: Path, source: str, most: int = MAX_FILE) -> str:
         raise ConfigError(f"{source}: {path} is not UTF-8 text") from None
 
 
+class Seen:
+    """The files that a configuration was read from, and the patterns: each as it was just before.
+
+    So that nothing is missed that changes in the middle of a reading.
+    """
+
+    def __init__(self) -> None:
+        # path -> which file it was, and of when; None: it was not there
+        self._files: dict[str, tuple[int, ...] | None] = {}
+        self._patterns: dict[str, tuple[str, ...]] = {}  # pattern -> what matched
+
+    def __bool__(self) -> bool:
+        return bool(self._files)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Seen) and (self._files, self._patterns) == (other._files, other._patterns)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def paths(self) -> list[str]:
+        """The files and patterns."""
+        return [*self._files, *self._patterns]
+
+    def file(self, path: str) -> None:
+        """This file is about to be read. A pipe or a device is not remembered: it cannot be read again."""
+        state = _state(path)
+        if state is None or stat.S_ISREG(state[0]):
+            self._files.setdefault(path, state)
+
+    def matches(self, pattern: str) -> tuple[str, ...]:
+        """What matches a pattern, in order."""
+        return self._patterns.setdefault(pattern, _matches(pattern))
+
+    def again(self) -> Seen:
+        """The same files and patterns, as they are now. It looks at each of them."""
+        now = Seen()
+        now._files = {path: _state(path) for path in self._files}
+        now._patterns = {pattern: _matches(pattern) for pattern in self._patterns}
+        return now
+
+    def folders(self) -> dict[str, tuple[int, int]]:
+        """The folders in which something happens when one of them changes, and which ones these are now.
+
+        Where links lead is among them.
+        """
+        paths = set()
+        for path in self._files:
+            paths.add(os.path.dirname(path))  # noqa: PTH120
+            if os.path.islink(path):  # noqa: PTH114
+                paths.add(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120
+        for pattern in self._patterns:
+            paths |= set(_folders(pattern))
+        found = {}
+        for path in (path or "." for path in paths):
+            state = _state(path)
+            if state is not None and stat.S_ISDIR(state[0]) and os.access(path, os.R_OK):
+                found[path] = state[1], state[2]
+        return found
+
+
 # Private
+
+
+def _state(path: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return found.st_mode, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _matches(pattern: str) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(glob.glob(pattern)))  # noqa: PTH207
+    except (OSError, ValueError):  # ValueError: a NUL in it
+        return ()
+
+
+def _folders(pattern: str) -> list[str]:
+    """The folders in which a match of the pattern may come and go."""
+    above = os.path.dirname(pattern)  # noqa: PTH120
+    if glob.has_magic(above):
+        return [*_folders(above), *_matches(above)]
+    return [above]
 
 
 def _read_bytes(path: Path, most: int) -> bytes:

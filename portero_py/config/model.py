@@ -141,15 +141,31 @@ class Acme:
     email: str = ""
     directory: str = "https://acme-v02.api.letsencrypt.org/directory"
     ca_file: str = ""
-    challenge: str = "auto"  # tls-alpn-01 | http-01 | auto
+    challenge: str = "auto"  # tls-alpn-01 | http-01 | dns-01 | auto
     eab_kid: str = ""
     eab_hmac: str = field(default="", repr=False)
     agree_tos: bool = False
+    # dns-01, by a program of the operator's or by updates (RFC 2136)
+    dns_hook: tuple[str, ...] = ()  # called with present|cleanup NAME VALUE
+    dns_hook_seconds: float = 60
+    dns_server: Address | None = None  # that takes updates
+    dns_zone: str = ""  # "": found by its SOA record
+    dns_tsig_name: str = ""
+    dns_tsig_secret: str = field(default="", repr=False)
+    dns_tsig_algorithm: str = "hmac-sha256"
+    dns_resolver: tuple[Address, ...] = ()  # none: those of /etc/resolv.conf
+    dns_check: tuple[Address, ...] = ()  # asked for the record; none: the servers that the zone names
+    dns_seconds: float = 120  # until all of them have it
 
     @property
     def enabled(self) -> bool:
         """Whether portero asks a CA for anything."""
         return bool(self.domains or self.on_register)
+
+    @property
+    def has_dns(self) -> bool:
+        """Whether portero can make DNS records."""
+        return bool(self.dns_hook) or self.dns_server is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +205,15 @@ class Config:
     routes: tuple[Route, ...] = ()
     workers: int = 1
     state_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloads:
+    """How often the configuration was read again, and when that went well last, seconds since the epoch.
+
+    The reading at the start is none, but it is one that went well.
+    """
+
+    ok: int = 0
+    failed: int = 0
+    succeeded_at: float = 0.0

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from portero_py.config import service_values as read
 from portero_py.config import values
-from portero_py.config.files import read_text
+from portero_py.config.files import Seen, read_text
 from portero_py.config.model import SERVICE_KEYS, FixedBackend, FixedService
 from portero_py.config.service_values import InnerError, within
 from portero_py.config.toml_file import Place, TomlFile
@@ -44,10 +44,10 @@ MAX_TEXT: Final = 64 << 20
 Found = tuple[tuple[FixedService, ...], tuple[Route, ...]]
 
 
-def read_services(main: TomlFile, seen: set[str]) -> Found:
+def read_services(main: TomlFile, seen: Seen) -> Found:
     """What the configuration file and those that it includes say. Raises ConfigError.
 
-    To `seen` go the paths of all files and folders that it depends on.
+    To `seen` goes all that it depends on.
     """
     book = _Book()
     for sheet in [main, *_included(main, seen)]:
@@ -96,7 +96,7 @@ class _Book:
 # Private: files
 
 
-def _included(main: TomlFile, seen: set[str]) -> list[TomlFile]:
+def _included(main: TomlFile, seen: Seen) -> list[TomlFile]:
     """The included files, in order."""
     given = main.content.get(INCLUDE, [])
     folder = os.path.dirname(main.path)  # noqa: PTH120 - the spelling is for the complaints
@@ -111,15 +111,13 @@ def _included(main: TomlFile, seen: set[str]) -> list[TomlFile]:
             raise ConfigError(f'{main.where(place)}: include: must be a path such as "services.d/*.toml"')
         whole = os.path.join(folder, text)  # noqa: PTH118
         is_pattern = glob.has_magic(text)
-        matches = sorted(glob.glob(whole)) if is_pattern else [whole]  # noqa: PTH207
-        for path in matches:
+        for path in seen.matches(whole) if is_pattern else (whole,):
             paths.setdefault(path, not is_pattern)
-        seen.update(_folders(whole) if is_pattern else ())
-        seen.update(matches)
         if len(paths) > MAX_FILES:
             raise ConfigError(f"{main.where(place)}: include: more than {MAX_FILES} files")
     found, length = [], 0
     for path, must_be_there in paths.items():
+        seen.file(path)
         try:
             sheet = TomlFile.read(path, f"{main.where((INCLUDE,))}: include")
         except ConfigError:
@@ -137,14 +135,6 @@ def _included(main: TomlFile, seen: set[str]) -> list[TomlFile]:
                 )
         found.append(sheet)
     return found
-
-
-def _folders(pattern: str) -> list[str]:
-    """The folders in which a match of the pattern may come and go."""
-    above = os.path.dirname(pattern)  # noqa: PTH120
-    if glob.has_magic(above):
-        return [*_folders(above), *glob.glob(above)]  # noqa: PTH207
-    return [above or "."]
 
 
 def _tables(sheet: TomlFile, key: str) -> Sequence[object]:
@@ -192,10 +182,10 @@ def _spelt(key: str) -> str:
 # Private: one service, one route
 
 
-def _service_readers(sheet: TomlFile, seen: set[str]) -> Callable[[object], dict[str, Any]]:
+def _service_readers(sheet: TomlFile, seen: Seen) -> Callable[[object], dict[str, Any]]:
     def text_of(path: str) -> str:
         whole = os.path.join(os.path.dirname(sheet.path), path)  # noqa: PTH118, PTH120
-        seen.add(whole)
+        seen.file(whole)
         try:
             return read_text(Path(whole), "")
         except ConfigError as error:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from portero_py.config import values
-from portero_py.config.files import read_text
+from portero_py.config.files import Seen, read_text
 from portero_py.config.model import SERVICE_KEYS, Config
 from portero_py.errors import ConfigError
 
@@ -85,6 +85,11 @@ def _shape_off(text: str) -> object:
 
 _MANY_NETWORKS = values.many(values.network)
 
+#: RFC 8945, 6.
+_TSIG_ALGORITHMS: Final = tuple(
+    f"hmac-{digest}" for digest in ("sha256", "sha224", "sha384", "sha512", "sha1", "md5")
+)
+
 SETTINGS: Final = (
     Setting("proxy.listen", values.many(values.address), "listen-addr", "LISTEN_ADDR", values.shape_list),
     Setting("proxy.trusted_proxies", _MANY_NETWORKS, "trusted-proxy", shape=values.shape_list),
@@ -125,10 +130,20 @@ SETTINGS: Final = (
     Setting("acme.email", values.email, "acme-email"),
     Setting("acme.directory", values.acme_directory, "acme-directory"),
     Setting("acme.ca_file", values.text, "acme-ca-file"),
-    Setting("acme.challenge", values.one_of("auto", "tls-alpn-01", "http-01"), "acme-challenge"),
+    Setting("acme.challenge", values.one_of("auto", "tls-alpn-01", "http-01", "dns-01"), "acme-challenge"),
     Setting("acme.eab_kid", values.text, "acme-eab-kid"),
     Setting("acme.eab_hmac", values.secret, "acme-eab-hmac", is_secret=True),
     Setting("acme.agree_tos", values.switch, "acme-agree-tos", shape=values.shape_switch),
+    Setting("acme.dns_hook", values.command, "acme-dns-hook", shape=values.shape_command),
+    Setting("acme.dns_hook_seconds", values.seconds(1, 3600)),
+    Setting("acme.dns_server", values.connect_address, "acme-dns-server"),
+    Setting("acme.dns_zone", values.domain, "acme-dns-zone"),
+    Setting("acme.dns_tsig_name", values.domain, "acme-dns-tsig-name"),
+    Setting("acme.dns_tsig_secret", values.secret, "acme-dns-tsig-secret", is_secret=True),
+    Setting("acme.dns_tsig_algorithm", values.one_of(*_TSIG_ALGORITHMS), "acme-dns-tsig-algorithm"),
+    Setting("acme.dns_resolver", values.many(values.ip_port), "acme-dns-resolver", shape=values.shape_list),
+    Setting("acme.dns_check", values.many(values.ip_port), "acme-dns-check", shape=values.shape_list),
+    Setting("acme.dns_seconds", values.seconds(1, 3600)),
     Setting("timeouts.handshake", values.seconds(0.1)),
     Setting("timeouts.head", values.seconds(0.1)),
     Setting("timeouts.body_idle", values.seconds(0.1)),
@@ -172,15 +187,15 @@ SECTIONS: Final[Mapping[str, type[Any]]] = {
 }
 
 
-def load(flags: Flags, environ: Environ, seen: set[str] | None = None, *, whole: bool = True) -> Config:
+def load(flags: Flags, environ: Environ, seen: Seen | None = None) -> Config:
     """The configuration from all sources, each value checked; secrets may still be missing.
 
-    `flags` maps a flag's name without dashes in front to what was given, or None. To `seen` go the paths of
-    what the services depend on, the configuration file among them, also when this fails. With `whole` False
-    services, routes and what the file includes are left out. Raises `ConfigError`, with the flag, variable or
-    place in a file to blame.
+    `flags` maps a flag's name without dashes in front to what was given, or None. To `seen` go the
+    configuration file and what it names, also when this fails. Raises `ConfigError`, with the flag, variable
+    or place in a file to blame.
     """
-    sheet = _read_config_file(flags, environ, set() if seen is None else seen)
+    seen = Seen() if seen is None else seen
+    sheet = _read_config_file(flags, environ, seen)
     in_file = _InFile(sheet)
     found: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
     for setting in SETTINGS:
@@ -192,11 +207,11 @@ def load(flags: Flags, environ: Environ, seen: set[str] | None = None, *, whole:
     config = Config(**groups, **found[""])
     if not config.proxy.listen:
         raise ConfigError("listen-addr: at least one address is needed")
-    if sheet is None or not whole or sheet.content.keys().isdisjoint(SERVICE_KEYS):
+    if sheet is None or sheet.content.keys().isdisjoint(SERVICE_KEYS):
         return config
     from portero_py.config.services import read_services  # for those who have some
 
-    services, routes = read_services(sheet, set() if seen is None else seen)
+    services, routes = read_services(sheet, seen)
     return replace(config, services=services, routes=routes)
 
 
@@ -316,7 +331,7 @@ class _InFile:
             self._found[dotted] = inner
 
 
-def _read_config_file(flags: Flags, environ: Environ, seen: set[str]) -> TomlFile | None:
+def _read_config_file(flags: Flags, environ: Environ, seen: Seen) -> TomlFile | None:
     source, path = "--config", flags.get("config")
     if not path:
         source, path = "PORTERO_CONFIG", environ.get("PORTERO_CONFIG")
@@ -324,5 +339,5 @@ def _read_config_file(flags: Flags, environ: Environ, seen: set[str]) -> TomlFil
         return None
     from portero_py.config.toml_file import TomlFile  # for those who have such a file
 
-    seen.add(str(path))
+    seen.file(str(path))
     return TomlFile.read(str(path), source)

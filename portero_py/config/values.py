@@ -71,6 +71,16 @@ def shape_words(text: str) -> object:
     return text.split()
 
 
+def shape_command(text: str) -> object:
+    """A program and its arguments, quoted as for a shell, or the text itself for the reader to refuse."""
+    import shlex  # for those who have such a program
+
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text
+
+
 def shape_whole(text: str) -> object:
     """A whole number, or the text itself for the reader to refuse."""
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()) else text
@@ -276,6 +286,35 @@ def acme_directory(value: object) -> str:
     if not url.isascii() or not is_url(url, "https"):
         raise BadValueError(f"{shown(value)} is no https:// address: use one, letsencrypt or staging")
     return url
+
+
+def command(value: object) -> tuple[str, ...]:
+    """A program and its arguments, which no shell ever sees; `["/usr/local/bin/hook", "zone"]`."""
+    words = [value] if isinstance(value, str) and " " not in value else value
+    if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
+        raise BadValueError(
+            f'must be a list of words, such as ["/path/to/program", "word"], not {shown(value)}'
+        )
+    if not words or not words[0]:
+        raise BadValueError("must name a program")
+    if "/" in words[0] and not words[0].startswith("/"):
+        raise BadValueError(
+            f"must name its program by a whole path, or by its name alone, not {shown(words[0])}"
+        )
+    return tuple(text(word) for word in words)
+
+
+def domain(value: object) -> str:
+    """A domain's name in DNS, in lower case and without the last dot, or "" for none."""
+    return service_name(value)
+
+
+def ip_port(value: object) -> Address:
+    """An IP address and a port: who looks names up cannot be looked up."""
+    chosen = connect_address(value)
+    if not (_is_ip(chosen.host, 4) or _is_ip(chosen.host, 6)):
+        raise BadValueError(f"{shown(value)} must be an IP address and a port")
+    return chosen
 
 
 def is_url(url: str, *schemes: str) -> bool:

@@ -15,15 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from portero_py.control.tasks import Tasks
 from portero_py.core.model import API, Halt, Lease, LeaseRequest, LeaseState, Service
+from portero_py.core.policies import ServicePolicy
 from portero_py.core.probing import Verdict, is_still
 from portero_py.core.registry import Registry
+from portero_py.core.routes import Routes
 from portero_py.core.routing_table import RoutingTable
 from portero_py.errors import NoSuchLease, RegistryFull
 from portero_py.feed.feed import Feed, Standings
@@ -33,6 +36,9 @@ SWEEP_DELAY: Final = 0.25
 
 #: The most ends that are remembered, so that nobody who reports late brings a lease back.
 MOST_ENDED: Final = 2_000
+
+#: The most leases that one change of the table names one by one in the log.
+MOST_LINES: Final = 100
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +88,7 @@ class Leases:
         self._feed = feed
         self._clock = clock
         self._count_fault = count_fault
-        self._subscribers: list[Callable[[Change], None]] = [_log_change]
+        self._subscribers: list[Callable[[Change], None]] = []
         self._tasks = Tasks(count_fault)
         self._ended: set[tuple[str, str]] = set()  # released here: service, and instance id or address
         self._sweep_at = math.inf
@@ -188,17 +194,28 @@ class Leases:
     async def replace(self, source: str, requests: Sequence[LeaseRequest]) -> None:
         """Let `source` have leases for these requests and no others: all of that is one new table.
 
-        What does not fit is left out; RegistryFull is raised for the first, when the others are in force.
+        What it has without an end, just as it is asked for, stays untouched. What does not fit is left out;
+        RegistryFull is raised for the first, when the others are in force.
         """
-        ended = self._registry.retain(source, requests, self._clock())
-        changes = [Change(What.DEREGISTERED, lease) for lease in ended]
-        full: RegistryFull | None = None
-        for request in requests:
-            try:
-                changes.append(self._grant(request, source))
-            except RegistryFull as error:
-                full = full or error
+        changes, full = self._replace(source, requests)
         if changes:
+            await self._in_force(changes)
+        if full is not None:
+            raise full
+
+    async def configure(
+        self,
+        policies: Mapping[str, ServicePolicy],
+        routes: Routes,
+        default_service: str,
+        source: str,
+        requests: Sequence[LeaseRequest],
+    ) -> None:
+        """Serve by these policies and routes, see `Registry.configure`, and `replace`: one new table."""
+        version = self.table.version
+        self._registry.configure(policies, routes, self._clock(), default_service)
+        changes, full = self._replace(source, requests)
+        if self.table.version != version:
             await self._in_force(changes)
         if full is not None:
             raise full
@@ -244,6 +261,21 @@ class Leases:
 
     # Private
 
+    def _replace(
+        self, source: str, requests: Sequence[LeaseRequest]
+    ) -> tuple[list[Change], RegistryFull | None]:
+        ended = self._registry.retain(source, requests, self._clock())
+        changes = [Change(What.DEREGISTERED, lease) for lease in ended]
+        full: RegistryFull | None = None
+        for request in requests:
+            if self._registry.has(request, source):
+                continue
+            try:
+                changes.append(self._grant(request, source))
+            except RegistryFull as error:
+                full = full or error
+        return changes, full
+
     def _grant(self, request: LeaseRequest, source: str) -> Change:
         backend = request.backend
         former = self._registry.find(
@@ -263,6 +295,7 @@ class Leases:
         if due is not None and due < self._sweep_at:
             self._sooner.set()
         await self._publish()
+        _log_changes(changes)
         for change in changes:
             for told in self._subscribers:
                 try:
@@ -284,6 +317,19 @@ class Leases:
                 await asyncio.wait_for(self._sooner.wait(), wait)
             except TimeoutError:
                 await self.sweep()
+
+
+def _log_changes(changes: Sequence[Change]) -> None:
+    """Each of a few; of many at once, a file of thousands of services, only how many there are."""
+    if len(changes) > MOST_LINES and not _log.isEnabledFor(logging.DEBUG):
+        counted = Counter(change.what.value for change in changes if change.what is not What.RENEWED)
+        if counted:
+            _log.info(
+                "many leases at once: %s", ", ".join(f"{count} {what}" for what, count in counted.items())
+            )
+        return
+    for change in changes:
+        _log_change(change)
 
 
 def _log_change(change: Change) -> None:

@@ -140,6 +140,11 @@ def folder_name(raw: str) -> str | None:
     return normalise_service_name(raw)
 
 
+def folder_of(name: str) -> str:
+    """How portero itself calls the folder of a normalised name: a star in a path is a shell's delight."""
+    return f"{_UNDERSCORE_WILDCARD}{name[2:]}" if name.startswith("*.") else name
+
+
 def server_name(sni: str | None) -> str:
     """The host name in a ClientHello, normalised; "" when there is none, or when it is no name at all.
 

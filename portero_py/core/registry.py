@@ -15,6 +15,8 @@ The rules
   on: a state is the address's, of all who were granted it. Who changes states obeys `model.TRANSITIONS`.
 - A service that is halted (paused or stopped) stays known, with leases or without. So does one with a policy:
   whoever wrote it means the service to be there.
+- A change of policies and routes is one new table. Leases go on as they are, but who waited for a probe of a
+  health path that there is no more waits no longer.
 - A policy's terms (health path, limit) hold for leases that name none. The table has them under its terms,
   and each grant in it knows its own (`Lease.grants`): another policy begins with those.
 - A lease takes exchanges while `now < serves_until` (`core.model`); some never end. `expire(now)` only tidies
@@ -93,6 +95,7 @@ class Registry:
         self._lease_ends: ExpiryQueue[tuple[str, str]] = ExpiryQueue()  # service, instance id
         self._linger_ends: ExpiryQueue[str] = ExpiryQueue()  # services without leases
         self._services: dict[str, Service] = {default: Service(default, ())} if default else {}
+        self._stale: set[str] = set()  # of `_services`: their leases have changed since
         #: Grows when a lease begins, moves or ends; a renewal leaves it as it is.
         self.generation = 0
         self._version = 0
@@ -104,6 +107,7 @@ class Registry:
     def table(self) -> RoutingTable:
         """The routing table as of now; the same object until something changes."""
         if self._table is None:
+            self._make_services()
             self._table = RoutingTable(
                 self._version,
                 dict(self._services),
@@ -130,20 +134,49 @@ class Registry:
     def lease_count(self) -> int:
         return len(self._lease_ends)
 
-    def configure(self, policies: Mapping[str, ServicePolicy], routes: Routes, now: float) -> None:
-        """From now on services are served by these policies (normalised names), and found by these routes."""
+    def configure(
+        self,
+        policies: Mapping[str, ServicePolicy],
+        routes: Routes,
+        now: float,
+        default_service: str | None = None,
+    ) -> None:
+        """From now on services are served by these policies (normalised names), and found by these routes.
+
+        `default_service` is normalised, "" for none, None for the one that there is.
+        """
         former, self._policies = self._policies, dict(policies)
-        for service in {**former, **policies}:
-            if service in policies:
+        former_default = self._default
+        if default_service is not None:
+            self._default = default_service
+        defaults = [service for service in (former_default, self._default) if service]
+        for service in {**former, **policies, **dict.fromkeys(defaults)}:
+            if self._is_configured(service):
                 self._linger_ends.discard(service)
-            elif service not in self._leases and service != self._default:
+            elif service not in self._leases:
                 self._linger_ends.set(service, now + LINGER)
-            if former.get(service) != policies.get(service) or service not in self._services:
+            if former.get(service) != policies.get(service):
+                self._end_waits(service, now)
                 self._changed(service)
-        if routes != self._routes:
+            elif service not in self._services:
+                self._changed(service)
+        if routes != self._routes or self._default != former_default:
             self._routes = routes
             self._version += 1
             self._table = None
+
+    def has(self, request: LeaseRequest, source: str) -> bool:
+        """Whether what is asked for, without an end, is granted to `source` as it is."""
+        lease = self.find(
+            request.service, request.instance_id, request.backend.host, request.backend.port, source=source
+        )
+        return (
+            lease is not None
+            and lease.ttl_seconds is None
+            and request.ttl_seconds is None
+            and (lease.backend, lease.weight) == (request.backend, request.weight)
+            and (lease.health_path, lease.max_in_flight) == (request.health_path, request.max_in_flight)
+        )
 
     def find(
         self, service: str, instance_id: str = "", host: str = "", port: int = 0, *, source: str = API
@@ -375,6 +408,18 @@ class Registry:
             return former.state, former.since
         return LeaseState.STARTING if health_path else LeaseState.READY, now
 
+    def _end_waits(self, service: str, now: float) -> None:
+        """Nobody of a service without a health path waits for a probe: those who did are READY."""
+        policy = self._policies.get(service)
+        if policy is not None and policy.health_path:
+            return
+        for instance_id, lease in self._leases.get(service, {}).items():
+            if lease.state is LeaseState.STARTING:
+                there = self.at(service, lease.backend.host, lease.backend.port)
+                if there is not None and not there.health_path:
+                    self._leases[service][instance_id] = replace(lease, state=LeaseState.READY, since=now)
+                    self.generation += 1
+
     def _make_room(self, service: str, leases_of_service: int) -> None:
         if self.lease_count >= self._max_leases:
             raise RegistryFull(f"the registry is full: {self._max_leases} leases")
@@ -429,15 +474,23 @@ class Registry:
         self._changed(service)
 
     def _changed(self, service: str) -> None:
-        leases = self._leases.get(service, {})
-        entries = self._entries(leases) if service in self._joined else leases.values()
-        policy = self._policies.get(service)
-        if policy == DEFAULTS:
-            policy = None
-        elif policy is not None:
-            entries = [entry.under(policy) for entry in entries]
-        self._services[service] = Service(service, tuple(entries), self._halts.get(service), policy)
+        if service not in self._services:
+            self._services[service] = Service(service, ())
+        self._stale.add(service)
         self._new_version(service)
+
+    def _make_services(self) -> None:
+        """Those that have changed, once for each table: a registration of many is one."""
+        for service in self._stale:
+            leases = self._leases.get(service, {})
+            entries = self._entries(leases) if service in self._joined else leases.values()
+            policy = self._policies.get(service)
+            if policy == DEFAULTS:
+                policy = None
+            elif policy is not None:
+                entries = [entry.under(policy) for entry in entries]
+            self._services[service] = Service(service, tuple(entries), self._halts.get(service), policy)
+        self._stale.clear()
 
     def _entries(self, leases: dict[str, Lease]) -> list[Lease]:
         """One lease for each address: the oldest there, with the others."""
@@ -450,6 +503,7 @@ class Registry:
 
     def _drop(self, service: str) -> None:
         del self._services[service]
+        self._stale.discard(service)
         self._new_version(service)
 
     def _new_version(self, service: str) -> None:

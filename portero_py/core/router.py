@@ -51,7 +51,10 @@ class Router:
         return service
 
     def find_route(self, authority: bytes, target: bytes, table: RoutingTable) -> Route | None:
-        """The route that goes before names for a request of this authority and target, or None."""
+        """The route that goes before names for a request of this authority and target, or None.
+
+        Raises AmbiguousPath.
+        """
         known = self._names.get(authority)
         name = known if known is not None else normalise_host(authority) or ""
         route = table.routes.find(name, target)

@@ -18,6 +18,9 @@ The rules
   full, another one takes this exchange, and the home stays: one burst is not to move all clients for good.
 - A response with a cookie of ours is one client's: shared caches may not keep it (`cookies.private`).
 - Of several cookies by this name the first that is of a backend counts.
+
+A client sends the same fields again and again, and our readers share one list of them then. What was found in
+such a list is remembered under its identity, with the list itself, so that no other one can be taken for it.
 """
 
 from __future__ import annotations
@@ -28,16 +31,7 @@ from typing import Final
 
 from portero_py.core.model import Lease, Service
 from portero_py.core.policies import Sticky
-from portero_py.wire.cookies import (
-    MARK_LENGTH,
-    cookie_values,
-    is_set,
-    mark_of,
-    marked,
-    private,
-    without_cookie,
-    without_mark,
-)
+from portero_py.wire.cookies import MARK_LENGTH, Cookie, is_set, mark_of, marked, private
 from portero_py.wire.message import (
     Fields,
     RequestHead,
@@ -50,6 +44,8 @@ from portero_py.wire.message import (
 PURPOSE: Final = b"portero: sticky cookies, 1"
 #: Values of a cookie that are looked at.
 MOST_VALUES: Final = 8
+#: Lists of fields that are remembered.
+MEMO_SIZE: Final = 256
 
 _HANDLE: Final = MARK_LENGTH // 2  # by this part of it a token is found, by all of it it is believed
 
@@ -62,33 +58,32 @@ def sticky_key(secret: str) -> bytes:
 class Stickiness:
     """The cookies of one service."""
 
-    __slots__ = ("_by_handle", "_is_prefix", "_key", "_name", "_service", "_tokens")
+    __slots__ = ("_by_handle", "_cookie", "_is_prefix", "_key", "_known", "_name", "_service", "_tokens")
 
     def __init__(self, sticky: Sticky, key: bytes) -> None:
         self._key = key
         self._name = sticky.cookie.encode()
+        self._cookie = Cookie(self._name)
         self._is_prefix = sticky.mode == "prefix"
+        self._known: dict[int, tuple[Fields, list[bytes], Fields]] = {}  # as received, tokens, as sent on
         self._service: Service | None = None
         self._tokens: dict[str, bytes] = {}  # by instance id
         self._by_handle: dict[bytes, tuple[bytes, Lease]] = {}
 
     def home(self, head: RequestHead, service: Service) -> Lease | None:
         """The lease of `service` that the client's cookie names, in whatever state it is."""
-        for value in cookie_values(head.fields, self._name, MOST_VALUES):
-            token = mark_of(value) if self._is_prefix else value
-            if len(token) == MARK_LENGTH:
-                if service is not self._service:
-                    self._follow(service)
-                found = self._by_handle.get(token[:_HANDLE])
-                if found is not None and hmac.compare_digest(found[0], token):
-                    return found[1]
+        for token in self._read(head)[1]:
+            if service is not self._service:
+                self._follow(service)
+            found = self._by_handle.get(token[:_HANDLE])
+            if found is not None and hmac.compare_digest(found[0], token):
+                return found[1]
         return None
 
     def request_head(self, head: RequestHead) -> RequestHead:
         """What the backend gets instead of `head`, which stays as it is."""
-        name = self._name
-        fields = without_mark(head.fields, name) if self._is_prefix else without_cookie(head.fields, name)
-        return head if fields is head.fields else request_with(head, fields)
+        received, _, sent = self._read(head)
+        return head if sent is received else request_with(head, sent)
 
     def response_head(
         self, head: ResponseHead, lease: Lease, *, is_at_home: bool, is_secure: bool
@@ -116,6 +111,26 @@ class Stickiness:
         return urlsafe_b64encode(hmac.digest(self._key, said, "sha256"))[:MARK_LENGTH]
 
     # Private
+
+    def _read(self, head: RequestHead) -> tuple[Fields, list[bytes], Fields]:
+        """The fields as received, what in them may be tokens, and the fields that the backend gets."""
+        fields = head.fields
+        known = self._known.get(id(fields))
+        if known is not None:
+            return known
+        cookie = self._cookie
+        tokens = cookie.values(fields, MOST_VALUES)
+        if self._is_prefix:
+            tokens = [mark_of(value) for value in tokens]
+            sent = cookie.unmarked(fields)
+        else:
+            sent = cookie.taken_out(fields)
+        known = fields, [token for token in tokens if len(token) == MARK_LENGTH], sent
+        if head.lines is not None or head.version == b"2":  # else nobody shares it
+            if len(self._known) >= MEMO_SIZE:
+                self._known.clear()
+            self._known[id(fields)] = known
+        return known
 
     def _follow(self, service: Service) -> None:
         self._service = service

@@ -39,8 +39,6 @@ The invariants
   against MAX_RETRIES, or the service's own `retries`, is a request that was sent, and against its service's
   budget one that a backend may have begun. Time in a queue counts for none of it. With `retries` 0 nothing
   is sent twice for whatever reason, so an idle connection is not risked that may be stale.
-- Whoever is sent to another service than at first, because the table has changed, comes to its gates like
-  anybody else (`_enter`).
 - Nobody is left mute: a fault of our own ends the exchange at both of its ends (`broke`).
 """
 
@@ -55,6 +53,7 @@ from portero_py.core.health import Failure
 from portero_py.core.model import LeaseState
 from portero_py.core.queue import Turn
 from portero_py.errors import (
+    AmbiguousPath,
     BodyTooLarge,
     ClientGone,
     ConnectTimeout,
@@ -186,7 +185,12 @@ class Exchange(RequestSide):
         table = surroundings.table
         route = None
         if table.routes.routes:
-            route = self._route = surroundings.router.find_route(head.authority, head.target, table)
+            try:
+                route = surroundings.router.find_route(head.authority, head.target, table)
+            except AmbiguousPath as error:
+                self._refuse(error)
+                return
+            self._route = route
         if route is None:
             service = surroundings.router.route(head.authority, table)
         else:

@@ -6,7 +6,8 @@ The rules
 - Signals are blocked until the loop heeds them: none is lost between the fork and that. SIGINT is for the
   supervisor alone, who tells the others (a terminal sends it to all). A stop goes before reloads (`signals`),
   and no reload ends a process, whatever may go wrong with it.
-- A worker: SIGTERM drains, then it ends. SIGHUP reads the configuration again.
+- A worker: SIGTERM drains, then it ends. SIGHUP means that the supervisor has read the configuration again:
+  everybody takes that reading (`readings`). Control follows the files, and asks the supervisor by SIGHUP.
 - Control: SIGHUP too, and looks at the certificates. SIGTERM only makes /readyz say 503: backends renew to
   the end. SIGUSR1, when the workers are gone, ends it. (A SIGTERM for it alone ends it too, in the end.)
 - Beside another generation (an upgrade) both prepare and wait: control until the board says that they may go,
@@ -25,12 +26,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import uvloop
 
+from portero_py.config.files import Seen
 from portero_py.config.model import Config
 from portero_py.control.api.state import State
 from portero_py.control.kept_leases import KeptLeases
@@ -43,10 +45,10 @@ from portero_py.feed.feed import Feed
 from portero_py.feed.server import FeedServer
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.worker import Leave, Worker
-from portero_py.run import tuning
+from portero_py.run import logs, tuning
 from portero_py.run.generation import Generation
-from portero_py.run.live_configuration import read_quietly
 from portero_py.run.processes import BEAT_SECONDS, HANG_SECONDS, UNUSABLE, Board
+from portero_py.run.readings import Readings
 from portero_py.run.signals import Signals
 from portero_py.run.slack import Slack
 from portero_py.run.sockets import Listening, Rendezvous
@@ -71,7 +73,9 @@ class Inheritance:
     """What the supervisor made before it forked. `https_port` is where plain HTTP redirects to."""
 
     config: Config
-    read: Callable[[], Config]
+    readings: Readings
+    seen: Seen  # what `config` was read from
+    supervisor: int  # its process id
     listening: Listening
     https_port: int
     rendezvous: Rendezvous
@@ -143,13 +147,6 @@ class _Process:
         loop.add_reader(self.inherited.lifeline[0], self._orphaned, loop)
         return asyncio.create_task(self._beat(), name="heartbeat")
 
-    async def reread(self) -> bool:
-        """Read the configuration again; whether anything changed. The supervisor says what."""
-        found = await asyncio.to_thread(read_quietly, self.config, self.inherited.read)
-        changed = found is not self.config
-        self.config = found
-        return changed
-
     # Private
 
     def _orphaned(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -172,6 +169,7 @@ class _Process:
 class _Worker(_Process):
     def __init__(self, inherited: Inheritance, number: int) -> None:
         super().__init__(inherited, CONTROL + 1 + number)
+        self.config = replace(inherited.config, services=(), routes=())  # they come by the feed
         self._number = number
 
     async def serve(self) -> None:
@@ -215,8 +213,11 @@ class _Worker(_Process):
 
     async def _reload(self, worker: Worker) -> None:
         try:
-            if await self.reread():
-                worker.reconfigure(self.config)
+            found = self.inherited.readings.common()
+            if found is not None and found != self.config:
+                logs.set_level(found.log.level)
+                worker.reconfigure(found)
+                self.config = found
         except Exception:  # a bug: no reason to end what serves
             _log.exception("the reload failed: what it had not changed yet stays")
             worker.counters.errors["reload"] += 1
@@ -268,6 +269,9 @@ class _Control(_Process):
             kept=inherited.kept,
             refresh=self._server.refresh,
             restarts=inherited.restarts,
+            reloads=lambda: inherited.readings.reloads,
+            ask=self._ask_for_reading,
+            seen=inherited.seen,
         )
         if not await self.signals.unless_stopped(self._start()):
             _log.info("told to stop before everything was there")
@@ -336,12 +340,21 @@ class _Control(_Process):
 
     async def _reload(self) -> None:
         try:
-            if await self.reread():
-                self._plane.reconfigure(self.config)
+            found = await asyncio.to_thread(self.inherited.readings.whole)
+            if found is not None:
+                logs.set_level(found[0].log.level)
+                await self._plane.reconfigure(*found)
+                self.config = found[0]
             await self._plane.rescan()
         except Exception:  # a bug: no reason to end what serves
             _log.exception("the reload failed: what it had not changed yet stays")
             self._plane.count_fault("reload")
+
+    def _ask_for_reading(self) -> None:
+        """The supervisor reads, and tells everybody."""
+        parent = os.getppid()
+        if parent == self.inherited.supervisor:
+            os.kill(parent, signal.SIGHUP)
 
     def _end_if_stray(self) -> None:
         """Somebody else sent SIGTERM, to control alone: end, and be replaced."""

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from portero_py.config.model import Config
+from portero_py.config.files import Seen
+from portero_py.config.model import Config, Reloads
 from portero_py.control.api.application import RegistrationApi
 from portero_py.control.api.metrics import Metrics
 from portero_py.control.api.state import State
 from portero_py.control.certificates.store import CertificateStore, Former
+from portero_py.control.file_watch import FileWatch
 from portero_py.control.kept_leases import KeptLeases
 from portero_py.control.leases import Leases
 from portero_py.control.open_server import Door, OpenSite
@@ -36,6 +38,7 @@ from portero_py.control.plain_http import PlainHttp, no_challenges
 from portero_py.control.probe_connection import Asker
 from portero_py.control.probes import Probes
 from portero_py.control.providers.provider import Provider
+from portero_py.control.providers.static import StaticBackends, policies_of
 from portero_py.control.snapshot import Snapshot
 from portero_py.control.tasks import Tasks
 from portero_py.core.certificates import CertificateTable
@@ -43,7 +46,7 @@ from portero_py.core.model import API
 from portero_py.core.registry import Registry
 from portero_py.core.routes import Routes
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import BadSnapshot, ConfigError
+from portero_py.errors import BadSnapshot, ConfigError, RegistryFull
 from portero_py.feed.feed import Feed
 from portero_py.proxy.downstream.sni import Trial
 from portero_py.proxy.upstream.tls import UpstreamTls
@@ -72,8 +75,9 @@ class ControlPlane:
     """Everything but the traffic. The caller closes the sockets of `listening`.
 
     `https_port` is where plain HTTP redirects to, `shares` how many connections it may have. `providers`
-    grant leases beside the API, `kept` is where they outlive this process. `refresh` and `restarts` are for
-    the metrics.
+    grant leases beside the API and the configuration, `kept` is where they outlive this process. `refresh`,
+    `restarts` and `reloads` are for the metrics. `ask` is called when something of `seen`, the files that
+    `config` was read from, is another by now: it has somebody read it again, and call `reconfigure`.
     Raises ConfigError for what it cannot work with.
     """
 
@@ -89,6 +93,9 @@ class ControlPlane:
         kept: KeptLeases | None = None,
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
+        reloads: Callable[[], Reloads] | None = None,
+        ask: Callable[[], None] | None = None,
+        seen: Seen | None = None,
     ) -> None:
         self._config = config
         self._listening = listening
@@ -96,18 +103,27 @@ class ControlPlane:
         self._feed = feed
         self._shares = shares
         self._runners: list[tuple[web.BaseRunner, Door]] = []
-        self._providers = providers
+        self._watch: FileWatch | None = None
+        if ask is not None and seen is not None:
+            self._watch = FileWatch(ask, seen)
         self._kept = kept
         self._is_prepared = False
         registry = Registry(config.proxy.default_service)
-        policies = {service.name: service.policy for service in config.services}
-        registry.configure(policies, Routes(config.routes), time.monotonic())
+        # Before the first table: whoever takes another's place serves by the policies at once.
+        registry.configure(
+            policies_of(config.services),
+            Routes(config.routes),
+            time.monotonic(),
+            config.proxy.default_service,
+        )
+        self._static = StaticBackends(config.services)
         self._metrics = Metrics(
             registry,
             feed.counters,
             refresh=refresh,
             restarts=restarts,
             subscribers=lambda: feed.subscribers,
+            reloads=reloads,
         )
         self._leases = Leases(registry, feed, clock=time.monotonic, count_fault=self._metrics.fault)
         self._probes = Probes(
@@ -121,6 +137,7 @@ class ControlPlane:
         )
         feed.on_evidence = self._probes.suspect
         self._tasks = Tasks(self._metrics.fault)
+        self._providers: list[Provider] = [self._static, *providers]
         feed.count_fault = self._metrics.fault
         self._store: CertificateStore | None = None
         self._acme: Acme | None = None
@@ -132,6 +149,7 @@ class ControlPlane:
                 count=self._metrics.certificate_reload,
             )
             if config.acme.enabled:
+                from portero_py.control.acme.challenges import at_usual_port
                 from portero_py.control.acme.renewals import Acme  # for those who use it
 
                 acme = self._acme = Acme(
@@ -143,6 +161,7 @@ class ControlPlane:
                     count=self._metrics.acme_attempt,
                     has_service=self._leases.has_backend,
                     has_plain_http=bool(listening.plain_http),
+                    at_usual_port=at_usual_port(config),
                     count_fault=self._metrics.fault,
                 )
                 self._leases.subscribe(
@@ -241,10 +260,29 @@ class ControlPlane:
             await self._open(plain_http.runner(), self._listening.plain_http, plain_http.door)
         if self._acme is not None:
             self.own(self._acme.run, "acme")
+        if self._watch is not None:
+            self.own(self._watch.run, "configuration")
 
-    def reconfigure(self, config: Config) -> None:
-        """Go by what is live in `config` from now on."""
-        self._probes.reconfigure(config.health)
+    async def reconfigure(self, config: Config, seen: Seen | None = None) -> None:
+        """Go by what is live in `config` from now on: in force when this returns.
+
+        `seen` are the files of that reading, or of one that failed and left `config` as it was.
+        """
+        former, self._config = self._config, config
+        if self._watch is not None and seen is not None:
+            self._watch.follow(seen)
+        if former.health != config.health:
+            self._probes.reconfigure(config.health)
+        default_service = config.proxy.default_service
+        if (former.services, former.routes, former.proxy.default_service) != (
+            config.services,
+            config.routes,
+            default_service,
+        ):
+            await self._static.configure(
+                config.services, self._leases, Routes(config.routes), default_service
+            )
+            self._probes.look()
 
     async def rescan(self) -> None:
         """Look at the certificates now."""
@@ -327,6 +365,10 @@ class ControlPlane:
     async def _begin(self) -> None:
         """From now on the leases here are what counts: also what is on disk."""
         self._has_leases = True
+        try:
+            await self._leases.replace(self._static.source, self._static.begin(self._leases))
+        except RegistryFull as error:
+            _log.error("some backends of the configuration are left out: %s", error)
         if self._snapshot is not None:
             self._feed.on_table.append(partial(self._tell_snapshot, self._snapshot))
         if self._kept is not None:

@@ -1,8 +1,8 @@
-"""What changes while portero runs, when the configuration is read again (SIGHUP).
+"""What changes while portero runs, when the configuration is read again (SIGHUP, or its files changed).
 
-Timeouts, limits, health and the log change at once; what else changed is named in the log as waiting for a
-restart. A configuration that cannot be used changes nothing and says why. Nor does a fault of portero's own
-in reading it: what runs goes on as it was.
+Services, routes, the default service, timeouts, limits, health and the log change at once; what else changed
+is named in the log as waiting for a restart. A configuration that cannot be used changes nothing and says
+why. Nor does a fault of portero's own in reading it: what runs goes on as it was.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from portero_py.config.model import Config
 from portero_py.errors import ConfigError
 from portero_py.run import logs, preflight
 
 #: The groups of `Config` that change while portero runs.
-LIVE: Final = frozenset({"timeouts", "limits", "health", "log"})
+LIVE: Final = frozenset({"services", "routes", "timeouts", "limits", "health", "log"})
 
 _log = logging.getLogger(__name__)
 
@@ -42,17 +42,10 @@ def read_again(running: Config, read: Callable[[], Config]) -> Config | None:
     return with_live(running, found)
 
 
-def read_quietly(running: Config, read: Callable[[], Config]) -> Config:
-    """As `read_again`, in a process that is not the one to talk about it."""
-    try:
-        return with_live(running, read())
-    except Exception:  # whatever it is: `read_again` has met it too, and has logged it
-        return running
-
-
 def with_live(running: Config, found: Config) -> Config:
     """`running` with the live groups of `found`; the same object when they are equal."""
-    live = {name: getattr(found, name) for name in LIVE}
+    live: dict[str, Any] = {name: getattr(found, name) for name in LIVE}
+    live["proxy"] = replace(running.proxy, default_service=found.proxy.default_service)
     if all(getattr(running, name) == value for name, value in live.items()):
         return running
     logs.set_level(found.log.level)
@@ -61,7 +54,8 @@ def with_live(running: Config, found: Config) -> Config:
 
 def waiting_for_restart(running: Config, read: Config) -> list[str]:
     """The keys in which a configuration that was read again differs, and that cannot change live."""
-    waiting = []
+    waiting: list[str] = []
+    read = replace(read, proxy=replace(read.proxy, default_service=running.proxy.default_service))
     for group in fields(Config):
         old, new = getattr(running, group.name), getattr(read, group.name)
         if group.name in LIVE or old == new:

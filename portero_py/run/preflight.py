@@ -13,11 +13,13 @@ import os
 import re
 import ssl
 import stat
+from base64 import b64decode
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from portero_py.config.model import Config, Registration
-from portero_py.core.acme.names import overlapping
+from portero_py.config.model import Acme, Config, Registration
+from portero_py.core.acme.names import has_wildcard, overlapping
 from portero_py.errors import ConfigError
 from portero_py.proxy.downstream.sni import FrontTls
 from portero_py.proxy.downstream.ticket_keys import setter
@@ -134,6 +136,7 @@ def _require_acme(config: Config) -> None:
         raise ConfigError("--acme-eab-kid and --acme-eab-hmac-file belong together: one is missing")
     if acme.eab_hmac and not _BASE64URL.fullmatch(acme.eab_hmac):
         raise ConfigError("--acme-eab-hmac-file holds no base64url: copy it as the CA gave it")
+    _require_dns01(acme)
     _require_file(acme.ca_file, "acme-ca-file")
     if acme.ca_file:
         try:
@@ -144,6 +147,35 @@ def _require_acme(config: Config) -> None:
             raise ConfigError(_cannot_read("acme-ca-file", acme.ca_file, error)) from None
     if not os.access(config.tls.cert_dir, os.W_OK | os.X_OK):
         raise ConfigError(f"--tls-cert-dir: cannot write to {config.tls.cert_dir}, which --{asked} needs")
+
+
+def _require_dns01(acme: Acme) -> None:
+    if acme.dns_hook and acme.dns_server is not None:
+        raise ConfigError("--acme-dns-hook and --acme-dns-server are both given: use one of them")
+    wildcard = next((name for group in acme.domains for name in group if has_wildcard((name,))), "")
+    if wildcard and acme.challenge not in {"auto", "dns-01"}:
+        raise ConfigError(f"--acme-challenge {acme.challenge} cannot validate {wildcard}: use auto or dns-01")
+    if not acme.has_dns:
+        if wildcard or acme.challenge == "dns-01":
+            asked = f"--acme-domain {wildcard}" if wildcard else "--acme-challenge dns-01"
+            raise ConfigError(f"{asked} needs DNS records: set --acme-dns-hook or --acme-dns-server")
+        return
+    if find_spec("dns") is None:  # it is loaded by who uses it
+        raise ConfigError("dns-01 needs dnspython, which is not installed: pip install 'portero-py[dns]'")
+    if acme.dns_hook:
+        from portero_py.control.acme.dns01.hook import unfit  # for those who have one
+
+        problem = unfit(acme.dns_hook[0])
+        if problem:
+            raise ConfigError(f"--acme-dns-hook: {problem}")
+    if bool(acme.dns_tsig_name) != bool(acme.dns_tsig_secret):
+        raise ConfigError(
+            "--acme-dns-tsig-name and --acme-dns-tsig-secret-file belong together: one is missing"
+        )
+    try:
+        b64decode(acme.dns_tsig_secret, validate=True)
+    except ValueError:
+        raise ConfigError("--acme-dns-tsig-secret-file holds no base64: copy the key's secret") from None
 
 
 def _require_file(path: str, flag: str) -> None:

@@ -26,7 +26,6 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 
 from portero_py import __version__
 from portero_py.config.model import Config
@@ -44,6 +43,7 @@ from portero_py.run.channel import Word
 from portero_py.run.control_plane import ControlPlane
 from portero_py.run.generation import FEED, LEASES, LIMITS, Generation
 from portero_py.run.live_configuration import read_again
+from portero_py.run.readings import Reader
 from portero_py.run.signals import Signals
 from portero_py.run.slack import Slack
 from portero_py.run.sockets import Listening, Rendezvous, address_of
@@ -61,7 +61,7 @@ class SingleProcess:
     def __init__(
         self,
         config: Config,
-        read: Callable[[], Config],
+        read: Reader,
         listening: Listening,
         notifier: Notifier,
         place: Generation,
@@ -133,6 +133,9 @@ class SingleProcess:
             shares,
             kept=self._kept,
             refresh=self._guests.refresh,
+            reloads=lambda: self._read.reloads,
+            ask=lambda: self._signals.tell(signal.SIGHUP),
+            seen=self._read.seen,
         )
         self._feed.subscribe(self._worker)
         self._worker.tell(self._feed.found)
@@ -185,14 +188,15 @@ class SingleProcess:
         self._notifier.reloading()
         try:
             found = await asyncio.to_thread(read_again, self._config, self._read)
+            self._read.count(ok=found is not None)
             if found is not None:
                 if found is not self._config:
                     self._worker.reconfigure(found)
-                    self._control.reconfigure(found)
                     self._config = found
                     self._place.configured(found)
                 _log.info("configuration read again")
             if not self._has_yielded:
+                await self._control.reconfigure(self._config, self._read.seen)
                 await self._control.rescan()
         except Exception:  # a bug: no reason to end what serves
             _log.exception("the reload failed: what it had not changed yet stays")

@@ -17,7 +17,8 @@ Signals come one after the other from `sigwait`, a stop before all others; they 
 the program on (`held_signals`), in a child too until it heeds them
 - TOLD_TO_STOP (the main process got SIGTERM or SIGINT): /readyz says 503, the workers drain, control closes
   when they are gone. Exit status 0. A second one ends everything at once, with 1.
-- SIGHUP: the configuration is read again (`live_config`), and everybody is told to do so too.
+- SIGHUP: the configuration is read again (`live_configuration`), and everybody is told to take what was read
+  (`readings`). The control process sends it too, when a file has changed.
 - SIGCHLD: whoever died is forked again (`processes`).
 - SIGIO: the main process has said something, or is gone: then this process ends as if it had been killed too.
 - SIGALRM: the interval timer, whose end is the next look at the children.
@@ -35,14 +36,13 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from functools import partial
 from typing import Final
 
 import uvloop
 
 from portero_py import __version__
-from portero_py.config import sources
 from portero_py.config.model import Config
 from portero_py.config.sources import Flags
 from portero_py.control import lean_imports
@@ -58,6 +58,7 @@ from portero_py.run.generation import FEED, LEASES, LIMITS, LOG, Generation
 from portero_py.run.live_configuration import read_again
 from portero_py.run.main_process import said_of
 from portero_py.run.processes import UNUSABLE, Board, Child
+from portero_py.run.readings import Reader, Readings
 from portero_py.run.sockets import Listening, Rendezvous, address_of, open_sockets
 from portero_py.run.systemd import Notifier
 
@@ -89,8 +90,9 @@ def run(flags: Flags, environ: MutableMapping[str, str]) -> int:
         return place
     # An upgraded program is started with more signals blocked, by a process that takes them itself.
     signal.pthread_sigmask(signal.SIG_SETMASK, held_signals.HELD)
-    read = partial(sources.load, flags, environ)
+    read = Reader(flags, environ)
     config = read()
+    read.count(ok=True, again=False)
     logs.set_up(config.log.level, environ)
     if config.log.level == "debug":
         from portero_py.run import debugging
@@ -125,7 +127,7 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        read: Callable[[], Config],
+        read: Reader,
         listening: Listening,
         notifier: Notifier,
         place: Generation,
@@ -136,12 +138,15 @@ class Supervisor:
         self._listening = listening
         self._place = place
         self._summary = f"{listening.summary()}; {config.workers} workers"
+        self._read = read
         self._board = Board(CONTROL + 1 + config.workers)
         [log_lock] = place.take(LOG)[:1] or [os.memfd_create("portero-access-log", os.MFD_CLOEXEC)]
         [limit_file] = place.take(LIMITS)[:1] or [os.memfd_create("portero-limits", os.MFD_CLOEXEC)]
         self._inherited = Inheritance(
             config=config,
-            read=read,
+            readings=Readings(),
+            seen=read.seen,
+            supervisor=os.getpid(),
             listening=listening,
             https_port=address_of(listening.proxy[0]).port,
             rendezvous=Rendezvous(),
@@ -158,6 +163,7 @@ class Supervisor:
         )
         place.drop_rest()
         inherited = self._inherited
+        inherited.readings.write(config, read)
         self._control = Child(CONTROL, "control", self._board, partial(run_control, inherited))
         self._workers = [
             Child(CONTROL + 1 + number, f"worker {number}", self._board, partial(_work, inherited, number))
@@ -193,6 +199,7 @@ class Supervisor:
             for sock in self._inherited.former_feeds:
                 sock.close()
             self._inherited.rendezvous.close()
+            self._inherited.readings.close()
             gc.unfreeze()
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._place.channel.stop_signals()
@@ -324,19 +331,20 @@ class Supervisor:
 
     def _reload(self) -> None:
         self._notifier.reloading()
+        inherited, read = self._inherited, self._read
         try:
-            found = held_signals.unless_stopped(
-                partial(read_again, self._inherited.config, self._inherited.read)
-            )
+            found = held_signals.unless_stopped(partial(read_again, inherited.config, read))
+            read.count(ok=found is not None)
+            if found is not None:
+                inherited.config = found  # what is forked later has it too
+                self._place.configured(found)
+                _log.info("configuration read again")
+            inherited.seen = read.seen
+            inherited.readings.write(inherited.config, read)
         except held_signals.Stopped:
             return
         except Exception:  # a bug: no reason to end what serves
             _log.exception("the configuration stays as it was")
-        else:
-            if found is not None:
-                self._inherited.config = found  # what is forked later has it too
-                self._place.configured(found)
-                _log.info("configuration read again")
         for child in self._children:
             child.signal(signal.SIGHUP)
         self._notifier.ready(self._summary)

@@ -18,44 +18,72 @@ from portero_py.wire.message import Fields
 #: Characters of a mark, base64url.
 MARK_LENGTH: Final = 32
 
-_MARK: Final = re.compile(rb'("?)([0-9A-Za-z_-]{%d})~' % MARK_LENGTH)
+_MARK: Final = re.compile(rb'"?([0-9A-Za-z_-]{%d})~' % MARK_LENGTH)
 #: What lets a shared cache keep a response.
 _SHARED: Final = re.compile(rb"(?:public|s-maxage *= *\"?[0-9]*\"?)", re.IGNORECASE)
 
 
-def cookie_value(fields: Fields, name: bytes) -> bytes:
-    """Return the first value of the cookie `name`, or b""."""
-    found = cookie_values(fields, name, 1)
-    return found[0] if found else b""
+class Cookie:
+    """Finds the cookie of one name in the fields of requests, and changes it there."""
 
+    __slots__ = ("_crumb", "_marked", "_name")
 
-def cookie_values(fields: Fields, name: bytes, most: int) -> list[bytes]:
-    """Return the values of the cookie `name`, so many at most."""
-    found = []
-    for key, value in fields:
-        if len(key) == 6 and name in value and key.lower() == b"cookie":
-            for crumb in value.split(b";"):
-                if _is_named(crumb, name):
-                    found.append(crumb.partition(b"=")[2].strip())
+    def __init__(self, name: bytes) -> None:
+        crumb = rb"((?:\A|;)\s*%b\s*=" % re.escape(name)
+        self._name = name
+        self._crumb = re.compile(crumb + rb"([^;]*))")
+        self._marked = re.compile(crumb + rb'\s*"?)[0-9A-Za-z_-]{%d}~' % MARK_LENGTH)
+
+    def value(self, fields: Fields) -> bytes:
+        """Return its first value, or b""."""
+        found = self.values(fields, 1)
+        return found[0] if found else b""
+
+    def values(self, fields: Fields, most: int) -> list[bytes]:
+        """Return its values, so many at most."""
+        name = self._name
+        found: list[bytes] = []
+        for key, value in fields:
+            if len(key) == 6 and name in value and key.lower() == b"cookie":
+                for crumb in self._crumb.finditer(value):
                     if len(found) == most:
                         return found
-    return found
+                    found.append(crumb[2].strip())
+        return found
 
+    def taken_out(self, fields: Fields) -> Fields:
+        """Return `fields` without it; the same list when it is not there. An empty Cookie field goes too."""
+        return self._changed(fields, self._crumb, b"")
 
-def without_cookie(fields: Fields, name: bytes) -> Fields:
-    """Return `fields` without the cookie `name`; the same list when it is not there."""
-    return _changed(fields, name, is_marked=False)
+    def unmarked(self, fields: Fields) -> Fields:
+        """Return `fields` with it as the application set it; the same list when it has no mark."""
+        return self._changed(fields, self._marked, rb"\1")
 
+    # Private
 
-def without_mark(fields: Fields, name: bytes) -> Fields:
-    """Return `fields` with the cookie `name` as the application set it; the same list if it is unmarked."""
-    return _changed(fields, name, is_marked=True)
+    def _changed(self, fields: Fields, pattern: re.Pattern[bytes], put: bytes) -> Fields:
+        name = self._name
+        changed: Fields | None = None
+        for place, (key, value) in enumerate(fields):
+            left = value
+            if len(key) == 6 and name in value and key.lower() == b"cookie":
+                left, count = pattern.subn(put, value)
+                if count:
+                    if changed is None:
+                        changed = fields[:place]
+                    if not put:
+                        left = left.lstrip(b"; \t")
+                    if not left:
+                        continue
+            if changed is not None:
+                changed.append((key, left))
+        return fields if changed is None else changed
 
 
 def mark_of(value: bytes) -> bytes:
     """Return the mark of a cookie's value, or b""."""
     found = _MARK.match(value)
-    return b"" if found is None else found[2]
+    return b"" if found is None else found[1]
 
 
 def is_set(value: bytes, name: bytes) -> bool:
@@ -105,37 +133,3 @@ def private(fields: Fields) -> Fields:
 def _is_named(crumb: bytes, name: bytes) -> bool:
     key, equals, _ = crumb.partition(b"=")
     return bool(equals) and key.strip() == name
-
-
-def _changed(fields: Fields, name: bytes, *, is_marked: bool) -> Fields:
-    changed: Fields | None = None
-    for place, (key, value) in enumerate(fields):
-        left: bytes | None = value
-        if len(key) == 6 and name in value and key.lower() == b"cookie":
-            left = _left_of(value, name, is_marked=is_marked)
-            if left != value and changed is None:
-                changed = fields[:place]
-        if changed is not None and left is not None:
-            changed.append((key, left))
-    return fields if changed is None else changed
-
-
-def _left_of(value: bytes, name: bytes, *, is_marked: bool) -> bytes | None:
-    """What of a Cookie field is left; None when nothing is."""
-    crumbs = value.split(b";")
-    others = []
-    for crumb in crumbs:
-        if not _is_named(crumb, name):
-            others.append(crumb)
-        elif is_marked:
-            others.append(_unmarked(crumb))
-    if others == crumbs:
-        return value
-    left = b";".join(others)
-    return left.strip(b" \t") if left.strip(b" \t;") else None
-
-
-def _unmarked(crumb: bytes) -> bytes:
-    before, _, value = crumb.partition(b"=")
-    bare = value.lstrip(b" \t")
-    return b"%b=%b" % (before, _MARK.sub(rb"\1", bare, count=1)) if _MARK.match(bare) else crumb

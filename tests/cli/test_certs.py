@@ -192,13 +192,13 @@ def test_what_cannot_work_is_said_before_anything_is_opened(
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
-        ("acme-domain", ["*.a.example"]),
+        ("acme-domain", ["*.example"]),
         ("acme-domain", ["192.0.2.1"]),
         ("acme-on-register", ["*"]),
         ("acme-email", "nobody"),
         ("acme-directory", "http://ca.example/dir"),
         ("acme-directory", "production"),
-        ("acme-challenge", "dns-01"),
+        ("acme-challenge", "dns-02"),
     ],
 )
 def test_a_value_that_cannot_be_is_one_line(flags: dict[str, Any], flag: str, value: object) -> None:

@@ -24,7 +24,9 @@ from portero_py.control.api.metrics import Metrics
 from portero_py.control.leases import Leases
 from portero_py.core.auth import TokenVerifier
 from portero_py.core.model import Halt
+from portero_py.core.policies import ServicePolicy
 from portero_py.core.registry import Registry
+from portero_py.core.routes import Route, Routes
 from portero_py.demo.self_signed import Authority, self_signed
 from portero_py.feed.feed import Feed
 
@@ -174,6 +176,35 @@ class TestCheck:
         assert "listen: [::]:443\n" in ended.out
         assert "certificate app.example: app.example; until " in ended.out
         assert ended.out.endswith("all is well\n")
+
+    async def test_services_are_listed_though_nobody_runs_to_compare_with(self, tmp_path: Path) -> None:
+        file = tmp_path / "portero.toml"
+        file.write_text(
+            '[registration]\nlisten = "127.0.0.1:1"\n[tls]\nenabled = false\n'
+            '[[service]]\nname = "a.example"\nbackends = ["127.0.0.1:8000", "localhost:8001"]\n'
+        )
+        ended = await portero("--check", f"--config={file}")
+        assert ended.status == 0
+        assert "services: 1 with 2 backend(s), 0 route(s)\nrunning: nothing to compare with: " in ended.out
+
+    async def test_what_would_change_is_asked_of_the_api_that_runs(
+        self, api: RunningApi, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "portero.toml"
+        file.write_text('[tls]\nenabled = false\n[[service]]\nname = "a.example"\nbalance = "source"\n')
+        url = api.url.partition("=")[2]
+        secrets = {"REGISTER_SECRET": SECRET, "JWT_HMAC_KEY": KEY}
+        ended = await portero("--check", f"--config={file}", environ={**secrets, "PORTERO_API": url})
+        assert ended.status == 0
+        assert (
+            "running: 2 change(s) to services and routes\n"
+            "  service a.example is new\n"
+            "  service a.example: balance: default -> source\n"
+        ) in ended.out
+        wrong = {**secrets, "REGISTER_SECRET": "another"}
+        ended = await portero("--check", f"--config={file}", environ={**wrong, "PORTERO_API": url})
+        assert ended.status == 0
+        assert "the secret in X-Register-Secret is wrong" in ended.out
         assert SECRET not in ended.out
         assert ended.err == ""
 
@@ -308,6 +339,40 @@ class TestRegistration:
         assert [each["port"] for each in found["service"]["backends"]] == [8000]
         ended = await portero("explain", api.url, "other.example", "--json")
         assert (ended.status, json.loads(ended.out)) == (1, {"host": "other.example", "service": None})
+
+    async def test_explain_follows_routes_and_names_policies(self, api: RunningApi) -> None:
+        routes = Routes(
+            [
+                Route("www.example", "/api", "app.example", strip_path=True),
+                Route("www.example", "", redirect="https://example$uri", status=301),
+                Route("lost.example", "", "gone.example"),
+            ]
+        )
+        api.registry.configure({"app.example": ServicePolicy(balance="source")}, routes, 0.0)
+        await portero("register", api.url, *BACKEND)
+        ended = await portero("explain", api.url, "https://www.example/api/x?y=1")
+        assert ended.status == 0
+        assert ended.out.startswith(
+            "www.example: route www.example/api, asked for as /x?y=1: service app.example, 1 backend(s)\n"
+            "  balance: source\n  instance_id="
+        )
+        ended = await portero("explain", api.url, "www.example/api?y")
+        assert "asked for as /?y" in ended.out
+        ended = await portero("explain", api.url, "www.example/apis?y")
+        assert (ended.status, ended.out) == (
+            0,
+            "www.example: route www.example: 301 to https://example/apis?y\n",
+        )
+        ended = await portero("explain", api.url, "lost.example")
+        assert (ended.status, ended.out) == (
+            1,
+            "lost.example: route lost.example: no such service: 404\n",
+        )
+        ended = await portero("explain", api.url, "www.example/api", "--json")
+        found = json.loads(ended.out)
+        assert (found["route"]["path"], found["service"]["service_name"]) == ("/api", "app.example")
+        ended = await portero("explain", api.url, "www.example", "--json")
+        assert json.loads(ended.out)["route"]["redirect"] == "https://example$uri"
 
     async def test_deregister_waits_and_says_what_is_in_flight(self, api: RunningApi) -> None:
         await portero("register", api.url, *BACKEND)

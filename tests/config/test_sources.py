@@ -16,11 +16,18 @@ from portero_py.config.model import Address, Config, Log, Registration
 from portero_py.config.sources import SETTINGS, load, read_one
 from portero_py.config.values import BadValueError
 from portero_py.errors import ConfigError
+from portero_py.run import preflight
 from portero_py.run.preflight import make_directories, require
 from portero_py.run.sockets import open_sockets, rehearse
 
 SECRET = "a-shared-secret"
 KEY = "k" * 32
+DNS = {
+    "acme-domain": "a.example",
+    "acme-agree-tos": "1",
+    "state-dir": "FOLDER",
+    "acme-dns-server": "127.0.0.1:53",
+}
 ACME = {"acme-domain": "a.example", "acme-agree-tos": "1", "state-dir": "FOLDER"}
 
 
@@ -111,6 +118,17 @@ class TestSources:
             ("acme-eab-kid", "kid", "acme.eab_kid", "kid"),
             ("acme-eab-hmac", "key", "acme.eab_hmac", "key"),
             ("acme-agree-tos", "yes", "acme.agree_tos", True),
+            ("acme-dns-hook", "/bin/hook 'my zone' x", "acme.dns_hook", ("/bin/hook", "my zone", "x")),
+            ("acme-dns-server", "ns1.example:53", "acme.dns_server", Address("ns1.example", 53)),
+            ("acme-dns-zone", "A.Example.", "acme.dns_zone", "a.example"),
+            ("acme-dns-tsig-name", "portero.", "acme.dns_tsig_name", "portero"),
+            ("acme-dns-tsig-secret", "c2VjcmV0", "acme.dns_tsig_secret", "c2VjcmV0"),
+            ("acme-dns-tsig-algorithm", "HMAC-SHA512", "acme.dns_tsig_algorithm", "hmac-sha512"),
+            (
+                *("acme-dns-resolver", "192.0.2.1:53 [::1]:54", "acme.dns_resolver"),
+                (Address("192.0.2.1", 53), Address("::1", 54)),
+            ),
+            ("acme-dns-check", "192.0.2.1:53", "acme.dns_check", (Address("192.0.2.1", 53),)),
             ("tls-cert-dir", "/c", "tls.cert_dir", "/c"),
             ("tls-min-version", "1.3", "tls.min_version", "1.3"),
             ("access-log", "off", "log.access", "off"),
@@ -420,6 +438,32 @@ class TestPreflight:
             ("fifo", {**ACME, "acme-ca-file": "PATH"}, "--acme-ca-file: PATH is not a regular file"),
             ("empty", {**ACME, "acme-eab-kid": "k", "acme-eab-hmac": "a b!"}, "holds no base64url"),
             ("empty", {**ACME, "state-dir": None}, "needs --state-dir"),
+            (
+                "nothing",
+                {**ACME, "acme-domain": "a.example,*.a.example"},
+                "--acme-domain *.a.example needs DNS records: set --acme-dns-hook or --acme-dns-server",
+            ),
+            ("nothing", {**ACME, "acme-challenge": "dns-01"}, "--acme-challenge dns-01 needs DNS records"),
+            (
+                "nothing",
+                {**DNS, "acme-domain": "*.a.example", "acme-challenge": "http-01", "http-addr": ":80"},
+                "--acme-challenge http-01 cannot validate *.a.example: use auto or dns-01",
+            ),
+            ("nothing", {**ACME, "acme-dns-hook": "PATH"}, "--acme-dns-hook: PATH is not there"),
+            ("empty", {**ACME, "acme-dns-hook": "PATH"}, "--acme-dns-hook: PATH cannot be run"),
+            ("nothing", {**ACME, "acme-dns-hook": "no-such-program"}, "no-such-program is not there"),
+            ("nothing", {**DNS, "acme-dns-hook": "/bin/true"}, "are both given"),
+            ("nothing", {**DNS, "acme-dns-tsig-name": "k"}, "--acme-dns-tsig-secret-file belong"),
+            (
+                "nothing",
+                {**DNS, "acme-dns-tsig-secret": "c2U="},
+                "--acme-dns-tsig-secret-file belong together",
+            ),
+            (
+                "nothing",
+                {**DNS, "acme-dns-tsig-name": "k", "acme-dns-tsig-secret": "no base64"},
+                "--acme-dns-tsig-secret-file holds no base64",
+            ),
         ],
     )
     def test_what_the_start_could_not_use_is_said_before(
@@ -442,6 +486,16 @@ class TestPreflight:
         with pytest.raises(ConfigError, match=re.escape(complaint.replace("PATH", str(path)))):
             require(load(given, {}))
         assert sorted(tmp_path.rglob("*")) == before
+
+    def test_dns_01_without_dnspython_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = {"tls-cert-dir": str(tmp_path), "register-secret": "s", "jwt-hmac-key": KEY}
+        flags = {**given, **DNS, "acme-domain": "*.a.example", "state-dir": str(tmp_path)}
+        require(load(flags, {}))
+        monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match=r"dns-01 needs dnspython.*portero-py\[dns\]"):
+            require(load(flags, {}))
 
     def test_a_missing_state_directory_is_made_for_its_owner_alone(self, tmp_path: Path) -> None:
         config = replace(serving(tmp_path), state_dir=str(tmp_path / "var" / "state"))
@@ -591,3 +645,33 @@ class TestValues:
         with pytest.raises(BadValueError) as caught:
             values.address("a\x1b[31m\nb:1")
         assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("/bin/hook word", "must be a list of words"),
+        ([], "must name a program"),
+        ([""], "must name a program"),
+        (["/bin/hook", 1], "must be a list of words"),
+        (["./hook"], "by a whole path, or by its name alone"),
+        (["/bin/hook", "a\n"], "control characters"),
+        ({"a": 1}, "must be a list of words"),
+    ],
+)
+def test_a_command_that_is_none_says_why(value: object, complaint: str) -> None:
+    with pytest.raises(BadValueError, match=complaint):
+        values.command(value)
+
+
+def test_a_command_is_words_that_no_shell_sees() -> None:
+    assert values.command("/bin/hook") == ("/bin/hook",)
+    assert values.command(["/bin/hook", "$(id)", ""]) == ("/bin/hook", "$(id)", "")
+    assert values.shape_command("/bin/hook 'a b'") == ["/bin/hook", "a b"]
+    assert values.shape_command("/bin/hook 'a b") == "/bin/hook 'a b"
+
+
+def test_a_server_that_looks_names_up_has_no_name() -> None:
+    assert values.ip_port("192.0.2.1:53") == Address("192.0.2.1", 53)
+    with pytest.raises(BadValueError, match="must be an IP address and a port"):
+        values.ip_port("ns.example:53")

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portero_py.core.certificate_pairs import MAX_CHAIN, is_ordinary, parse_pair
-from portero_py.core.certificates import Certificate, CertificateTable, folder_name, server_name
+from portero_py.core.certificates import Certificate, CertificateTable, folder_name, folder_of, server_name
 from portero_py.demo.self_signed import Authority, KeyPair, self_signed
 from portero_py.errors import BadCertificate
 
@@ -421,6 +421,12 @@ def test_a_certificate_that_was_replaced_still_covers_what_it_listed() -> None:
 )
 def test_a_folder_stands_for_a_name(raw: str, name: str | None) -> None:
     assert folder_name(raw) == name
+
+
+@pytest.mark.parametrize("name", ["app.example", "*.example.com"])
+def test_portero_s_own_folders_stand_for_their_names(name: str) -> None:
+    assert folder_name(folder_of(name)) == name
+    assert "*" not in folder_of(name)
 
 
 @pytest.mark.parametrize(

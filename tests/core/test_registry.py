@@ -797,3 +797,78 @@ def test_terms_that_hold_already_hold_no_more_and_others_take_their_place() -> N
     assert (other.health_path, other.max_in_flight, other.granted) == ("/other", 0, ("", 0))
     assert other.grants == (lease,)
     assert under.under(DEFAULTS) == lease
+
+
+def test_another_default_service_is_known_at_once_and_the_former_lingers() -> None:
+    registry = Registry("old.example")
+    registry.configure({}, NO_ROUTES, 0.0, "new.example")
+    table = registry.table
+    assert table.default_service == "new.example"
+    assert set(table.services) == {"old.example", "new.example"}
+    registry.expire(LINGER)
+    assert set(registry.table.services) == {"new.example"}
+    registry.configure({}, NO_ROUTES, LINGER, "")
+    assert registry.table.default_service == ""
+    registry.configure({}, NO_ROUTES, LINGER)
+    registry.expire(3 * LINGER)
+    assert registry.table.services == {}
+
+
+def test_a_default_service_that_others_have_too_stays() -> None:
+    registry = Registry("app.example")
+    registry.configure({"app.example": TERMS}, NO_ROUTES, 0.0, "")
+    registry.expire(10 * LINGER)
+    assert set(registry.table.services) == {"app.example"}
+
+
+def test_who_waits_for_a_probe_that_nobody_asks_for_any_more_is_ready() -> None:
+    registry = Registry()
+    registry.configure({"app.example": TERMS}, NO_ROUTES, 0.0)
+    registry.register(LeaseRequest("app.example", Backend("10.0.0.1", 80), None), 0.0)
+    registry.register(LeaseRequest("app.example", Backend("10.0.0.2", 80), None, "", 1, "/own"), 0.0)
+    registry.register(LeaseRequest("app.example", Backend("10.0.0.3", 80), None), 0.0)
+    registry.set_state("app.example", "10.0.0.3", 80, LeaseState.DRAINING, 0.0)
+    generation = registry.generation
+    registry.configure({"app.example": ServicePolicy(health_path="/other")}, NO_ROUTES, 1.0)
+    assert registry.generation == generation
+    registry.configure({"app.example": ServicePolicy(max_in_flight=1)}, NO_ROUTES, 2.0)
+    assert [(each.state, each.since) for each in registry.table.services["app.example"].leases] == [
+        (LeaseState.READY, 2.0),
+        (LeaseState.STARTING, 0.0),
+        (LeaseState.DRAINING, 0.0),
+    ]
+    assert registry.generation > generation
+
+
+def test_what_is_granted_for_ever_and_as_it_is_need_not_be_granted_again() -> None:
+    registry = Registry()
+    asked = LeaseRequest("app.example", Backend("10.0.0.1", 80), None, weight=2)
+    assert not registry.has(asked, "static")
+    registry.register(asked, 0.0, "static")
+    assert registry.has(asked, "static")
+    assert not registry.has(asked, "api")
+    for other in (
+        replace(asked, weight=3),
+        replace(asked, health_path="/up"),
+        replace(asked, max_in_flight=1),
+        replace(asked, ttl_seconds=30),
+        replace(asked, backend=Backend("10.0.0.1", 80, use_tls=True)),
+        replace(asked, backend=Backend("10.0.0.1", 81)),
+    ):
+        assert not registry.has(other, "static")
+    registry.register(replace(asked, ttl_seconds=30), 0.0, "api")
+    assert not registry.has(replace(asked, ttl_seconds=30), "api")  # a renewal is another end
+
+
+def test_many_changes_of_a_service_are_seen_in_the_next_table() -> None:
+    registry = Registry(max_services=2)
+    for port in range(1, 6):
+        registry.register(LeaseRequest("app.example", Backend("10.0.0.1", port), 10), 0.0)
+    assert registry.service_count == 1
+    registry.release("app.example", host="10.0.0.1", port=3, now=0.0)
+    assert [lease.backend.port for lease in registry.table.services["app.example"].leases] == [1, 2, 4, 5]
+    for port in (1, 2, 4, 5):
+        registry.release("app.example", host="10.0.0.1", port=port, now=0.0)
+    for name in ("b.example", "c.example"):
+        registry.register(LeaseRequest(name, Backend("10.0.0.1", 1), 10), 0.0)  # the lingering one makes way
+    assert set(registry.table.services) == {"b.example", "c.example"}

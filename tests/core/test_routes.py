@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from portero_py.core.model import Service
 from portero_py.core.router import Router
 from portero_py.core.routes import Route, Routes
 from portero_py.core.routing_table import RoutingTable
+from portero_py.errors import AmbiguousPath
 
 ROUTES = Routes(
     [
@@ -30,7 +33,41 @@ def test_the_longest_path_wins_and_ends_with_a_segment() -> None:
     assert found(b"www.example.com", b"/api/v2?x") == "v2.example.com"
     assert found(b"www.example.com", b"/api/v2/x") == "v2.example.com"
     assert found(b"www.example.com", b"/apix") is None
-    assert found(b"www.example.com", b"/%61pi") is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/%61pi",
+        b"//api/x",
+        b"/x/../api",
+        b"/./api?x",
+        b"/api;v=1",
+        b"/x/%2e%2e/api",
+        b"/x%2f..%2Fapi",
+        b"/\\api",
+        b"/api/../x",
+        b"/api/..",
+        b"/api/%76%32",
+    ],
+)
+def test_a_path_that_has_another_route_for_lenient_readers_is_refused(target: bytes) -> None:
+    with pytest.raises(AmbiguousPath):
+        found(b"www.example.com", target)
+
+
+@pytest.mark.parametrize(
+    ("target", "service"),
+    [
+        (b"/api//x;v=1/../%20", "api.example.com"),
+        (b"/other/%2e/..//x;y", None),
+        (b"/../../x", None),
+        (b"/x?y=/%61pi//", None),
+        (b"/api/v2/.well-known/x", "v2.example.com"),
+    ],
+)
+def test_odd_spellings_within_one_route_are_left_alone(target: bytes, service: str | None) -> None:
+    assert found(b"www.example.com", target) == service
 
 
 def test_the_exact_name_hides_the_wildcard_above_it() -> None:

@@ -13,7 +13,7 @@ from portero_py.core.balancing.balancers import Balancers
 from portero_py.core.health import Failure, Health
 from portero_py.core.model import Backend, Lease, LeaseState, Service
 from portero_py.core.policies import Sticky
-from portero_py.core.stickiness import Stickiness, sticky_key
+from portero_py.core.stickiness import MEMO_SIZE, Stickiness, sticky_key
 from portero_py.wire.message import Fields, RequestHead, ResponseHead
 from tests.core.balancing.fleet import Busy
 
@@ -240,3 +240,28 @@ def test_what_was_at_another_address_keeps_nobody_from_his_home() -> None:
     there = replace(former.leases[0], backend=Backend("A", 81))
     moved = replace(former, leases=(there, former.leases[1]))
     assert balancers.may_stay(moved, moved.leases[0], 10.1, (), False)
+
+
+# What is remembered
+
+
+def test_fields_that_are_shared_are_looked_at_once_and_so_many_are_remembered() -> None:
+    of = service("A", "B")
+    for sticky, name in ((insert(), b"srv"), (prefix(), b"SID")):
+        tokens = [sticky.token(each) for each in of.leases]
+        shared = [asked(b"a=1; %b=%b~42" % (name, token)) for token in tokens]
+        if name == b"srv":
+            shared = [asked(b"a=1; %b=%b" % (name, token)) for token in tokens]
+        for head in shared:
+            head.lines = b""
+        for _ in range(2):
+            assert [sticky.home(head, of) for head in shared] == list(of.leases)
+            sent = [sticky.request_head(head).fields for head in shared]
+            assert sent[0] == sent[1]
+        assert sticky.request_head(shared[0]).fields is sent[0]
+        for number in range(MEMO_SIZE + 5):
+            head = RequestHead(b"GET", b"/", b"", b"2", [(b"cookie", b"x=%d" % number)])
+            assert sticky.home(head, of) is None
+        assert len(sticky._known) <= MEMO_SIZE
+        sticky.home(asked(b"own=1"), of)
+        assert sticky.home(shared[1], of) is of.leases[1]

@@ -97,6 +97,17 @@ class AcmeSite:
         assert found is not None
         return found
 
+    def issued_wildcard(self, parent: str) -> x509.Certificate:
+        """Wait for the first certificate of `*.<parent>`, installed and served."""
+
+        def look() -> x509.Certificate | None:
+            found = self.leaf(f"_wildcard.{parent}")
+            return found if found and presented(self.tls_port, f"x.{parent}") == found else None
+
+        found = eventually(look, f"*.{parent} has a certificate", ISSUE_PATIENCE)
+        assert found is not None
+        return found
+
     def progress(self, name: str) -> dict[str, Any]:
         """The state that is on disk."""
         found = list(self.state.glob(f"acme/*/{name}/progress.json"))

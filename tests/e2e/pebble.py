@@ -37,7 +37,10 @@ class Answer:
 
 
 class Pebble:
-    """One CA. `http_port` and `tls_port` are where it validates; `nonce_reject` in percent."""
+    """One CA. `http_port` and `tls_port` are where it validates; `nonce_reject` in percent.
+
+    `dns` is the name server that it asks, its own one if there is none.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Pebble:
         nonce_reject: int = 15,
         authz_reuse: int = 0,
         eab: bool = False,
+        dns: str = "",
     ) -> None:
         for program in ("pebble", "pebble-challtestsrv"):
             if shutil.which(program) is None:
@@ -87,7 +91,7 @@ class Pebble:
             ],
             [
                 *("pebble", "-strict", "-config", str(folder / "config.json")),
-                *("-dnsserver", f"127.0.0.1:{self._dns_port}"),
+                *("-dnsserver", dns or self.dns),
             ],
         )
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -96,6 +100,16 @@ class Pebble:
     def directory(self) -> str:
         """The address that `--acme-directory` wants."""
         return f"https://127.0.0.1:{self.port}/dir"
+
+    @property
+    def dns(self) -> str:
+        """Its own name server."""
+        return f"127.0.0.1:{self._dns_port}"
+
+    @property
+    def dns_management(self) -> str:
+        """Where the records of that can be changed."""
+        return f"http://127.0.0.1:{self._dns_management}"
 
     def start(self) -> Pebble:
         """Start both, and wait until they answer."""

@@ -184,6 +184,20 @@ class ProxyProcess:
         """Whether it still runs."""
         return self._process is not None and self._process.poll() is None
 
+    def check(self, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """`--check` with the flags of this proxy, and another configuration file if there is one."""
+        flags = list(self._flags)
+        if config is not None:
+            flags[flags.index("--config") + 1] = str(config)
+        return subprocess.run(
+            [*PROXY, *flags, "--check"],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=2 * PATIENCE,
+        )
+
     # Clients
 
     def connect(self, host: str = "127.0.0.1") -> Http1Client:

@@ -58,7 +58,7 @@ def _refuses(proxy: ProxyProcess) -> bool:
     try:
         with proxy.connect():
             return False
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was in the queue of a closed listener
         return True
 
 

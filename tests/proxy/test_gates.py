@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from dataclasses import replace
+from ipaddress import ip_network
 
 import bcrypt
 import pytest
@@ -17,7 +18,7 @@ from portero_py.errors import PorteroError
 from portero_py.proxy.downstream.http1 import Http1Downstream
 from portero_py.proxy.exchange import Exchange
 from portero_py.proxy.gates import basic_auth
-from portero_py.proxy.peer import Peer
+from portero_py.proxy.peer import Peer, Peers
 from tests.proxy.dialogue import GET, OK, ScriptedTransport, World, post, settle
 
 HASHED = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
@@ -132,6 +133,21 @@ async def test_a_guesser_waits_for_himself_and_others_have_their_turns(world: Wo
     assert len(told) == 3
     assert all(client.received.startswith(b"HTTP/1.1 429") for client in told)
     assert b"\r\nRetry-After: " in told[0].received
+    for client in guesses:
+        await until_answered(client)
+
+
+async def test_behind_a_trusted_proxy_each_client_waits_for_himself(world: World) -> None:
+    world.peers = Peers((ip_network("192.0.2.0/24"),))
+    serve(world, BASIC)
+    guesses = [world.client() for _ in range(basic_auth.CLIENT_WAITS + 1)]
+    for number, client in enumerate(guesses):
+        client.send(login("ann", f"guess {number}")[:-2] + b"X-Forwarded-For: 198.51.100.1\r\n\r\n")
+    assert guesses[-1].received.startswith(b"HTTP/1.1 429")
+    user = world.client()
+    user.send(login("ann", "secret")[:-2] + b"X-Forwarded-For: 198.51.100.2\r\n\r\n")
+    (await backend_after_thread(world)).send(OK)
+    assert user.received.startswith(b"HTTP/1.1 200")
     for client in guesses:
         await until_answered(client)
 

@@ -14,6 +14,7 @@ from portero_py.control.api.state import State
 from portero_py.proxy.worker import Leave
 from portero_py.run.channel import Channel
 from portero_py.run.generation import Generation
+from portero_py.run.readings import Reader
 from portero_py.run.single_process import SingleProcess
 from portero_py.run.sockets import Listening
 from portero_py.run.systemd import Notifier
@@ -58,7 +59,7 @@ def process(planes: Planes) -> SingleProcess:
     place = planes.place
     notifier = Notifier({}, os.getpid(), place.notify)
     nothing = cast("Any", None)
-    one = SingleProcess(config, lambda: config, Listening(), notifier, place, nothing, nothing)
+    one = SingleProcess(config, Reader({}, {}), Listening(), notifier, place, nothing, nothing)
     one._worker = one._control = cast("Any", planes)
     return one
 

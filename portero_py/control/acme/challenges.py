@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from portero_py.config.model import Address, Config
 from portero_py.control.acme.pairs import tls_alpn_pair
-from portero_py.core.acme.schedule import TLS_ALPN_01
+from portero_py.core.acme.schedule import HTTP_01, TLS_ALPN_01
 from portero_py.core.challenges import Challenges
 
 Publish = Callable[[Challenges], Awaitable[None]]
@@ -58,3 +59,18 @@ class PendingChallenges:
     async def _tell(self) -> None:
         self._version += 1
         await self._publish(Challenges(self._version, dict(self._tls_alpn), dict(self._http)))
+
+
+def at_usual_port(config: Config) -> tuple[str, ...]:
+    """The types that are answered where a CA comes to: at ports 443 and 80, for everybody."""
+    plain = config.plain_http.listen
+    https = TLS_ALPN_01 if any(_is_public(each, 443) for each in config.proxy.listen) else ""
+    http = HTTP_01 if plain is not None and _is_public(plain, 80) else ""
+    return tuple(filter(None, (https, http)))
+
+
+# Private
+
+
+def _is_public(address: Address, port: int) -> bool:
+    return address.port == port and not address.is_loopback

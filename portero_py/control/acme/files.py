@@ -6,6 +6,10 @@
     <state dir>/acme/<CA>/<name>/order.key          the private key of the order that is going on
     <state dir>/acme/<CA>/<name>/pair.pem           key and chain that were issued last, in one file
     <state dir>/acme/<CA>/<name>/lock               `locks`
+    <state dir>/acme/<CA>/<name>/dns.json           DNS records that were made for it, and not removed yet
+    <state dir>/acme/<CA>/records/<digest>.lock     one program at a time for each DNS record
+
+The folder of a wildcard is `_wildcard.<name>`, as in the certificate directory.
 
 The rules
 - Files are 0600, folders 0700, and a file is replaced by a rename after its bytes are on the disk: it holds
@@ -32,10 +36,12 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from portero_py.control.regular_files import UnfitFileError, read_regular
-from portero_py.core.acme.names import certifiable
+from portero_py.core.acme import dns_records
+from portero_py.core.acme.dns_records import TxtRecord
+from portero_py.core.acme.names import orderable
 from portero_py.core.acme.progress import Progress, from_json
 from portero_py.core.certificate_pairs import parse_pair
-from portero_py.core.certificates import Certificate
+from portero_py.core.certificates import Certificate, folder_name, folder_of
 from portero_py.errors import BadCertificate, StateUnwritable
 
 if TYPE_CHECKING:
@@ -96,21 +102,24 @@ class AcmeFiles:
     def names(self) -> list[str]:
         """The certificates that there is anything about."""
         try:
-            return sorted(
-                path.name for path in self.root.iterdir() if path.is_dir() and certifiable(path.name)
-            )
+            found = (folder_name(path.name) for path in self.root.iterdir() if path.is_dir())
+            return sorted(name for name in found if name and orderable(name))
         except FileNotFoundError:
             return []
         except OSError as error:
             raise _cannot("read", self.root, error) from error
 
+    def folder(self, name: str) -> Path:
+        """Where everything about it is."""
+        return self.root / folder_of(name)
+
     def lock(self, name: str) -> Path:
         """The lock file of one certificate."""
-        return self.root / name / "lock"
+        return self.folder(name) / "lock"
 
     def progress(self, name: str) -> Progress:
         """How far the certificate has come."""
-        path = self.root / name / "progress.json"
+        path = self.folder(name) / "progress.json"
         text = read(path)
         try:
             return from_json(decoded(text)) if text is not None else Progress()
@@ -120,19 +129,19 @@ class AcmeFiles:
 
     def save_progress(self, name: str, progress: Progress) -> None:
         """Keep how far it has come."""
-        write(self.root / name / "progress.json", json.dumps(progress.to_json(), indent=1).encode())
+        write(self.folder(name) / "progress.json", json.dumps(progress.to_json(), indent=1).encode())
 
     def order_key(self, name: str) -> bytes | None:
         """The key of the order that is going on, PEM."""
-        return read(self.root / name / "order.key")
+        return read(self.folder(name) / "order.key")
 
     def save_order_key(self, name: str, key_pem: bytes) -> None:
         """Keep the key of the order that is about to begin."""
-        write(self.root / name / "order.key", key_pem)
+        write(self.folder(name) / "order.key", key_pem)
 
     def pair(self, name: str) -> Certificate | None:
         """The pair that was issued last, or None."""
-        path = self.root / name / "pair.pem"
+        path = self.folder(name) / "pair.pem"
         content = read(path)
         if content is None:
             return None
@@ -144,7 +153,34 @@ class AcmeFiles:
 
     def save_pair(self, name: str, chain_pem: bytes, key_pem: bytes) -> None:
         """Keep an issued pair."""
-        write(self.root / name / "pair.pem", key_pem.rstrip() + b"\n" + chain_pem)
+        write(self.folder(name) / "pair.pem", key_pem.rstrip() + b"\n" + chain_pem)
+
+    # DNS records
+
+    def record_lock(self, record_name: str) -> Path:
+        """The file that is locked while a program is at a DNS record."""
+        return self.root / "records" / f"{sha256(record_name.encode()).hexdigest()[:32]}.lock"
+
+    def dns_records(self, name: str) -> list[TxtRecord]:
+        """The records that were made for a certificate, or were about to be, and are not known to be gone."""
+        path = self.folder(name) / "dns.json"
+        text = read(path)
+        try:
+            return dns_records.from_json(decoded(text)) if text is not None else []
+        except ValueError as error:
+            _log.error("%s is damaged, and counts as missing: %s", path, error)
+            return []
+
+    def save_dns_records(self, name: str, records: list[TxtRecord]) -> None:
+        """Keep which records there are; without any the file is removed."""
+        path = self.folder(name) / "dns.json"
+        if records:
+            write(path, json.dumps(dns_records.to_json(records), indent=1).encode())
+            return
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot("remove", path, error) from error
 
 
 def read(path: Path) -> bytes | None:

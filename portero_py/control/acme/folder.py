@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from portero_py.control.acme import files
 from portero_py.core.acme.schedule import Held
 from portero_py.core.certificate_pairs import parse_pair
-from portero_py.core.certificates import Certificate, folder_name
+from portero_py.core.certificates import Certificate, folder_name, folder_of
 from portero_py.errors import BadCertificate, StateUnwritable
 
 MARK: Final = ".portero-acme"
@@ -69,7 +69,7 @@ class CertificateFolder:
         Files that are no certificate count as somebody else's. `entries` spares reading the directory once
         more. Raises StateUnwritable when it cannot be read.
         """
-        own = self._cert_dir / name
+        own = self._own(name)
         for path in (self.entries() if entries is None else entries).get(name, []):
             if path != own and (path.is_file() or any((path / part).exists() for part in _PARTS)):
                 return _found(path / _CHAIN if path.is_dir() else path), False
@@ -90,7 +90,7 @@ class CertificateFolder:
         mark = self._mark(name)
         if not self._directory_url or self._directory_url not in mark:
             return None
-        own = self._cert_dir / name
+        own = self._own(name)
         chain, key = files.read(own / _CHAIN), files.read(own / _KEY)
         if chain is None or key is None:
             return None
@@ -105,7 +105,7 @@ class CertificateFolder:
 
         The caller has made sure that `served` is portero's own.
         """
-        folder = self._cert_dir / certificate.name
+        folder = self._own(certificate.name)
         try:
             folder.mkdir(mode=0o755, exist_ok=True)
         except OSError as error:
@@ -119,12 +119,15 @@ class CertificateFolder:
 
     # Private
 
+    def _own(self, name: str) -> Path:
+        return self._cert_dir / folder_of(name)
+
     def _fingerprints(self, name: str) -> list[str]:
         return [one for one in self._mark(name) if _FINGERPRINT.fullmatch(one)]
 
     def _mark(self, name: str) -> list[str]:
         try:
-            found = files.decoded(files.read(self._cert_dir / name / MARK) or b"[]")
+            found = files.decoded(files.read(self._own(name) / MARK) or b"[]")
         except ValueError:
             return []
         return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []

@@ -59,7 +59,7 @@ class Lock:
     def acquire(self, now: float) -> None:
         """Take it. Raises Busy when somebody else has it, StateUnwritable when the file cannot be made."""
         with self._at_work():
-            descriptor = _open(self._path)
+            descriptor = open_lock(self._path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._respect(_read(descriptor), now)
@@ -128,7 +128,7 @@ class Lock:
 @contextmanager
 def account_in_use(path: Path, *, exclusive: bool = False) -> Iterator[None]:
     """Keep others from changing the account's key; `exclusive`: from using it. Raises Busy."""
-    descriptor = _open(path)
+    descriptor = open_lock(path)
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         yield
@@ -138,10 +138,8 @@ def account_in_use(path: Path, *, exclusive: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-# Private
-
-
-def _open(path: Path) -> int:
+def open_lock(path: Path) -> int:
+    """A lock file, made when it is missing; whoever has it closes it. Raises StateUnwritable."""
     try:
         make_folder(path.parent)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -154,6 +152,9 @@ def _open(path: Path) -> int:
         os.close(descriptor)
         raise StateUnwritable(f"{path} {error}") from error
     return descriptor
+
+
+# Private
 
 
 def _cannot(verb: str, path: Path, error: OSError) -> StateUnwritable:

@@ -8,8 +8,10 @@ crash loses at most the order whose address had not arrived yet; no certificate 
 
 What a failure means for the order:
 - the CA cannot be reached, limits the rate, or the disk is full: the order stays, and is carried on later;
-- a validation failed: the order is dead (RFC 8555, 7.1.6); with `auto` the other type of challenge is tried
+- a validation failed: the order is dead (RFC 8555, 7.1.6); with `auto` the next type of challenge is tried
   at once in a new one, then there is a pause;
+- a DNS record could not be made: the CA was told nothing, and the order stays; with `auto` the next type of
+  challenge is tried in it;
 - anything else: it is dropped, and the next attempt makes a new one.
 
 The steps run on the event loop; whatever blocks goes through `ask` or `on_disk`, into ACME's threads. Between
@@ -20,14 +22,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from portero_py.control.acme.challenges import PendingChallenges, Shown
 from portero_py.control.acme.pairs import new_key
 from portero_py.core.acme.progress import Progress, Step
-from portero_py.core.acme.schedule import choose_challenge
+from portero_py.core.acme.schedule import DNS_01, choose_challenge
 from portero_py.core.certificate_pairs import parse_pair
 from portero_py.core.certificates import Certificate
 from portero_py.errors import (
@@ -37,6 +40,7 @@ from portero_py.errors import (
     BadCertificate,
     CaRateLimited,
     CaUnreachable,
+    DnsFailed,
     OrderLost,
     StateUnwritable,
     ValidationFailed,
@@ -44,6 +48,7 @@ from portero_py.errors import (
 
 if TYPE_CHECKING:
     from portero_py.control.acme.client import AcmeClient
+    from portero_py.control.acme.dns01.records import DnsRecords
     from portero_py.control.acme.files import AcmeFiles
     from portero_py.control.acme.folder import CertificateFolder
     from portero_py.control.acme.locks import Lock
@@ -67,16 +72,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all orders share. `answerable` are the challenge types of portero's listeners, best first."""
+    """What all orders share. `answerable` says which types of challenge can validate names, best first."""
 
     files: AcmeFiles
     folder: CertificateFolder
     challenges: PendingChallenges
+    dns: DnsRecords
     ask: Call  # the CA
     on_disk: Call
     clock: Callable[[], float]
     wanted: str
-    answerable: tuple[str, ...]
+    answerable: Callable[[tuple[str, ...]], tuple[str, ...]]
 
 
 class OrderRun:
@@ -91,6 +97,7 @@ class OrderRun:
         self._lock = lock
         self._name = names[0]
         self._names = names
+        self._answerable = around.answerable(names)
         # one order
         self._kind = ""  # of its challenges
         self._has_shown = False  # whether the CA could have found them
@@ -102,7 +109,10 @@ class OrderRun:
             try:
                 return await self._once(replaces)
             except ValidationFailed as error:
-                if not await self._other_challenge(error):
+                if not await self._other_challenge(error, self.progress.dropped):
+                    raise
+            except DnsFailed as error:
+                if not await self._other_challenge(error, lambda: self.progress):
                     raise
             except OrderLost as error:
                 if self.progress.step is not Step.IDLE:
@@ -201,23 +211,43 @@ class OrderRun:
             shown.append(Shown(challenge.kind, authorization.name, challenge.token, proof))
             if challenge.status == "pending":
                 answers.append(challenge)
-        await self._around.challenges.show(shown)
-        self._has_shown = bool(shown)
+        at_listeners = [each for each in shown if each.kind != DNS_01]
+        await self._around.challenges.show(at_listeners)
         try:
-            for challenge in answers:
-                await self._ask(self._client.answer, challenge)
-            for authorization in waiting:
-                await self._validated(authorization)
+            async with self._in_dns([each for each in shown if each.kind == DNS_01]):
+                self._has_shown = bool(shown)
+                for challenge in answers:
+                    await self._ask(self._client.answer, challenge)
+                for authorization in waiting:
+                    await self._validated(authorization)
         finally:
-            await self._around.challenges.hide(shown)
+            await self._around.challenges.hide(at_listeners)
+
+    @asynccontextmanager
+    async def _in_dns(self, shown: list[Shown]) -> AsyncIterator[None]:
+        """Have records in DNS, and remove them; at portero's end that is left to the next start."""
+        dns = self._around.dns
+        try:
+            if shown:
+                proofs = [(each.name, each.key_authorization) for each in shown]
+                await dns.show(self._name, proofs, self._beat)
+            yield
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # raised on: whatever became of the order, its records go
+            if shown:
+                await dns.hide(self._name, self._beat)
+            raise
+        if shown:
+            await dns.hide(self._name, self._beat)
 
     def _chosen(self, authorization: Authorization) -> Any:
         around = self._around
         offered = {challenge.kind: challenge for challenge in authorization.challenges if challenge.token}
-        usable = tuple(kind for kind in around.answerable if kind in offered)
+        usable = tuple(kind for kind in self._answerable if kind in offered)
         kind = choose_challenge(around.wanted, usable, self.progress.tried)
         if not kind:
-            wanted = around.wanted if around.wanted != "auto" else " or ".join(around.answerable)
+            wanted = around.wanted if around.wanted != "auto" else " or ".join(self._answerable) or "dns-01"
             raise ValidationFailed(f"the CA does not offer {wanted} for {authorization.name}")
         self._kind = kind
         return offered[kind]
@@ -231,14 +261,14 @@ class OrderRun:
         if found.status != "valid":
             raise _why_failed(found)
 
-    async def _other_challenge(self, error: ValidationFailed) -> bool:
-        """Note which type failed, and drop the dead order; whether another type is left to try now."""
+    async def _other_challenge(self, error: AcmeError, after: Callable[[], Progress]) -> bool:
+        """Note which type failed, and what becomes of the order; whether another type is left to try now."""
         around, kind = self._around, self._kind
-        progress = self.progress if self.progress.step is Step.IDLE else self.progress.dropped()
+        progress = self.progress if self.progress.step is Step.IDLE else after()
         if kind:
             progress = progress.challenge_failed(kind, error.reason, str(error), around.clock())
         await self._keep(progress)
-        left = choose_challenge(around.wanted, around.answerable, progress.tried) if kind else ""
+        left = choose_challenge(around.wanted, self._answerable, progress.tried) if kind else ""
         if left:
             _log.warning("%s: %s failed, %s is next: %s", self._name, kind, left, error)
         return bool(left)
@@ -263,7 +293,10 @@ class OrderRun:
                 raise CaUnreachable(f"the CA did not decide within {seconds:.0f} s")
             await asyncio.sleep(min(max(pause, found.retry_after), LONGEST_POLL))
             pause = min(pause * 1.5, LONGEST_POLL)
-            await self._on_disk(self._lock.renew, clock())
+            await self._beat()
+
+    async def _beat(self) -> None:
+        await self._on_disk(self._lock.renew, self._around.clock())
 
     async def _reason(self, order: Order) -> AcmeError:
         """Why an order did not become valid."""

@@ -23,13 +23,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from portero_py.control.acme.challenges import PendingChallenges
 from portero_py.control.acme.clients import SharedClient
 from portero_py.control.acme.daemon_threads import DaemonThreads
+from portero_py.control.acme.dns01.records import START_SECONDS, DnsRecords
 from portero_py.control.acme.files import AcmeFiles
 from portero_py.control.acme.folder import CertificateFolder
 from portero_py.control.acme.locks import Lock
@@ -46,6 +48,7 @@ from portero_py.core.acme.schedule import (
     Act,
     Turn,
     admitted,
+    challenges_for,
     drawn,
     next_question,
     reach_time,
@@ -85,7 +88,7 @@ class Acme:
 
     `publish` gives challenges to every listener; `table` is what is served now; `count(result)` is called
     for each attempt, with ISSUED or the reason of its failure. `has_service` says whether a service has a
-    backend. `http_challenge` is for port 80.
+    backend. `http_challenge` is for port 80; `at_usual_port` are the types that a CA certainly comes to.
     `count_fault` is called when the disk does not answer.
     """
 
@@ -100,6 +103,7 @@ class Acme:
         count: Callable[[str], None],
         has_service: Callable[[str], bool],
         has_plain_http: bool,
+        at_usual_port: Collection[str] = (TLS_ALPN_01, HTTP_01),
         count_fault: Callable[[str], None],
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
@@ -116,16 +120,23 @@ class Acme:
         self._challenges = PendingChallenges(publish, version=int(clock() * 1000))
         self._disk = DaemonThreads(1, "acme-disk")
         self._ca = DaemonThreads(CA_THREADS, "acme-ca")
+        self._dns = DnsRecords(config, self._files, self._disk.call, clock)
         self._client = SharedClient(lambda: self._ca.call(self._open_client), self._files.account_lock)
         self._around = Surroundings(
             files=self._files,
             folder=self._folder,
             challenges=self._challenges,
+            dns=self._dns,
             ask=self._ca.call,
             on_disk=self._disk.call,
             clock=clock,
             wanted=config.challenge,
-            answerable=(TLS_ALPN_01, HTTP_01) if has_plain_http else (TLS_ALPN_01,),
+            answerable=partial(
+                challenges_for,
+                answered=(TLS_ALPN_01, HTTP_01) if has_plain_http else (TLS_ALPN_01,),
+                at_usual_port=at_usual_port,
+                has_dns=config.has_dns,
+            ),
         )
         self._sooner = asyncio.Event()
         # while it runs
@@ -184,15 +195,19 @@ class Acme:
 
     async def run(self) -> None:
         """Look after the certificates until cancelled."""
+        cleaning = asyncio.create_task(self._dns.run(), name="acme records")
         try:
             await self._look_for_ever()
         finally:
+            cleaning.cancel()
+            await asyncio.wait([cleaning])
             await self._end_all()
 
     def close(self) -> None:
         """Take no more work; a request that is going on ends by its own limits, or with the process."""
         self._disk.close()
         self._ca.close()
+        self._dns.close()
 
     # Private: looking
 
@@ -201,6 +216,8 @@ class Acme:
             progress = await self._quietly(self._files.progress, name)
             if progress is not None and progress.step is Step.ISSUED:
                 await self._install_alone(name)
+            if await self._quietly(self._files.dns_records, name):
+                self._dns.left_behind(name, START_SECONDS)
         except Exception:  # AcmeError, or a bug: the other certificates are recovered all the same
             self._count(AcmeError.reason)
             _log.exception("%s: what was interrupted is completed later", name)

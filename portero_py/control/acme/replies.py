@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import requests
 
 from portero_py.core.acme import faults
+from portero_py.core.acme.names import WILDCARD
 from portero_py.errors import AcmeError, BadCaReply, CaRefused, CaUnreachable
 
 MAX_URL: Final = 2048
@@ -51,7 +52,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """RFC 8555, 7.1.4: what has to be shown for one name."""
+    """RFC 8555, 7.1.4: what has to be shown for one name, which is a wildcard as it was ordered."""
 
     url: str
     name: str
@@ -89,14 +90,16 @@ def checked(reply: requests.Response) -> requests.Response:
 
 
 def _fault(
-    document: Mapping[str, Any], retry_after: float = 0.0, *, of_validation: bool = False
+    document: Mapping[str, Any], retry_after: float = 0.0, *, of_validation: bool = False, challenge: str = ""
 ) -> AcmeError:
     """The error of a problem document; of several in one (RFC 8555, 6.7.1) the first counts."""
     parts = document.get("subproblems")
     if isinstance(parts, list) and parts and isinstance(parts[0], dict) and "type" in parts[0]:
         document = {**document, **parts[0]}
     problem, detail = document.get("type"), document.get("detail")
-    return faults.fault(str(problem or ""), str(detail or ""), retry_after, of_validation=of_validation)
+    return faults.fault(
+        str(problem or ""), str(detail or ""), retry_after, of_validation=of_validation, challenge=challenge
+    )
 
 
 def order(url: str, reply: requests.Response) -> Order:
@@ -122,12 +125,13 @@ def _challenge(document: object) -> Challenge:
     if not isinstance(document, dict):
         raise BadCaReply("the CA's authorization lists something that is no challenge")
     error, token = document.get("error"), document.get("token", "")
+    kind = _text(document, "type")
     return Challenge(
-        kind=_text(document, "type"),
+        kind=kind,
         url=_text(document, "url"),
         token=token if isinstance(token, str) else "",
         status=_text(document, "status"),
-        error=_fault(error, of_validation=True) if isinstance(error, dict) else None,
+        error=_fault(error, of_validation=True, challenge=kind) if isinstance(error, dict) else None,
     )
 
 
@@ -193,9 +197,12 @@ def authorization(url: str, reply: requests.Response) -> Authorization:
     identifier = document.get("identifier")
     if not isinstance(identifier, dict):
         raise BadCaReply("an authorization of the CA is for no name")
+    name = _text(identifier, "value").lower()
+    if document.get("wildcard") is True:
+        name = f"{WILDCARD}{name}"
     return Authorization(
         url=url,
-        name=_text(identifier, "value").lower(),
+        name=name,
         status=_text(document, "status"),
         challenges=tuple(_challenge(each) for each in _list(document, "challenges")),
         retry_after=_retry_after(reply),

@@ -2,7 +2,8 @@
 
 A name that a backend brought is looked after as long as its service is there, and `FORGET_SECONDS` longer:
 then it is not renewed any more, and its place is free. Its files stay, and are taken up again when the
-service comes back.
+service comes back. One that is covered by what portero was told to get, a wildcard included, needs none of
+its own, even before that is there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Final
 
-from portero_py.core.acme.names import Group, allowed
+from portero_py.core.acme.names import Group, allowed, covered
 
 if TYPE_CHECKING:
     from portero_py.config.model import Acme as AcmeConfig
@@ -38,6 +39,7 @@ class WantedNames:
         clock: Callable[[], float],
     ) -> None:
         self._config = config
+        self._told = {name for group in config.domains for name in group}
         self._table = table
         self._has_service = has_service
         self._clock = clock
@@ -52,7 +54,7 @@ class WantedNames:
         """Whether that name may be brought along, and is not looked after yet."""
         if service in self._brought or not allowed(service, self._config.on_register):
             return False
-        return not any(service in group for group in self._config.domains)
+        return not covered(service, self._told)
 
     def bring(self, service: str) -> None:
         """Look after that name too, from now on."""
@@ -73,8 +75,7 @@ class WantedNames:
 
     def groups(self) -> list[Group]:
         """The names of each certificate that is to be looked after."""
-        covered = {name for group in self._config.domains for name in group}
-        brought = [(name,) for name in self._brought if name not in covered and not self._has(name)]
+        brought = [(name,) for name in self._brought if not covered(name, self._told) and not self._has(name)]
         return [*self._config.domains, *brought]
 
     # Private

@@ -20,6 +20,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 import portero_py
+from portero_py.config.model import Reloads
 from portero_py.control.api.metric_kinds import Family, Kind
 from portero_py.core.counters import DURATION_BUCKETS, Counters
 from portero_py.core.model import LeaseState
@@ -37,7 +38,8 @@ class Metrics:
     """Control's own counts, and the text of a scrape. `counters` gives the workers' merged ones.
 
     When the workers are processes, `refresh` fetches what they count, and `restarts` tells how often each
-    process ("0", "1", ..., "control") had to be replaced. `subscribers` gives how many the feed has.
+    process ("0", "1", ..., "control") had to be replaced. `subscribers` gives how many the feed has,
+    `reloads` how the configuration was read again.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Metrics:
         refresh: Callable[[], Awaitable[None]] | None = None,
         restarts: Callable[[], Mapping[str, int]] | None = None,
         subscribers: Callable[[], int] | None = None,
+        reloads: Callable[[], Reloads] | None = None,
     ) -> None:
         self._registry = registry
         self._counters = counters
         self._refresh = refresh
         self._restarts = restarts
         self._subscribers = subscribers
+        self._config_reloads = reloads or Reloads
         self._registrations: Counter[str] = Counter()
         self._actions: Counter[tuple[str, str]] = Counter()
         self._reloads: Counter[str] = Counter()
@@ -102,6 +106,7 @@ class Metrics:
             registrations=Counter(self._registrations),
             actions=Counter(self._actions),
             reloads=Counter(self._reloads),
+            config_reloads=self._config_reloads(),
             acme=Counter(self._acme),
             probes=Counter(self._probes),
             table=self._registry.table,
@@ -133,6 +138,7 @@ class _Snapshot:
     registrations: Counter[str]
     actions: Counter[tuple[str, str]]
     reloads: Counter[str]
+    config_reloads: Reloads
     acme: Counter[str]
     probes: Counter[str]
     table: RoutingTable
@@ -228,6 +234,20 @@ ROWS: Final = (
         lambda s: s.expiries,
     ),
     _Row(_Counter, "certificate_reloads", "Certificate pairs read again", ("result",), lambda s: s.reloads),
+    _Row(
+        _Counter,
+        "config_reloads",
+        "Times that the configuration was read again",
+        ("result",),
+        lambda s: {"ok": s.config_reloads.ok, "error": s.config_reloads.failed},
+    ),
+    _Row(
+        _Gauge,
+        "config_last_success_timestamp_seconds",
+        "When the configuration in force was read, since the epoch",
+        (),
+        lambda s: s.config_reloads.succeeded_at,
+    ),
     _Row(_Counter, "acme_attempts", "Attempts to get a certificate by ACME", ("result",), lambda s: s.acme),
     _Row(_Counter, "faults", "Faults of portero's own that it survived", ("where",), lambda s: s.faults),
     _Row(

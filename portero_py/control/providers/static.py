@@ -1,24 +1,216 @@
-"""Backends that are simply there: a fixed list, granted once, for ever."""
+"""Backends that the configuration file names: granted for ever, as addresses or as names to be resolved.
+
+The rules
+- An address is one backend. A name is as many as it has addresses, IPv4 and IPv6. They go by
+  `NAME:PORT/ADDRESS`, so that people see where they come from, and a new process knows what a name had.
+- A name is looked up again every `RESOLVE_SECONDS` (what resolvers tell does not say how long it holds), one
+  without an answer sooner at first. A look-up that fails changes nothing: the last answer stays, that of the
+  process before too. It is said once in the log, and once when it is over.
+- An address that several names of a service have is one backend, on the terms of the first.
+- What stays as it is keeps its state, and its connections. What goes takes no new exchange; those that are
+  going on finish.
+- `begin` and `configure` wait for nobody: what is not known yet follows from `run`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Final
 
+from portero_py.config.model import FixedBackend, FixedService
 from portero_py.control.leases import Leases
 from portero_py.control.providers.provider import Provider
 from portero_py.core.model import Backend, LeaseRequest
+from portero_py.core.policies import ServicePolicy
+from portero_py.core.registry import MAX_LEASES_PER_SERVICE
+from portero_py.core.routes import NO_ROUTES, Routes
+from portero_py.errors import RegistryFull
+
+#: Seconds between two look-ups of a name, and before the second of one that has no answer yet.
+RESOLVE_SECONDS: Final = 30.0
+FIRST_PAUSE: Final = 1.0
+#: Seconds that one look-up may take.
+PATIENCE: Final = 10.0
+#: Look-ups at a time.
+MOST_AT_ONCE: Final = 16
+
+#: The addresses of a name. Raises OSError.
+Resolve = Callable[[str], Awaitable[Sequence[str]]]
+Sleep = Callable[[asyncio.Event, float], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
+
+async def resolve(name: str) -> list[str]:
+    """What the system's resolver knows: /etc/hosts, DNS, whatever nsswitch.conf names. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return [str(place[0]) for *_, place in found]
+
+
+async def _sleep(sooner: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await sooner.wait()
+    except TimeoutError:
+        pass
 
 
 class StaticBackends(Provider):
-    """Pairs of a service's name, normalised (`core.names`), and a backend of it."""
+    """The fixed backends of `services`. `sleep` ends after some seconds, or when its event is set."""
 
     source = "static"
 
-    def __init__(self, backends: Iterable[tuple[str, Backend]]) -> None:
-        self._requests = [LeaseRequest(service, backend, ttl_seconds=None) for service, backend in backends]
+    def __init__(
+        self, services: Iterable[FixedService] = (), resolve: Resolve = resolve, sleep: Sleep = _sleep
+    ) -> None:
+        # process
+        self._resolve = resolve
+        self._sleep = sleep
+        self._answers: dict[str, tuple[str, ...]] = {}  # name -> addresses
+        self._failing: set[str] = set()
+        self._sooner = asyncio.Event()
+        # configuration
+        self._services: tuple[FixedService, ...] = tuple(services)
+
+    def begin(self, leases: Leases) -> list[LeaseRequest]:
+        """What is known before the first look-up, with what `leases` has from the process before."""
+        wanted = self._names()
+        for service in leases.table.services.values():
+            for entry in service.leases:
+                for lease in entry.grants:
+                    name, slash, host = lease.instance_id.removesuffix(f" ({self.source})").partition("/")
+                    name = name.rpartition(":")[0]
+                    if lease.source == self.source and slash and name in wanted and name not in self._answers:
+                        wanted[name].append(host)
+        self._answers.update({name: _addresses(hosts) for name, hosts in wanted.items() if hosts})
+        return self._requests()
+
+    async def configure(
+        self,
+        services: Sequence[FixedService],
+        leases: Leases,
+        routes: Routes = NO_ROUTES,
+        default_service: str = "",
+    ) -> None:
+        """From now on these: their policies and backends are in force together when this returns."""
+        self._services = tuple(services)
+        names = self._names()
+        self._answers = {name: found for name, found in self._answers.items() if name in names}
+        self._failing &= names.keys()
+        try:
+            await leases.configure(
+                policies_of(services), routes, default_service, self.source, self._requests()
+            )
+        except RegistryFull as error:
+            _log.error("some backends of the configuration are left out: %s", error)
+        self._sooner.set()
 
     async def run(self, leases: Leases) -> None:
-        """Grant them all. Raises RegistryFull when not all fit: the next attempt may find more room."""
-        await leases.replace(self.source, self._requests)
-        await asyncio.Event().wait()
+        """Grant them all, and look names up. Raises RegistryFull when not all fit."""
+        pause = FIRST_PAUSE
+        while True:
+            self._sooner.clear()
+            await self._look_up()
+            await leases.replace(self.source, self._requests())
+            if self._names().keys() - self._answers.keys():
+                await self._sleep(self._sooner, pause)
+                pause = min(2 * pause, RESOLVE_SECONDS)
+            else:
+                pause = FIRST_PAUSE
+                await self._sleep(self._sooner, RESOLVE_SECONDS)
+
+    # Private
+
+    def _names(self) -> dict[str, list[str]]:
+        """Each name that has to be looked up."""
+        return {
+            backend.address.host: []
+            for service in self._services
+            for backend in service.backends
+            if not is_address(backend.address.host)
+        }
+
+    async def _look_up(self) -> None:
+        turn = asyncio.Semaphore(MOST_AT_ONCE)
+
+        async def one(name: str) -> None:
+            async with turn:
+                await self._look_up_one(name)
+
+        async with asyncio.TaskGroup() as tasks:
+            for name in self._names():
+                tasks.create_task(one(name))
+
+    async def _look_up_one(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                found = _addresses(await self._resolve(name))
+            why = "" if found else "it has no address that could be one machine's"
+        except TimeoutError:
+            found, why = (), f"no answer within {PATIENCE:g} s"
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be asked for
+            found, why = (), str(getattr(error, "strerror", None) or error)
+        if found:
+            if name in self._failing:
+                self._failing.discard(name)
+                _log.info("backend %s: found again", name)
+            self._answers[name] = found
+        elif name not in self._failing and name in self._names():
+            self._failing.add(name)
+            known = self._answers.get(name)
+            stays = f"; the last answer stays: {', '.join(known)}" if known else ""
+            _log.warning("backend %s cannot be looked up: %s%s", name, why, stays)
+
+    def _requests(self) -> list[LeaseRequest]:
+        """What is known of all of them."""
+        found = []
+        for service in self._services:
+            taken: set[tuple[str, int]] = set()
+            for fixed in service.backends:
+                name, port = fixed.address.host, fixed.address.port
+                for host in (name,) if is_address(name) else self._answers.get(name, ()):
+                    if (host, port) not in taken and len(taken) < MAX_LEASES_PER_SERVICE:
+                        taken.add((host, port))
+                        instance_id = "" if is_address(name) else f"{fixed.address}/{host}"
+                        found.append(_request(service.name, fixed, host, instance_id))
+        return found
+
+
+def policies_of(services: Iterable[FixedService]) -> Mapping[str, ServicePolicy]:
+    """How each of them is served."""
+    return {service.name: service.policy for service in services}
+
+
+def is_address(host: str) -> bool:
+    """Whether the host of a backend is an address, and no name."""
+    # The configuration has no name like that (`config.values.address`), and `ip_address` takes its time.
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+# Private
+
+
+def _request(service: str, fixed: FixedBackend, host: str, instance_id: str) -> LeaseRequest:
+    backend = Backend(host, fixed.address.port, fixed.use_tls, fixed.protocol, fixed.tls_fingerprint)
+    return LeaseRequest(
+        service, backend, None, instance_id, fixed.weight, fixed.health_path, fixed.max_in_flight
+    )
+
+
+def _addresses(hosts: Iterable[str]) -> tuple[str, ...]:
+    """Each in its one spelling, once, in a steady order; what cannot be one machine's is left out."""
+    found = set()
+    for host in hosts:
+        try:
+            address = ip_address(host)
+        except ValueError:
+            continue
+        address = getattr(address, "ipv4_mapped", None) or address
+        if not (address.is_unspecified or address.is_multicast):
+            found.add(address)
+    return tuple(str(each) for each in sorted(found, key=lambda each: (each.version, int(each))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from portero_py.core.acme.schedule import DNS_01
 from portero_py.errors import (
     AcmeError,
     AlreadyReplaced,
@@ -28,6 +29,12 @@ _OF_VALIDATION: Final = {
     "incorrectResponse": "another server answered: does every A and AAAA record of the name lead here?",
     "unauthorized": "another server answered: does every A and AAAA record of the name lead here?",
 }
+#: The same where the CA looked for a TXT record.
+_OF_DNS: Final = {
+    "dns": "the CA could not look the TXT record up: do all servers of the zone answer everybody?",
+    "unauthorized": "the CA did not find the TXT record: do all servers of the zone have it?",
+    "incorrectResponse": "the CA did not find the TXT record: do all servers of the zone have it?",
+}
 _OTHERS: Final = {
     "caa": "the name's CAA record forbids this CA: add the CA to it, or remove the record",
     "rejectedIdentifier": "the CA does not sign this name: it is on its list of refusals, or no public name",
@@ -49,11 +56,18 @@ def kind_of(problem: str) -> str:
     return problem.removeprefix(_PREFIX) if problem.startswith(_PREFIX) else ""
 
 
-def fault(problem: str, detail: str, retry_after: float = 0.0, *, of_validation: bool = False) -> AcmeError:
+def fault(
+    problem: str,
+    detail: str,
+    retry_after: float = 0.0,
+    *,
+    of_validation: bool = False,
+    challenge: str = "",
+) -> AcmeError:
     """The error for a problem document: its `type`, its `detail`, and the reply's Retry-After in seconds.
 
     `of_validation`: it is in a challenge or an order, and not the answer to a request; some words mean
-    something else there.
+    something else there. `challenge` is the type of the challenge.
     """
     kind = kind_of(problem)
     said = "".join(c if c.isprintable() else " " for c in detail)[:MAX_DETAIL].strip() or kind or "no reason"
@@ -62,7 +76,8 @@ def fault(problem: str, detail: str, retry_after: float = 0.0, *, of_validation:
     if kind == "alreadyReplaced":
         return AlreadyReplaced(f"the CA says that the certificate was replaced already ({said})", retry_after)
     if of_validation and kind in _OF_VALIDATION:
-        return ValidationFailed(f"validation failed: {_OF_VALIDATION[kind]} ({said})", retry_after)
+        meaning = (_OF_DNS if challenge == DNS_01 else _OF_VALIDATION).get(kind) or _OF_VALIDATION[kind]
+        return ValidationFailed(f"validation failed: {meaning} ({said})", retry_after)
     advice = _OTHERS.get(kind)
     words = f"{advice} ({said})" if advice else f"the CA refused: {said}"
     return CaRefused(words, retry_after, kind)

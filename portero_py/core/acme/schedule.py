@@ -14,17 +14,20 @@ The rules
 - An order that was begun is carried on before anything else, unless the names have changed.
 - A state directory that was lost costs no certificate: the pair in the certificate directory, if this CA
   issued it to portero and its renewal is not due, is adopted. So is one that another instance renewed.
+- Which challenge: dns-01 where a wildcard is on the certificate. Else first what is answered at the port that
+  a CA asks at, then dns-01 (if it can be had), then what is answered at another port, which a router may map.
 - At most `AT_ONCE` names are acted upon at a time: first certificates first, and at most `LATER_AT_ONCE` of
   the others, so that names that cannot be validated delay none that can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
+from portero_py.core.acme.names import has_wildcard
 from portero_py.core.acme.progress import Progress, Step
 
 FIRST_DELAY: Final = 300.0
@@ -46,6 +49,7 @@ LATER_AT_ONCE: Final = 8
 
 TLS_ALPN_01: Final = "tls-alpn-01"
 HTTP_01: Final = "http-01"
+DNS_01: Final = "dns-01"
 AUTO: Final = "auto"
 
 
@@ -187,6 +191,21 @@ def admitted(due: Sequence[Turn], going_on: Sequence[Turn]) -> list[int]:
             break
         found.append(place)
     return found
+
+
+def challenges_for(
+    names: Sequence[str], answered: tuple[str, ...], at_usual_port: Collection[str], *, has_dns: bool
+) -> tuple[str, ...]:
+    """The types that can validate these names, best first.
+
+    `answered` are those of portero's listeners, `at_usual_port` those of them that listen at 443 and 80.
+    """
+    if has_wildcard(names):
+        return (DNS_01,) if has_dns else ()
+    if not has_dns:
+        return answered
+    near = tuple(kind for kind in answered if kind in at_usual_port)
+    return (*near, DNS_01, *(kind for kind in answered if kind not in at_usual_port))
 
 
 def choose_challenge(wanted: str, answerable: tuple[str, ...], tried: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ from portero_py.core.balancing.rendezvous import Rendezvous, number_of
 from portero_py.core.balancing.round_robin import RoundRobin
 from portero_py.core.health import Health
 from portero_py.core.model import Lease, Service
-from portero_py.wire.cookies import cookie_value
+from portero_py.wire.cookies import Cookie
 from portero_py.wire.message import RequestHead
 
 #: The most of its fair share that a backend may hold.
@@ -41,7 +41,7 @@ _HOST: Final = 4
 class Hash(Rendezvous):
     """The keys of one service in one worker."""
 
-    __slots__ = ("_kind", "_laden", "_name", "_turns")
+    __slots__ = ("_cookie", "_kind", "_laden", "_name", "_turns")
 
     def __init__(self, start: int, claims: Claims, health: Health) -> None:
         super().__init__(start, claims, health)
@@ -49,6 +49,7 @@ class Hash(Rendezvous):
         self._laden = _Laden()
         self._kind = _NOTHING
         self._name = b""
+        self._cookie = Cookie(b"")
 
     def pick(
         self,
@@ -89,6 +90,7 @@ class Hash(Rendezvous):
             self._name = self._name.lower()
         elif kind == "cookie":
             self._kind = _COOKIE
+            self._cookie = Cookie(self._name)
         elif kind == "path":
             self._kind = _PATH
         else:
@@ -102,7 +104,7 @@ class Hash(Rendezvous):
                     return value
             return b""
         if kind == _COOKIE:
-            return cookie_value(head.fields, wanted)
+            return self._cookie.value(head.fields)
         if kind == _PATH:
             return head.target.partition(b"?")[0]
         return head.authority.lower() if kind == _HOST else b""

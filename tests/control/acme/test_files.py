@@ -353,3 +353,31 @@ def test_a_renewal_writes_to_no_file_that_is_closed(
         os.fstat(descriptor)
     lock.renew(2.0)
     assert files.lock(NAME).read_bytes() == b""
+
+
+# Wildcards
+
+
+def test_a_wildcard_has_folders_without_a_star(
+    files: AcmeFiles, folder: CertificateFolder, tmp_path: Path
+) -> None:
+    name = "*.a.example"
+    files.save_progress(name, Progress(failures=1))
+    assert files.names() == [name]
+    assert files.progress(name).failures == 1
+    issued = certificate(name)
+    folder.install(issued)
+    assert [path.name for path in (tmp_path / "certs").iterdir()] == ["_wildcard.a.example"]
+    assert not [path for path in tmp_path.rglob("*") if "*" in path.name]
+    found, is_ours = folder.served(name)
+    assert found is not None
+    assert (found.fingerprint, is_ours) == (issued.fingerprint, True)
+
+
+@pytest.mark.parametrize("spelled", ["*.a.example", "_WILDCARD.A.example"])
+def test_a_wildcard_s_folder_of_somebody_else_s_is_left_alone(
+    folder: CertificateFolder, tmp_path: Path, spelled: str
+) -> None:
+    AUTHORITY.issue("*.a.example").write(tmp_path / "certs" / spelled)
+    _, is_ours = folder.served("*.a.example")
+    assert not is_ours

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,13 +163,14 @@ class Desk:
         on_register: tuple[str, ...] = (),
         http: bool = True,
         directory: str = DIRECTORY,
+        **more: Any,
     ) -> Acme:
         async def publish(challenges: Challenges) -> None:
             assert challenges.version > self.ca.published.version
             self.ca.published = challenges
 
         made = Acme(
-            AcmeConfig(domains=groups, on_register=on_register, directory=directory, agree_tos=True),
+            AcmeConfig(domains=groups, on_register=on_register, directory=directory, agree_tos=True, **more),
             str(self.state),
             str(self.certs),
             publish=publish,
@@ -176,6 +178,7 @@ class Desk:
             count=lambda result: self.results.update([result]),
             has_service=lambda name: name in self.services,
             has_plain_http=http,
+            at_usual_port=("tls-alpn-01",),
             count_fault=self.faults.append,
             clock=lambda: self.now,
             chance=lambda: 0.5,
@@ -726,3 +729,31 @@ def test_the_library_is_loaded_only_when_a_ca_is_asked() -> None:
 
 def _full(descriptor: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def test_what_a_wildcard_covers_brings_none_of_its_own_even_before_that_is_there(desk: Desk) -> None:
+    acme = desk.acme(("*.apps.example",), on_register=("*.apps.example",))
+    async with desk.running(acme):
+        acme.registered("shop.apps.example")
+        await until(lambda: desk.results["validation_failed"])
+        acme.look()
+        await asyncio.sleep(0.02)
+    assert set(desk.ca._names.values()) == {("*.apps.example",)}
+    assert "does not offer dns-01" in desk.files.progress("*.apps.example").error
+
+
+async def test_a_name_that_a_program_cannot_make_a_record_for_is_validated_otherwise_in_the_same_order(
+    desk: Desk, tmp_path: Path
+) -> None:
+    program = tmp_path / "hook"
+    program.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/verbs\nexit 3\n')
+    program.chmod(0o755)
+    acme = desk.acme((NAME,), dns_hook=(str(program),))
+    acme._dns._tools = (SimpleNamespace(aliases=lambda name: [name]), None)  # type: ignore[assignment]
+    desk.ca.refuses = {"tls-alpn-01"}
+    async with desk.running(acme):
+        await until(lambda: desk.results["issued"])
+    assert desk.ca.seen == ["tls-alpn-01", "http-01"]
+    assert desk.ca.asked["new_order"] == 2  # the first was dead, the second went on
+    assert (tmp_path / "verbs").read_text().split() == ["present", "cleanup"]
+    assert [record.name for record in desk.files.dns_records(NAME)] == [f"_acme-challenge.{NAME}"]

@@ -56,6 +56,13 @@ def test_an_authorization_is_read() -> None:
     assert (found.name, found.status, found.challenges[0].token) == ("a.example", "pending", "t")
 
 
+def test_a_wildcard_s_authorization_has_the_name_that_was_ordered() -> None:
+    """RFC 8555, 7.1.4: the identifier has no star, and `wildcard` is true."""
+    found = replies.authorization(URL, reply({**AUTHORIZATION, "wildcard": True}))
+    assert found.name == "*.a.example"
+    assert replies.authorization(URL, reply({**AUTHORIZATION, "wildcard": "yes"})).name == "a.example"
+
+
 def test_a_window_is_read() -> None:
     found = replies.renewal_info(
         reply({"suggestedWindow": WINDOW, "explanationURL": "https://ca.example/why"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,17 @@ from portero_py.core.admission import Admission
 from portero_py.core.auth import TokenVerifier
 from portero_py.core.counters import Counters
 from portero_py.core.model import Backend, Halt, LeaseRequest, LeaseState, Standing
+from portero_py.core.policies import (
+    DEFAULTS,
+    BasicAuth,
+    FieldChanges,
+    Maintenance,
+    RateLimit,
+    ServicePolicy,
+    ServiceTimeouts,
+)
 from portero_py.core.registry import Registry
+from portero_py.core.routes import Route, Routes
 from portero_py.feed.feed import Feed
 
 SECRET = "s" * 40
@@ -137,3 +148,52 @@ async def test_a_service_is_serving_paused_or_stopped(desk: Desk) -> None:
         await desk.leases.halt("app.example", halt)
         seen += [service["state"] for service in await desk.services()]
     assert seen == ["serving", "paused", "stopped"]
+
+
+async def test_policies_and_routes_are_shown_without_what_is_secret(desk: Desk) -> None:
+    hashed = "$2b$10$" + "h" * 53
+    policy = ServicePolicy(
+        balance="hash",
+        hash_on="path",
+        allow=("10.0.0.0/8",),
+        timeouts=ServiceTimeouts(connect=1),
+        rate_limits=(RateLimit(5),),
+        basic_auth=BasicAuth((("ann", hashed),)),
+        maintenance=Maintenance("<p>soon</p>"),
+        request_headers=FieldChanges(set=(("X-A", "b"),)),
+    )
+    routes = Routes(
+        [Route("www.example", "/api", "app.example", True), Route("old.example", redirect="https://x$uri")]
+    )
+    policies = {"app.example": policy, "plain.example": DEFAULTS}
+    await desk.leases.configure(policies, routes, "", "static", [replace(ASKED, service="app.example")])
+    await desk.leases.grant(ASKED)
+    async with desk.client.get("/backends", headers={"X-Register-Secret": SECRET}) as response:
+        text = await response.text()
+        found = json.loads(text)
+    assert hashed not in text
+    assert "soon" not in text
+    assert found["routes"] == [
+        {"host": "www.example", "path": "/api", "service": "app.example", "strip_path": True},
+        {"host": "old.example", "path": "", "redirect": "https://x$uri", "status": 308},
+    ]
+    app, plain = found["services"]
+    assert plain["policy"] is None
+    users = app["policy"]["basic_auth"]["users"]
+    assert users["ann"].startswith("sha256 ")
+    assert app["policy"] == {
+        "balance": "hash",
+        "hash_on": "path",
+        "allow": ["10.0.0.0/8"],
+        "timeouts": {"connect": 1},
+        "rate_limits": [{"requests": 5, "seconds": 1.0, "key": "client"}],
+        "basic_auth": {"realm": "restricted", "users": users},
+        "maintenance": {
+            "page": f"11 characters, {app['policy']['maintenance']['page'].partition(', ')[2]}",
+            "content_type": "text/html; charset=utf-8",
+            "retry_after": 0,
+        },
+        "request_headers": {"set": [["X-A", "b"]]},
+    }
+    [backend] = app["backends"]
+    assert (backend["source"], backend["also"]) == ("static", ["[::1]:80"])

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 import portero_py
+from portero_py.config.model import Reloads
 from portero_py.control.api.metrics import Metrics, content_type
 from portero_py.core.counters import Counters
 from portero_py.core.model import Backend, LeaseRequest, LeaseState
@@ -72,7 +73,13 @@ async def test_a_scrape_is_what_dashboards_and_alerts_were_written_for() -> None
     for port in (1, 2):
         registry.register(LeaseRequest("a.example", Backend("::1", port), 30), now=0.0)
     restarts = {"0": 1, "control": 2}
-    metrics = Metrics(registry, counted, restarts=lambda: restarts, subscribers=lambda: 3)
+    metrics = Metrics(
+        registry,
+        counted,
+        restarts=lambda: restarts,
+        subscribers=lambda: 3,
+        reloads=lambda: Reloads(4, 2, 1_700_000_000.0),
+    )
     metrics.registration("registered")
     metrics.action("drain", "ok")
     metrics.certificate_reload("ok")

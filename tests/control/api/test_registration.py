@@ -551,14 +551,16 @@ async def test_the_registry_can_be_read_with_the_secret(api: Running) -> None:
     await api.post({**BODY, "instance_id": "one", "use_tls": True, "weight": 2, "port": 8081})
     api.now += 7.5
     response = await api.client.get("/backends", headers={"X-Register-Secret": SECRET})
-    backend = {"host": "::1", "protocol": "http1"}
+    backend = {"host": "::1", "protocol": "http1", "tls_fingerprint": "", "also": []}
     assert await response.json() == {
         "version": 3,
         "default_service": "",
+        "routes": [],
         "services": [
             {
                 "service_name": "app.example",
                 "state": "serving",
+                "policy": None,
                 "backends": [
                     {
                         **backend,

@@ -39,6 +39,20 @@ def test_a_problem_is_explained(kind: str, of_validation: bool, error: type[Acme
     assert found.retry_after == 5.0
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("unauthorized", "did not find the TXT record"),
+        ("dns", "TXT record up"),
+        ("connection", "not connect"),
+    ],
+)
+def test_a_problem_of_dns_01_is_about_records(kind: str, words: str) -> None:
+    found = fault(PREFIX + kind, "as it says", of_validation=True, challenge="dns-01")
+    assert isinstance(found, ValidationFailed)
+    assert words in str(found)
+
+
 def test_a_refusal_keeps_its_kind() -> None:
     found = fault(PREFIX + "badNonce", "no")
     assert isinstance(found, CaRefused)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from portero_py.core.acme.names import MAX_NAMES, allowed, certifiable, overlapping, read_group, read_pattern
+from portero_py.core.acme.names import (
+    MAX_NAMES,
+    allowed,
+    certifiable,
+    covered,
+    has_wildcard,
+    orderable,
+    overlapping,
+    read_group,
+    read_pattern,
+)
 from portero_py.errors import ConfigError
 
 
@@ -43,7 +53,10 @@ def test_a_group_is_normalised_and_keeps_its_order() -> None:
     [
         ("", "a host name is needed"),
         (" , ", "a host name is needed"),
-        ("*.a.example", "dns-01"),
+        ("*.example", '"*.example" is no host name'),
+        ("a.*.example", "no host name"),
+        ("*.*.a.example", "no host name"),
+        ("a.example,*.a.example,www.a.example", '"www.a.example" is covered by "*.a.example"'),
         ("a b.example", "no host name"),
         ("a.example,192.0.2.1", '"192.0.2.1" is no host name'),
         (",".join(f"n{number}.example" for number in range(MAX_NAMES + 1)), "at most"),
@@ -52,6 +65,22 @@ def test_a_group_is_normalised_and_keeps_its_order() -> None:
 def test_a_group_that_cannot_be_certified_says_why(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("*", r"\*")):
         read_group(text)
+
+
+def test_a_wildcard_goes_onto_a_certificate_with_what_it_does_not_cover() -> None:
+    group = read_group("*.A.Example, a.example, *.b.a.example, c.b.example")
+    assert group == ("*.a.example", "a.example", "*.b.a.example", "c.b.example")
+    assert has_wildcard(group)
+    assert not has_wildcard(("a.example",))
+    assert orderable("*.a.example")
+    assert not orderable("*.*.example")
+
+
+def test_what_a_listed_wildcard_covers_is_covered() -> None:
+    listed = {"*.a.example", "b.example"}
+    assert [covered(name, listed) for name in ("x.a.example", "b.example", "a.example", "y.x.a.example")] == [
+        *(True, True, False, False)
+    ]
 
 
 def test_a_pattern_is_a_name_or_one_star_before_it() -> None:

@@ -18,6 +18,7 @@ from portero_py.core.acme.schedule import (
     Held,
     Turn,
     admitted,
+    challenges_for,
     choose_challenge,
     decide,
     drawn,
@@ -252,6 +253,24 @@ def test_challenges_alternate(
     wanted: str, answerable: tuple[str, ...], tried: tuple[str, ...], chosen: str
 ) -> None:
     assert choose_challenge(wanted, answerable, tried) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "usual", "has_dns", "kinds"),
+    [
+        (("a.example",), ("tls-alpn-01", "http-01"), False, ("tls-alpn-01", "http-01")),
+        (("a.example",), ("http-01",), False, ("tls-alpn-01", "http-01")),
+        (("a.example",), ("tls-alpn-01", "http-01"), True, ("tls-alpn-01", "http-01", "dns-01")),
+        (("a.example",), ("http-01",), True, ("http-01", "dns-01", "tls-alpn-01")),
+        (("a.example",), (), True, ("dns-01", "tls-alpn-01", "http-01")),
+        (("a.example", "*.a.example"), ("tls-alpn-01", "http-01"), True, ("dns-01",)),
+        (("*.a.example",), ("tls-alpn-01", "http-01"), False, ()),
+    ],
+)
+def test_a_record_in_dns_goes_before_a_port_that_a_ca_may_not_reach(
+    names: tuple[str, ...], usual: tuple[str, ...], has_dns: bool, kinds: tuple[str, ...]
+) -> None:
+    assert challenges_for(names, ("tls-alpn-01", "http-01"), usual, has_dns=has_dns) == kinds
 
 
 def test_somebody_is_warned_when_a_sixth_of_the_lifetime_is_left_or_two_weeks() -> None:
