@@ -135,7 +135,6 @@ class Exchange(RequestSide):
     # The way of the request.
     _phase = _ROUTING
     _route: Route | None = None  # that led here, if one did
-    _rules: Rules | None = None  # of its service's policy
     _asking: Asking | None = None
     _gates_passed = 0
     _outgoing: RequestHead | None = None  # what the backend gets instead of `head`
@@ -165,6 +164,7 @@ class Exchange(RequestSide):
         self._trial: Mark | None = None  # of the backend that is ejected, and that this exchange is to try
         # Nor this one: of a protocol, the compiled build makes no default None.
         self._upstream: Upstream | None = None
+        self._rules: Rules | None = None  # of its service's policy
         self._request_ended = head.body_length == 0
         surroundings.counters.exchanges_in_flight += 1
 
@@ -183,13 +183,14 @@ class Exchange(RequestSide):
         else:
             self.request_id = surroundings.next_request_id()
         table = surroundings.table
+        route = None
         if table.routes.routes:
             try:
-                self._route = surroundings.router.find_route(head.authority, head.target, table)
+                route = surroundings.router.find_route(head.authority, head.target, table)
             except AmbiguousPath as error:
                 self._refuse(error)
                 return
-        route = self._route
+            self._route = route
         if route is None:
             service = surroundings.router.route(head.authority, table)
         else:
@@ -555,6 +556,7 @@ class Exchange(RequestSide):
         self._rules = rules = None if service.policy is None else surroundings.rules.of(service)
         self._gates_passed = 0
         self._outgoing = None
+        self._excluded = None  # instance ids are names within a service
         if route is not None and route.strip_path:
             self._outgoing = stripped(head, route.path)
         limit = surroundings.limits.body_bytes if rules is None else rules.body_bytes
@@ -642,6 +644,7 @@ class Exchange(RequestSide):
         balancers = surroundings.balancers
         excluded = self._excluded or ()
         client = ""
+        home = None
         if rules is not None:
             if rules.sticky is not None and rules.service == service.name:
                 home = rules.sticky.home(self.head, service)
@@ -650,7 +653,10 @@ class Exchange(RequestSide):
                     return home
             if rules.by_client:
                 client = self.peer.client(self.head.forwarded)
-        return balancers.pick(service, now, excluded, self.head, retry, client)
+        lease = balancers.pick(service, now, excluded, self.head, retry, client)
+        if lease is home and home is not None:
+            self.is_at_home = True  # others went before it, and none of them could take it
+        return lease
 
     def _pick_scarce(self, service: Service, error: PorteroError | None, now: float) -> Lease | None:
         """Pick for a service that not everybody may go on to; None: it waits in the queue, or was refused."""

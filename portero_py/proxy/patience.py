@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 from portero_py.core.policies import ServiceHealth, ServicePolicy, ServiceTimeouts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from portero_py.config.model import Config
-    from portero_py.core.model import Service
+    from portero_py.core.routing_table import RoutingTable
 
 
 class Patience:
@@ -46,6 +44,7 @@ class AllPatience:
         self._config = config
         self.general = Patience(config)
         self._own: dict[str, tuple[Patience, ServicePolicy]] = {}
+        self._looked_at = -2  # the version of a table: of none, and "unknown" is -1
 
     def configure(self, config: Config) -> None:
         """Go by this configuration from now on."""
@@ -69,10 +68,10 @@ class AllPatience:
         self._own[service] = (patience, policy)
         return patience
 
-    def retain(self, services: Mapping[str, Service]) -> None:
-        """Forget those of services that are gone, or have no policy any more."""
-        self._own = {
-            name: known
-            for name, known in self._own.items()
-            if name in services and services[name].policy is not None
-        }
+    def retain(self, table: RoutingTable) -> None:
+        """Forget those of services that are gone, or have no policy any more: as `AllRules.retain`."""
+        for name in table.changed if table.since == self._looked_at else list(self._own):
+            service = table.services.get(name)
+            if service is None or service.policy is None:
+                self._own.pop(name, None)
+        self._looked_at = table.version

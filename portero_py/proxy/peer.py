@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Addresses that are remembered, 1 KB each.
 MAX_KNOWN: Final = 4096
+#: Bytes of a chain of proxies that is remembered: clients can make them as long as a head may be.
+MAX_CHAIN: Final = 256
 
 
 class Peer:
@@ -79,6 +81,8 @@ class Proxies:
         chain = b",".join([value for name, value in received if name.lower() == b"x-forwarded-for"])
         if not chain:
             return address
+        if len(chain) > MAX_CHAIN:
+            return self._read(address, chain)
         client = self._named.get((address, chain))
         if client is None:
             if len(self._named) >= MAX_KNOWN:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from portero_py.config.model import Config
     from portero_py.core.counters import Counters
     from portero_py.core.model import Service
+    from portero_py.core.routing_table import RoutingTable
     from portero_py.proxy.endpoints import Gated
     from portero_py.proxy.gates.gate import Gate
     from portero_py.proxy.patience import AllPatience
@@ -108,7 +109,8 @@ class Rules:
             head = self._changed(head, changes)
         if sticky is None or lease is None:
             return head
-        is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) == b"https"
+        # Some proxies name what a WebSocket's client asked for.
+        is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) in (b"https", b"wss")
         return sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
 
     # Private
@@ -206,6 +208,7 @@ class AllRules:
         self._made = 0
         self.comparisons = Comparisons(pools.loop.create_task)
         self._rules: dict[str, Rules] = {}
+        self._looked_at = -2  # the version of a table: of none, and "unknown" is -1
         self.sticky_key = b""
         self.configure(config)
 
@@ -241,18 +244,22 @@ class AllRules:
                 rules.policy = policy  # another object that says the same: a renewal over the feed
         return rules
 
-    def retain(self, services: Mapping[str, Service]) -> None:
-        """Forget the rules of services that are gone, or have no policy any more."""
-        kept = {}
-        for name, rules in self._rules.items():
-            service = services.get(name)
-            if service is not None and service.policy is not None:
-                kept[name] = rules
-            else:
-                rules.close()
-        self._rules = kept
+    def retain(self, table: RoutingTable) -> None:
+        """Forget the rules of services that are gone, or have no policy any more.
+
+        It looks at those that have changed, if that is known: all of 10,000 take 2 ms, at every renewal.
+        """
+        for name in table.changed if table.since == self._looked_at else list(self._rules):
+            service = table.services.get(name)
+            if service is None or service.policy is None:
+                rules = self._rules.pop(name, None)
+                if rules is not None:
+                    rules.close()
+        self._looked_at = table.version
 
     def close(self) -> None:
         """End what goes on for them."""
-        self.retain({})
+        for rules in self._rules.values():
+            rules.close()
+        self._rules = {}
         self.comparisons.close()

@@ -216,8 +216,8 @@ class Worker:
                 self._pruning = self._loop.call_soon(self._prune)
                 return
             surroundings.counters.keep_only(surroundings.table.services)
-            surroundings.rules.retain(surroundings.table.services)
-            surroundings.patience.retain(surroundings.table.services)
+            surroundings.rules.retain(surroundings.table)
+            surroundings.patience.retain(surroundings.table)
             surroundings.outcomes.retain(surroundings.table, monotonic())
         except Exception:  # what is left now goes with another table
             _log.exception("a fault of portero's own: what is gone was not forgotten")

@@ -60,6 +60,7 @@ def require(config: Config) -> list[str]:
             "backends reached over TLS are verified only where they pin their certificate (tls_fingerprint); "
             "--upstream-tls-verify checks the others"
         )
+    warnings += _shared_cookies(config)
     return warnings
 
 
@@ -232,3 +233,23 @@ def _require_key(flag: str, key: str) -> None:
         TokenVerifier([("", key)])
     except ConfigError as error:
         raise ConfigError(f"--{flag}: {error}") from None
+
+
+def _shared_cookies(config: Config) -> list[str]:
+    """Of services with one host: each would take the place of the other's cookie, and nobody would stay."""
+    cookies = {
+        service.name: service.policy.sticky.cookie
+        for service in config.services
+        if service.policy.sticky is not None and service.policy.sticky.mode == "insert"
+    }
+    found: dict[tuple[str, str], list[str]] = {}
+    services_of = [(name, name) for name in cookies]
+    services_of += [(route.host, route.service) for route in config.routes if route.service in cookies]
+    for host, service in dict.fromkeys(services_of):
+        found.setdefault((host, cookies[service]), []).append(service)
+    return [
+        f"the services {' and '.join(names)} have the host {host} and the sticky cookie {cookie} in common: "
+        "they need cookies of different names, or no client stays with a backend of either"
+        for (host, cookie), names in found.items()
+        if len(names) > 1
+    ]

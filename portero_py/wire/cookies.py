@@ -104,20 +104,26 @@ def marked(value: bytes, mark: bytes) -> bytes:
 
 
 def private(fields: Fields) -> Fields:
-    """Return `fields` so that no shared cache keeps the response: it is one client's (RFC 9111, 7.3)."""
+    """Return `fields` so that no shared cache keeps the response: it is one client's (RFC 9111, 7.3).
+
+    A cache that finds a field for its kind goes by that alone (RFC 9213, 2.1): those go.
+    """
     kept: Fields = []
+    is_private = False
     for name, value in fields:
-        if len(name) != 13 or name.lower() != b"cache-control":
+        lowered = name.lower()
+        if lowered == b"cache-control":
+            directives = [each.strip() for each in value.split(b",")]
+            said = [each.lower() for each in directives]
+            if b"no-store" in said or b"private" in said:
+                is_private = True
+            left = [each for each in directives if each and _SHARED.fullmatch(each) is None]
+            if left:
+                kept.append((name, b", ".join(left) if len(left) < len(directives) else value))
+        elif not lowered.endswith(b"-cache-control") and lowered != b"surrogate-control":
             kept.append((name, value))
-            continue
-        directives = [each.strip() for each in value.split(b",")]
-        lowered = [each.lower() for each in directives]
-        if b"no-store" in lowered or b"private" in lowered:
-            return fields
-        left = [each for each in directives if each and _SHARED.fullmatch(each) is None]
-        if left:
-            kept.append((name, b", ".join(left)))
-    kept.append((b"Cache-Control", b"private"))
+    if not is_private:
+        kept.append((b"Cache-Control", b"private"))
     return kept
 
 

@@ -231,6 +231,17 @@ def test_a_client_leaves_who_is_ejected_and_may_be_its_trial() -> None:
     assert not balancers.may_stay(of, a, 11.0, (), True)
 
 
+def test_what_was_at_another_address_keeps_nobody_from_his_home() -> None:
+    health = Health()
+    health.configure(1, 2.0, ())
+    balancers = Balancers(Busy(), health)
+    former = service("A", "B")
+    health.failed(former.leases[0], former, Failure.PROMPT, "refused", began=10.0, now=10.0)
+    there = replace(former.leases[0], backend=Backend("A", 81))
+    moved = replace(former, leases=(there, former.leases[1]))
+    assert balancers.may_stay(moved, moved.leases[0], 10.1, (), False)
+
+
 # What is remembered
 
 

@@ -350,3 +350,28 @@ async def test_without_retries_nobody_is_moved_whose_request_was_sent(
     assert len(world.loop.connections) == (2 if moved else 1)
     world.loop.connections[-1].send(OK)
     assert statuses(client.received) == [200]
+
+
+async def test_rules_of_services_that_are_gone_are_forgotten_by_what_has_changed(world: World) -> None:
+    def services(*names: str, policy: ServicePolicy | None = QUICK) -> dict[str, Service]:
+        return {name: Service(name, (), policy=policy) for name in names}
+
+    def known() -> tuple[set[str], set[str]]:
+        return set(world.rules._rules), set(world.patience._own)
+
+    def follow(table: RoutingTable) -> None:
+        world.rules.retain(table)
+        world.patience.retain(table)
+
+    for service in services(*"abcd").values():
+        world.rules.of(service)
+    assert known() == (set("abcd"), set("abcd"))
+    follow(RoutingTable(7, services(*"abc")))  # nobody knows since when
+    assert known() == (set("abc"), set("abc"))
+    follow(RoutingTable(8, services(*"bc"), since=7, changed=frozenset("ax")))
+    assert known() == (set("bc"), set("bc"))
+    # One table was left out: all of them are looked at.
+    follow(RoutingTable(10, services("c"), since=9, changed=frozenset("x")))
+    assert known() == ({"c"}, {"c"})
+    follow(RoutingTable(11, services("c", policy=None), since=10, changed=frozenset("c")))
+    assert known() == (set(), set())

@@ -299,6 +299,33 @@ async def test_who_is_sent_to_another_service_after_a_failure_comes_to_its_gates
     assert client.received.startswith(b"HTTP/1.1 401")
 
 
+async def test_who_has_failed_in_one_service_is_nobody_of_that_name_in_another(world: World) -> None:
+    also_serve(world, any=None)
+    client = world.client()
+    world.loop.broken[9000] = ConnectionRefusedError(111, "Connection refused")
+    held = asyncio.Event()
+    world.loop.outcomes.append(held)
+    client.send(GET)
+    await settle()
+    # The same names, and others who have them.
+    leases = tuple(
+        Lease("app.example", f"b{n}", Backend("127.0.0.1", 9100 + n), float("inf"), None) for n in range(1)
+    )
+    world.apply(
+        RoutingTable(
+            world.table.version + 1,
+            {**world.table.services, "app.example": Service("app.example", leases)},
+        )
+    )
+    held.set()
+    await settle()
+    [backend] = world.loop.connections
+    assert world.loop.addresses[-1] == ("127.0.0.1", 9100)
+    backend.send(OK)
+    await settle()
+    assert client.received.startswith(b"HTTP/1.1 200")
+
+
 async def test_who_was_let_in_to_another_service_comes_to_the_gates_of_the_one_it_reaches(
     world: World,
 ) -> None:
@@ -317,7 +344,7 @@ async def test_a_service_that_goes_while_its_gate_is_asked_is_unknown(world: Wor
     client.send(GET)
     asked = await world.backend()
     world.apply(RoutingTable(world.table.version + 1, {}))
-    world.rules.retain({})
+    world.rules.retain(world.table)
     asked.send(b"HTTP/1.1 204 No Content\r\n\r\n")
     assert client.received.startswith(b"HTTP/1.1 404")
 

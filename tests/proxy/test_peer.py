@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from portero_py.proxy.peer import MAX_KNOWN, Peer, Peers
+from portero_py.proxy.peer import MAX_CHAIN, MAX_KNOWN, Peer, Peers, Proxies
 
 if TYPE_CHECKING:
     import asyncio
@@ -120,3 +120,15 @@ def test_the_client_behind_a_proxy_is_the_last_that_is_none_itself(
     peers = Peers(TRUSTED)
     about = peers.of(cast("asyncio.Transport", Transport((sender, 5) if sender else None)))
     assert about.client([(b"X-Forwarded-For", each) for each in chain]) == client
+
+
+def test_a_long_chain_is_read_and_not_remembered() -> None:
+    proxies = Proxies(TRUSTED)
+    for number in range(20):
+        padding = b"%d" % number * 1000
+        said = [(b"X-Forwarded-For", padding + b", 198.51.100.7, 192.0.2.9")]
+        assert proxies.client_of("192.0.2.1", said) == "198.51.100.7"
+    assert sum(len(chain) for _, chain in proxies._named) <= 20 * MAX_CHAIN
+    short = [(b"X-Forwarded-For", b"198.51.100.7")]
+    assert proxies.client_of("192.0.2.1", short) == "198.51.100.7"
+    assert list(proxies._named) == [("192.0.2.1", b"198.51.100.7")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from portero_py.config.model import Config, Limits, Log, Registration
+from portero_py.core.health import Failure
 from portero_py.core.model import Backend, Lease, LeaseState, Service
 from portero_py.core.policies import ServicePolicy, Sticky
 from portero_py.core.routing_table import RoutingTable
@@ -342,7 +343,7 @@ async def test_a_websocket_carries_it(world: World) -> None:
 async def test_behind_a_trusted_proxy_it_is_secure_when_the_client_came_over_tls(world: World) -> None:
     world.peers = Peers((ip_network("192.0.2.0/24"),))
     world.apply(RoutingTable(2, {"app.example": replace(world.table.services["app.example"], policy=INSERT)}))
-    for proto, secure in ((b"https", True), (b"http", False)):
+    for proto, secure in ((b"https", True), (b"http", False), (b"wss", True), (b"ws", False)):
         client = world.client()
         client.send(b"GET / HTTP/1.1\r\nHost: app.example\r\nX-Forwarded-Proto: %b\r\n\r\n" % proto)
         await settle()
@@ -409,3 +410,18 @@ async def test_a_client_stays_by_its_address_where_the_policy_says_so(world: Wor
             assert lease is not None
             assert homes.setdefault(number, lease.instance_id) == lease.instance_id
     assert len(set(homes.values())) > 2
+
+
+async def test_a_client_whose_home_is_all_that_is_left_gets_no_cookie_again(play: Play) -> None:
+    play.serve("ABC")
+    cookie = await play.cookie("A")
+    for pool in play.world.all_pools():
+        pool.empty()
+    home = play.world.table.services["app.example"].leases[0]
+    play.world.health.configure(1, 2.0, ())
+    service = play.world.table.services["app.example"]
+    now = play.world.clock()
+    assert play.world.health.failed(home, service, Failure.PROMPT, "refused", began=now, now=now).pause
+    play.world.loop.broken = {9000 + ord(name): REFUSED for name in "BC"}
+    who, seen = await play.ask((b"cookie", cookie))
+    assert (who, seen.fields.get(b"set-cookie")) == ("A", None)

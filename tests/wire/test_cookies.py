@@ -139,3 +139,17 @@ def test_no_shared_cache_keeps_what_is_one_clients() -> None:
     assert said(b"max-age=0", b"No-Store") == [b"max-age=0", b"No-Store"]
     assert said(b"private,max-age=1") == [b"private,max-age=1"]
     assert said(b'private="set-cookie"') == [b'private="set-cookie"', b"private"]
+
+
+def test_what_is_said_to_one_kind_of_cache_goes_too() -> None:
+    """They would go by that alone (RFC 9213, 2.1)."""
+    for own in (b"CDN-Cache-Control", b"cloudflare-cdn-cache-control", b"Surrogate-Control"):
+        for general in (b"no-store", b"private", b"max-age=60"):
+            found = private([(own, b"max-age=600"), (b"Cache-Control", general)])
+            assert [name for name, _ in found if name == own] == []
+            assert (b"Cache-Control", general) in found
+
+
+@pytest.mark.parametrize("value", [b"srv=1;", b"srv=1; ", b" ; srv=1;;\t", b"srv=1; srv=2 ;"])
+def test_of_a_field_with_nothing_else_in_it_nothing_is_left(value: bytes) -> None:
+    assert Cookie(b"srv").taken_out([(b"Cookie", value), (b"A", b"b")]) == [(b"A", b"b")]

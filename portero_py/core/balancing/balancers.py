@@ -106,7 +106,7 @@ class Balancers:
         if now >= lease.serves_until or lease.instance_id in excluded:
             return False
         mark = self._ejected.get(service.name, {}).get(lease.instance_id)
-        if mark is not None and (retry or not mark.is_due(now)):
+        if mark is not None and (retry or not mark.is_due(now)) and mark.is_of(lease):
             return False
         return lease.state is _READY or not goes_before(service, lease.state, now)
 

@@ -73,6 +73,11 @@ class Hash(Rendezvous):
             return lease
         return self.meet(number, now, self._laden)
 
+    def expect_return(self, now: float) -> None:
+        """See `Policy.expect_return`: so do those who have a turn."""
+        super().expect_return(now)
+        self._turns.expect_return(now)
+
     # Private
 
     def _read_terms(self, service: Service) -> None:

@@ -86,6 +86,8 @@ class RoundRobin(Policy):
         """See `Policy.expect_return`: the turns are weighted until then."""
         super().expect_return(now)
         self._weigh()
+        if self._retries is not None:
+            self._retries.expect_return(now)
 
     # Private
 

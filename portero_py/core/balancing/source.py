@@ -52,3 +52,8 @@ class Source(Rendezvous):
                 self._numbers.clear()
             number = self._numbers[client] = number_of(client_of(client).encode())
         return self.meet(number, now, passed)
+
+    def expect_return(self, now: float) -> None:
+        """See `Policy.expect_return`: so do those who have a turn."""
+        super().expect_return(now)
+        self._turns.expect_return(now)

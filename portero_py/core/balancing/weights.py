@@ -5,6 +5,8 @@ A backend that has just become READY, or that was ejected until now, has cold ca
 counts is the proportion to the others: of backends that began together none is slow, and the only one takes
 all.
 
+When somebody was let in again is kept here until he is warm: his mark is forgotten before (`core/health`).
+
 Nearly always nobody warms up. Then `is_warming` is False, and a policy goes by `Lease.weight` alone. Whoever
 asks for weights while it is True calls `look` when `look_at` has come.
 """
@@ -26,12 +28,13 @@ LOOK_AGAIN: Final = 1.0
 class Weights:
     """Those of one service in one worker."""
 
-    __slots__ = ("_health", "_service", "_slow_start", "is_warming", "look_at")
+    __slots__ = ("_health", "_returned", "_service", "_slow_start", "is_warming", "look_at")
 
     def __init__(self, health: Health) -> None:
         self._health = health
         self._service: Service | None = None
         self._slow_start = 0.0
+        self._returned: dict[str, float] = {}  # instance id -> when it was let in again, if it is not warm
         self.is_warming = False
         self.look_at = math.inf
 
@@ -48,16 +51,21 @@ class Weights:
         service, slow_start = self._service, self._slow_start
         self.is_warming = False
         if service is None or not slow_start:
+            self._returned = {}
             return
-        if service.name in self._health.ejected:
-            self.is_warming = True
-            self.look_at = now + LOOK_AGAIN
-            return
+        returned = {}
         warm_at = -math.inf
         for lease in service.leases:
             if now < lease.serves_until:
-                warm_at = max(warm_at, self._began(lease) + slow_start)
-        if now < warm_at:
+                began = self._began(lease)
+                warm_at = max(warm_at, began + slow_start)
+                if lease.since < began and now < began + slow_start:
+                    returned[lease.instance_id] = began
+        self._returned = returned
+        if service.name in self._health.ejected:
+            self.is_warming = True
+            self.look_at = now + LOOK_AGAIN
+        elif now < warm_at:
             self.is_warming = True
             self.look_at = warm_at
 
@@ -72,5 +80,8 @@ class Weights:
 
     def _began(self, lease: Lease) -> float:
         """When it became what it is: READY, or let in again."""
+        began = lease.since
+        if self._returned:
+            began = max(began, self._returned.get(lease.instance_id, began))
         mark = self._health.of(lease) if self._health.marks else None
-        return lease.since if mark is None else max(lease.since, mark.returned_at)
+        return began if mark is None else max(began, mark.returned_at)

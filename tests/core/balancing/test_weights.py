@@ -83,6 +83,71 @@ def test_who_was_ejected_warms_up_when_it_is_let_in_again(balance: str) -> None:
     assert shares(balancers, of, 32.0)["B"] == pytest.approx(0.5, abs=0.04)
 
 
+@pytest.mark.parametrize("is_quiet", [False, True])
+@pytest.mark.parametrize("balance", ALL)
+def test_who_is_let_in_again_warms_up_for_longer_than_its_failures_are_remembered(
+    balance: str, is_quiet: bool
+) -> None:
+    """Whether its neighbour goes on being ejected all the time or not."""
+    health = Health()
+    health.configure(1, 2.0, ())
+    balancers = Balancers(Busy(), health)
+    of = service(*(lease(name, expires_at=1e9) for name in "ABCD"), policy=slow(balance, 1000.0))
+    _, b, c, _ = of.leases
+    for each in (b, c):
+        assert health.failed(each, of, Failure.PROMPT, "refused", began=2000.0, now=2000.0).pause
+    shares(balancers, of, 2000.5, 10)
+    for each in (b, c) if is_quiet else (b,):
+        assert health.begin_trial(each, 2002.0)
+        health.succeeded(each, 2002.0)
+    for now in range(2002, 2502, 2):
+        shares(balancers, of, now, 2)
+        health.succeeded(b, now)
+    assert health.of(b) is None
+    others = 2.55 if is_quiet else 3.0  # who is due for its trial counts
+    assert shares(balancers, of, 2502.0)["B"] == pytest.approx(0.55 / (others + 0.55), abs=0.04)
+
+
+@pytest.mark.parametrize("balance", ["hash", "source"])
+def test_requests_without_a_key_spare_who_is_let_in_again(balance: str) -> None:
+    health = Health()
+    health.configure(1, 2.0, ())
+    balancers = Balancers(Busy(), health)
+    of = service("A", "B", policy=ServicePolicy(balance=balance, hash_on="header:x-user", slow_start=10.0))
+    shares(balancers, of, 20.0, 10)
+    b = of.leases[1]
+    health.failed(b, of, Failure.PROMPT, "refused", began=20.0, now=20.0)
+    assert shares(balancers, of, 20.5, 10) == {"A": 1.0}
+    assert health.begin_trial(b, 22.0)
+    health.succeeded(b, 22.0)
+    assert shares(balancers, of, 22.0)["B"] == pytest.approx(0.1 / 1.1, abs=0.04)
+
+
+@pytest.mark.parametrize("balance", ALL)
+def test_retries_spare_who_is_let_in_again(balance: str) -> None:
+    health = Health()
+    health.configure(1, 2.0, ())
+    balancers = Balancers(Busy(), health)
+    of = service("A", "B", policy=slow(balance, 10.0))
+    counts: Counter[str] = Counter()
+
+    def retries(now: float, picks: int) -> None:
+        counts.clear()
+        for number in range(picks):
+            head = RequestHead(b"GET", b"/%d" % number, b"app.example", b"1.1", [])
+            found = balancers.pick(of, now, (), head, True)
+            counts[found.instance_id if found else "-"] += 1
+
+    retries(20.0, 10)
+    b = of.leases[1]
+    health.failed(b, of, Failure.PROMPT, "refused", began=20.0, now=20.0)
+    shares(balancers, of, 20.5, 10)
+    assert health.begin_trial(b, 22.0)
+    health.succeeded(b, 22.0)
+    retries(22.0, 1000)
+    assert counts["B"] == pytest.approx(90, abs=40)
+
+
 def test_an_ejected_one_that_does_not_come_back_is_looked_for_again() -> None:
     health = Health()
     health.configure(1, 2.0, ())
