@@ -229,9 +229,9 @@ class TestReload:
         file.write_text("")
         portero = await start(f"--config={file}")
         await portero.ports()
-        file.write_text('[registration]\naudience = "hush"\n[proxy]\ndefault_service = "a.example"\n')
+        file.write_text('[registration]\naudience = "hush"\n[proxy]\ntrusted_proxies = "10.0.0.0/8"\n')
         portero.process.send_signal(signal.SIGHUP)
-        await portero.said("waiting for a restart: proxy.default_service, registration.audience$")
+        await portero.said("waiting for a restart: proxy.trusted_proxies, registration.audience$")
         assert not any("hush" in line for line in portero.lines)
 
     async def test_a_bad_file_changes_nothing_and_says_why(self, start: Start, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ class TestReload:
     def test_only_keys_that_changed_and_cannot_change_live_wait(self) -> None:
         running = Config()
         read = Config(
-            proxy=Proxy(listen=(Address("", 1),), default_service="x"),
+            proxy=Proxy(listen=(Address("", 1),), upstream_ca_file="x"),
             tls=Tls(min_version="1.3"),
             timeouts=Timeouts(head=1),
             limits=Limits(h2_streams=1),
@@ -268,7 +268,7 @@ class TestReload:
         )
         assert waiting_for_restart(running, read) == [
             "proxy.listen",
-            "proxy.default_service",
+            "proxy.upstream_ca_file",
             "tls.min_version",
             "state_dir",
         ]
