@@ -2,9 +2,9 @@
 
 The rules
 - `include` is a pattern, or a list of them, relative to the folder of the configuration file. What matches is
-  read in the order of its names. A pattern may match nothing, in folders that can be read; a path without a pattern must be there.
-  Such a file has services and routes, and nothing else. What a service names (`users_file`, `page_file`) is relative
-  to the folder of the file that names it.
+  read in the order of its names. A pattern may match nothing, in folders that can be read; a path without a
+  pattern must be there. Such a file has services and routes, and nothing else. What a service names
+  (`users_file`, `page_file`) is relative to the folder of the file that names it.
 - Services of one name are an error, wherever they stand, and so are routes of one host and path: there is no
   last one that wins.
 - The first fault ends it, as `FILE:LINE: service "NAME": KEY: what is wrong`. All or nothing.
