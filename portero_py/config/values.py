@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from portero_py.config.model import Address, Network
 from portero_py.core.acme.names import read_group, read_pattern
+from portero_py.core.names import MAX_NAME
 from portero_py.errors import ConfigError
 
 Reader = Callable[[object], Any]
@@ -232,7 +233,7 @@ def network(value: object) -> Network:
 def service_name(value: object) -> str:
     """A service's host name in lower case, or "" for none."""
     name = text(value).strip().rstrip(".").lower()
-    if name and not _HOST_NAME.fullmatch(name):
+    if name and (len(name) > MAX_NAME or not _HOST_NAME.fullmatch(name)):
         raise BadValueError(f"{shown(value)} is no host name")
     return name
 

@@ -581,3 +581,12 @@ def test_a_listed_file_that_cannot_be_looked_at_has_not_gone(
 def test_a_mark_of_the_order_of_bytes_is_no_fault(tmp_path: Path) -> None:
     config = read(tmp_path, '\ufeffinclude = "services.d/*.toml"\n', a='\ufeff[[service]]\r\nname = "a"\r\n')
     assert [service.name for service in config.services] == ["a"]
+
+
+def test_a_default_service_is_no_longer_than_names_are(tmp_path: Path) -> None:
+    # The registry would refuse it later: at the next start, in the midst of what serves.
+    name = ".".join(["a" * 50] * 5)
+    assert refusal(tmp_path, f'[proxy]\ndefault_service = "{name}"').startswith(
+        "portero.toml:2: proxy.default_service: "
+    )
+    assert read(tmp_path, f'[proxy]\ndefault_service = "{name[:253]}"').proxy.default_service == name[:253]
