@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
     from portero_py.config.model import Config
     from portero_py.config.sources import Environ, Flags
+
+#: A URL with its host, not a host with two slashes further on.
+_BEGINS_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
 
 
 def refuse_flags_before(command: str, flags: Flags) -> None:
@@ -101,7 +105,7 @@ def agent(flags: Flags, environ: Environ, backend: Registration, drain_seconds: 
 def explain(flags: Flags, environ: Environ, asked: str, *, as_json: bool) -> int:
     """Print which route, service and backends a URL reaches; 0 when it would be answered, else 1."""
     try:
-        parts = urlsplit(asked if "//" in asked else f"//{asked}")
+        parts = urlsplit(asked if _BEGINS_URL.match(asked) else f"//{asked}")
     except ValueError as error:  # "//[x"
         raise ConfigError(f"{shown(asked)} is no URL: {error}") from None
     netloc = parts.netloc

@@ -45,11 +45,15 @@ def warnings(config: Config) -> list[str]:
 async def unresolved(config: Config) -> list[str]:
     """The names of backends that cannot be looked up from here, just now."""
     turn = asyncio.Semaphore(_MOST_AT_ONCE)
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + PATIENCE
 
     async def one(name: str) -> str:
         async with turn:
+            if loop.time() >= ends_at:
+                return f"backend {name} was not looked up: there was no time left for it"
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout_at(ends_at):
                     await static.resolve(name)
             except TimeoutError:
                 return f"backend {name} cannot be looked up now: no answer within {PATIENCE:g} s"

@@ -43,6 +43,23 @@ def read_text(path: Path, source: str, most: int = MAX_FILE) -> str:
         raise ConfigError(f"{source}: {path} is not UTF-8 text") from None
 
 
+def require_listed(pattern: str, source: str) -> None:
+    """Raises a `ConfigError` when nothing matches only because a folder cannot be read.
+
+    One that is not there may be meant; one that gives no answer would take all that is in it out of service.
+    """
+    for folder in _listed(pattern):
+        try:
+            os.scandir(folder or ".").close()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise ConfigError(f"{source}: cannot read {folder}: {why}") from None
+        except ValueError:
+            raise ConfigError(f"{source}: {values.shown(folder)} is no path") from None
+
+
 class Seen:
     """The files that a configuration was read from, and the patterns: each as it was just before.
 
@@ -120,6 +137,14 @@ def _matches(pattern: str) -> tuple[str, ...]:
         return tuple(sorted(glob.glob(pattern)))  # noqa: PTH207
     except (OSError, ValueError):  # ValueError: a NUL in it
         return ()
+
+
+def _listed(pattern: str) -> list[str]:
+    """The folders in which the matches of a pattern are looked for, by listing them."""
+    above, name = os.path.split(pattern)
+    is_pattern = glob.has_magic(above)
+    inner = _matches(above) if is_pattern else (above,)
+    return [*(_listed(above) if is_pattern else ()), *(inner if glob.has_magic(name) else ())]
 
 
 def _folders(pattern: str) -> list[str]:

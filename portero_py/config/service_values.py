@@ -84,7 +84,7 @@ def table(readers: Mapping[str, Reader], *required: str) -> Callable[[object], d
 
     def read(value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise BadValueError(f"must be a table of {listed(readers)}, not {shown(value)}")
+            raise BadValueError(f"must be a table of {listed(readers)}, not {values.kind(value)}")
         found = {}
         for key, inner in value.items():
             read_one = readers.get(key)
@@ -231,7 +231,9 @@ def network(value: object) -> str:
 
 def forward_url(value: object) -> str:
     text = values.text(value).strip()
-    if not text.isascii() or not values.is_url(text, "http", "https") or "@" in text or "#" in text:
+    if "@" in text:  # it would be a password
+        raise BadValueError("must be an http:// or https:// address without a name and a password")
+    if not text.isascii() or not values.is_url(text, "http", "https") or "#" in text:
         raise BadValueError(f"{shown(value)} is no http:// or https:// address")
     return text
 
@@ -318,7 +320,9 @@ def _changes(name: Reader) -> Callable[[object], FieldChanges]:
     def pairs(read_one: Callable[[str, object], list[tuple[str, str]]]) -> Reader:
         def read(value: object) -> tuple[tuple[str, str], ...]:
             if not isinstance(value, dict):
-                raise BadValueError(f'must be a table such as {{ "X-Name" = "value" }}, not {shown(value)}')
+                raise BadValueError(
+                    f'must be a table such as {{ "X-Name" = "value" }}, not {values.kind(value)}'
+                )
             found: list[tuple[str, str]] = []
             names: set[str] = set()
             for key, inner in value.items():

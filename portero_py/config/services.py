@@ -2,9 +2,9 @@
 
 The rules
 - `include` is a pattern, or a list of them, relative to the folder of the configuration file. What matches is
-  read in the order of its names. A pattern may match nothing; a path without a pattern must be there. Such a
-  file has services and routes, and nothing else. What a service names (`users_file`, `page_file`) is relative
-  to the folder of the file that names it.
+  read in the order of its names. A pattern may match nothing, in folders that can be read; a path without a
+  pattern must be there. Such a file has services and routes, and nothing else. What a service names
+  (`users_file`, `page_file`) is relative to the folder of the file that names it.
 - Services of one name are an error, wherever they stand, and so are routes of one host and path: there is no
   last one that wins.
 - The first fault ends it, as `FILE:LINE: service "NAME": KEY: what is wrong`. All or nothing.
@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from portero_py.config import service_values as read
 from portero_py.config import values
-from portero_py.config.files import Seen, read_text
+from portero_py.config.files import Seen, read_text, require_listed
 from portero_py.config.model import SERVICE_KEYS, FixedBackend, FixedService
 from portero_py.config.service_values import InnerError, within
 from portero_py.config.toml_file import Place, TomlFile
@@ -111,7 +111,10 @@ def _included(main: TomlFile, seen: Seen) -> list[TomlFile]:
             raise ConfigError(f'{main.where(place)}: include: must be a path such as "services.d/*.toml"')
         whole = os.path.join(folder, text)  # noqa: PTH118
         is_pattern = glob.has_magic(text)
-        for path in seen.matches(whole) if is_pattern else (whole,):
+        found_now = seen.matches(whole) if is_pattern else (whole,)
+        if is_pattern:
+            require_listed(whole, f"{main.where(place)}: include")
+        for path in found_now:
             paths.setdefault(path, not is_pattern)
         if len(paths) > MAX_FILES:
             raise ConfigError(f"{main.where(place)}: include: more than {MAX_FILES} files")
@@ -121,7 +124,7 @@ def _included(main: TomlFile, seen: Seen) -> list[TomlFile]:
         try:
             sheet = TomlFile.read(path, f"{main.where((INCLUDE,))}: include")
         except ConfigError:
-            if must_be_there or os.path.lexists(path):
+            if must_be_there or not _has_gone(path):
                 raise
             continue  # it has gone since it was listed
         length += sheet.size
@@ -135,6 +138,17 @@ def _included(main: TomlFile, seen: Seen) -> list[TomlFile]:
                 )
         found.append(sheet)
     return found
+
+
+def _has_gone(path: str) -> bool:
+    """Whether there is surely no such file: not one that only cannot be looked at."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass  # whoever reads it has said what is wrong
+    return False
 
 
 def _tables(sheet: TomlFile, key: str) -> Sequence[object]:

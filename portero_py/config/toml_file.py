@@ -59,7 +59,8 @@ class TomlFile:
     @classmethod
     def read(cls, path: str, source: str) -> TomlFile:
         """The file at `path`. Raises ConfigError: `source` is what named the file."""
-        return cls(path, read_text(Path(path), source, MAX_TOML))
+        # Some editors begin a file with a mark of its bytes' order.
+        return cls(path, read_text(Path(path), source, MAX_TOML).removeprefix("\ufeff"))
 
     def where(self, place: Sequence[str | int]) -> str:
         """`FILE:LINE` of a place or, when that is not written anywhere, of what would hold it."""

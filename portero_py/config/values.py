@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from portero_py.config.model import Address, Network
 from portero_py.core.acme.names import read_group, read_pattern
+from portero_py.core.names import MAX_NAME
 from portero_py.errors import ConfigError
 
 Reader = Callable[[object], Any]
@@ -99,7 +100,7 @@ def shape_switch(text: str) -> object:
 def text(value: object) -> str:
     """Text without control characters; "" is allowed."""
     if not isinstance(value, str):
-        raise BadValueError(f"must be text, not {_kind(value)}")
+        raise BadValueError(f"must be text, not {kind(value)}")
     if not value.isprintable():
         raise BadValueError("must not hold control characters")
     return value
@@ -187,7 +188,7 @@ def address(value: object) -> Address:
     """`host:port`, `[v6]:port` or `:port`; port 0 lets the system choose."""
     forms = "use host:port, [v6]:port or :port"
     if not isinstance(value, str):
-        raise BadValueError(f"must be an address, not {_kind(value)}: {forms}")
+        raise BadValueError(f"must be an address, not {kind(value)}: {forms}")
     host, colon, port = value.strip().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -215,7 +216,7 @@ def connect_address(value: object) -> Address:
 def network(value: object) -> Network:
     """A network in CIDR notation, or one IP address."""
     if not isinstance(value, str):
-        raise BadValueError(f"must be a network such as 10.0.0.0/8 or fd00::/8, not {_kind(value)}")
+        raise BadValueError(f"must be a network such as 10.0.0.0/8 or fd00::/8, not {kind(value)}")
     try:
         return ip_network(value.strip())
     except ValueError:
@@ -232,7 +233,7 @@ def network(value: object) -> Network:
 def service_name(value: object) -> str:
     """A service's host name in lower case, or "" for none."""
     name = text(value).strip().rstrip(".").lower()
-    if name and not _HOST_NAME.fullmatch(name):
+    if name and (len(name) > MAX_NAME or not _HOST_NAME.fullmatch(name)):
         raise BadValueError(f"{shown(value)} is no host name")
     return name
 
@@ -352,17 +353,8 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-# Private
-
-
-def _is_ip(host: str, version: int) -> bool:
-    try:
-        return ip_address(host).version == version
-    except ValueError:
-        return False
-
-
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
+    """What sort of value it is, where the value itself may be a secret."""
     names = {
         "bool": "true or false",
         "int": "a number",
@@ -371,6 +363,16 @@ def _kind(value: object) -> str:
         "dict": "a table",
     }
     return names.get(type(value).__name__, "text" if isinstance(value, str) else "a date or time")
+
+
+# Private
+
+
+def _is_ip(host: str, version: int) -> bool:
+    try:
+        return ip_address(host).version == version
+    except ValueError:
+        return False
 
 
 def _alternatives(words: tuple[str, ...]) -> str:

@@ -11,6 +11,8 @@ The rules
 - One request at a time: the next one follows the answer (`follow`), or `PATIENCE` when none comes. So there
   are never more readings than answers, however many changes there are.
 - A reading that fails is one too: it is not asked for again before something has changed.
+- Who asked, and was told nothing of what is there, asks for the same again after a pause, which doubles:
+  there may be no memory to tell it in.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ STEP_SECONDS: Final = 0.1
 MOST_STEPS: Final = 20
 #: Seconds that an answer is waited for: a reading of many files takes its time.
 PATIENCE: Final = 60.0
+#: The longest pause before the same is asked for again; the first is that between two looks.
+MAX_PAUSE: Final = 600.0
 _BURST_MS: Final = 200
 _STEP_MS: Final = 50
 
@@ -58,6 +62,10 @@ class FileWatch:
         self._other_files = asyncio.Event()  # than those that are watched
         # the last reading
         self._seen = seen
+        # the last request
+        self._asked: Seen | None = None  # what was there
+        self._pause = rescan_seconds
+        self._again_at = 0.0
 
     def follow(self, seen: Seen) -> None:
         """The configuration has been read, or could not be: this is what was looked at."""
@@ -94,13 +102,22 @@ class FileWatch:
                 break
         if now == self._seen:
             return  # it was read meanwhile, or is as it was
+        loop, is_first = asyncio.get_running_loop(), now != self._asked
+        if is_first:
+            self._asked, self._pause = now, self._rescan_seconds
+        elif loop.time() < self._again_at:
+            return
+        else:
+            self._pause = min(2 * self._pause, MAX_PAUSE)
         self._answered.clear()
         self._ask()
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._answered.wait()
         except TimeoutError:
-            _log.warning("asked for another reading of the configuration, and nobody answered")
+            if is_first:
+                _log.warning("asked for another reading of the configuration, and nobody answered")
+        self._again_at = loop.time() + self._pause
 
     async def _watch(self) -> None:
         """Set `_changed` whenever something happens in one of the folders."""

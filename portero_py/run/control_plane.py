@@ -46,7 +46,7 @@ from portero_py.core.model import API
 from portero_py.core.registry import Registry
 from portero_py.core.routes import Routes
 from portero_py.core.routing_table import RoutingTable
-from portero_py.errors import BadSnapshot, ConfigError, RegistryFull
+from portero_py.errors import BadSnapshot, ConfigError
 from portero_py.feed.feed import Feed
 from portero_py.proxy.downstream.sni import Trial
 from portero_py.proxy.upstream.tls import UpstreamTls
@@ -365,10 +365,8 @@ class ControlPlane:
     async def _begin(self) -> None:
         """From now on the leases here are what counts: also what is on disk."""
         self._has_leases = True
-        try:
-            await self._leases.replace(self._static.source, self._static.begin(self._leases))
-        except RegistryFull as error:
-            _log.error("some backends of the configuration are left out: %s", error)
+        self._static.begin(self._leases)
+        await self._static.grant(self._leases)
         if self._snapshot is not None:
             self._feed.on_table.append(partial(self._tell_snapshot, self._snapshot))
         if self._kept is not None:

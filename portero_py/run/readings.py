@@ -59,13 +59,14 @@ class Readings:
         self._descriptor = os.memfd_create("portero-configuration", os.MFD_CLOEXEC)
 
     def write(self, config: Config, reader: Reader) -> None:
-        """Let this be what is in force. Raises OSError."""
+        """Let this be what is in force. Raises OSError: then what was there before still is."""
         common = pickle.dumps(replace(config, services=(), routes=()), pickle.HIGHEST_PROTOCOL)
         rest = pickle.dumps((config.services, config.routes, reader.seen), pickle.HIGHEST_PROTOCOL)
         reloads = reader.reloads
         checksum = zlib.crc32(rest, zlib.crc32(common))
         head = _HEAD.pack(len(common), len(rest), checksum, reloads.ok, reloads.failed, reloads.succeeded_at)
         view = memoryview(head + common + rest)
+        os.posix_fallocate(self._descriptor, 0, len(view))  # where there is no room, it fails here
         at = 0
         while at < len(view):
             at += os.pwrite(self._descriptor, view[at:], at)

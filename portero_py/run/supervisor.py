@@ -335,12 +335,14 @@ class Supervisor:
         try:
             found = held_signals.unless_stopped(partial(read_again, inherited.config, read))
             read.count(ok=found is not None)
+            if self._is_written(found or inherited.config):
+                inherited.seen = read.seen
+            else:
+                found = None
             if found is not None:
                 inherited.config = found  # what is forked later has it too
                 self._place.configured(found)
                 _log.info("configuration read again")
-            inherited.seen = read.seen
-            inherited.readings.write(inherited.config, read)
         except held_signals.Stopped:
             return
         except Exception:  # a bug: no reason to end what serves
@@ -348,6 +350,17 @@ class Supervisor:
         for child in self._children:
             child.signal(signal.SIGHUP)
         self._notifier.ready(self._summary)
+
+    def _is_written(self, config: Config) -> bool:
+        """Whether all can read it: what only some know is not in force."""
+        try:
+            self._inherited.readings.write(config, self._read)
+        except OSError as error:
+            self._read.count(ok=False)
+            why = os.strerror(error.errno or 0)
+            _log.error("the configuration stays as it was: no memory to tell it to all: %s", why)
+            return False
+        return True
 
     def _replace_hanging(self, now: float) -> None:
         for child in self._children:

@@ -134,6 +134,22 @@ def test_what_was_found_and_what_may_be_a_slip_is_said() -> None:
     ]
 
 
+async def test_all_look_ups_together_have_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def resolve(name: str) -> list[str]:
+        asked.append(name)
+        await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(static, "resolve", resolve)
+    monkeypatch.setattr(changes, "PATIENCE", 0.2)
+    backends = tuple(FixedBackend(Address(f"n{number}.internal", 80)) for number in range(500))
+    said = await changes.unresolved(Config(services=(FixedService("a", backends),)))
+    assert len(said) == 500
+    assert len(asked) <= 50  # the first ones took all of it
+
+
 async def test_names_that_do_not_resolve_now_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     async def resolve(name: str) -> list[str]:
         if name == "slow.internal":

@@ -272,6 +272,9 @@ class TestRegistration:
         assert ended.status == 0
         assert "service app.example, 1 backend(s)\n  instance_id=[::1]:8000" in ended.out
 
+        for asked in ("app.example/a//b", "app.example:8443/?next=https://other.example/", "//app.example//"):
+            assert (await portero("explain", api.url, asked)).status == 0
+
         ended = await portero("deregister", api.url, *BACKEND)
         assert ended.status == 0
         assert api.registry.lease_count == 0

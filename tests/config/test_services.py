@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ AT_A = 'portero.toml:4: service "a.example": '
             SERVICE + 'rate_limit = { requests = 1, key = "header:X-Forwarded-For" }',
             AT_A + "rate_limit.key: X-Forwarded-For is no key: it does not go on to backends as clients ",
         ),
-        (SERVICE + 'sticky = "x"', AT_A + 'sticky: must be a table of cookie or mode, not "x"'),
+        (SERVICE + 'sticky = "x"', AT_A + "sticky: must be a table of cookie or mode, not text"),
         (
             SERVICE + 'sticky = { cookie = "a;b" }',
             AT_A + 'sticky.cookie: must be the name of a cookie, not "a;b"',
@@ -525,3 +526,67 @@ def test_whatever_stands_in_a_service_is_taken_or_refused_in_one_line(
     assert told == "" or told.startswith(f"{file}:")
     assert told == "" or told.isprintable()
     assert len(told) < 1000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'basic_auth = "bob:{HASH}"',
+        f'basic_auth = ["bob:{HASH}"]',
+        'request_headers = "Authorization: hunter2"',
+        'request_headers = { set = ["Authorization: hunter2"] }',
+        'forward_auth = { url = "https://bob:hunter2@auth.example/" }',
+        'forward_auth = "https://bob:hunter2@auth.example/"',
+    ],
+)
+def test_what_may_be_a_secret_is_not_shown(tmp_path: Path, line: str) -> None:
+    said = refusal(tmp_path, f'[[service]]\nname = "a"\n{line}')
+    assert said.startswith('portero.toml:3: service "a": ')
+    assert "hunter2" not in said
+    assert HASH[:10] not in said
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    said = refusal(tmp_path, 'include = ["services.d/*.toml", "loop/*.toml"]')
+    assert said.startswith("portero.toml:1: include: cannot read loop: Too many levels of symbolic links")
+    assert refusal(tmp_path, 'include = "loop/*/a.toml"').startswith("portero.toml:1: include: cannot read ")
+    assert (
+        read(tmp_path, 'include = ["nowhere/*.toml", "nowhere*/*/*.toml", "portero.toml/*"]').services == ()
+    )
+
+
+def test_a_listed_file_that_cannot_be_looked_at_has_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.lstat, os.open
+
+    def refuse(number: int) -> Any:  # a folder that may be listed, and not be entered
+        def ask(path: Any, *rest: Any, **options: Any) -> Any:
+            if str(path).endswith("a.toml"):
+                raise PermissionError(13, "Permission denied")
+            return whole[number](path, *rest, **options)
+
+        return ask
+
+    (tmp_path / "services.d").mkdir()
+    (tmp_path / "services.d" / "a.toml").write_text('[[service]]\nname = "a"')
+    (tmp_path / "portero.toml").write_text('include = "services.d/*.toml"')
+    monkeypatch.setattr(os, "lstat", refuse(0))
+    monkeypatch.setattr(os, "open", refuse(1))
+    with pytest.raises(ConfigError, match="Permission denied"):
+        load({"config": str(tmp_path / "portero.toml")}, {})
+
+
+def test_a_mark_of_the_order_of_bytes_is_no_fault(tmp_path: Path) -> None:
+    config = read(tmp_path, '\ufeffinclude = "services.d/*.toml"\n', a='\ufeff[[service]]\r\nname = "a"\r\n')
+    assert [service.name for service in config.services] == ["a"]
+
+
+def test_a_default_service_is_no_longer_than_names_are(tmp_path: Path) -> None:
+    # The registry would refuse it later: at the next start, in the midst of what serves.
+    name = ".".join(["a" * 50] * 5)
+    assert refusal(tmp_path, f'[proxy]\ndefault_service = "{name}"').startswith(
+        "portero.toml:2: proxy.default_service: "
+    )
+    assert read(tmp_path, f'[proxy]\ndefault_service = "{name[:253]}"').proxy.default_service == name[:253]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -167,6 +168,30 @@ async def test_where_nobody_answers_it_goes_on(
         (tmp_path / "portero.toml").write_text("second")
         await until(lambda: reader.asked >= 2)
         assert "nobody answered" in caplog.text
+
+
+async def test_who_is_told_nothing_new_asks_ever_more_rarely(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watching(tmp_path, rescan_seconds=0.02) as reader:
+        asked_at: list[float] = []
+        former = reader.seen
+
+        def ask() -> None:
+            assert reader.watch is not None
+            asked_at.append(asyncio.get_running_loop().time())
+            reader.watch.follow(former)
+
+        assert reader.watch is not None
+        reader.watch._ask = ask
+        (tmp_path / "portero.toml").write_text("second")
+        await until(lambda: len(asked_at) >= 6)
+        pauses = [later - sooner for sooner, later in itertools.pairwise(asked_at)]
+        assert all(pause >= 0.02 * 2**number for number, pause in enumerate(pauses))
+        (tmp_path / "portero.toml").write_text("third, which is news")
+        asked = len(asked_at)
+        await until(lambda: len(asked_at) > asked)
+        assert caplog.text == ""
 
 
 async def test_folders_that_cannot_be_watched_are_looked_at(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from portero_py.config.sources import load
 from portero_py.errors import ConfigError
 from portero_py.run.live_configuration import read_again, waiting_for_restart, with_live
 from portero_py.run.readings import Reader, Readings
+from tests.own_process import alone
 
 FILE = """
 [limits]
@@ -50,6 +54,25 @@ def test_what_was_read_arrives_whole_and_workers_get_what_they_need(file: Path) 
     assert (reader.reloads.ok, reader.reloads.failed) == (0, 0)
     assert reader.reloads.succeeded_at > 1_600_000_000
     readings.close()
+
+
+@alone
+def test_one_that_does_not_fit_leaves_the_former_in_place() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "portero.toml")
+        file.write_text(FILE)
+        reader, readings = Reader({"config": str(file)}, {}), Readings()
+        config = reader()
+        readings.write(config, reader)
+        file.write_text(FILE + "".join(f'[[service]]\nname = "s{number}"\n' for number in range(5_000)))
+        longer = reader()
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
+        with pytest.raises(OSError, match="File too large"):
+            readings.write(longer, reader)
+        found = readings.whole()
+        assert found is not None
+        assert found[0] == config
 
 
 def test_a_longer_one_and_a_shorter_one_take_its_place(file: Path) -> None:

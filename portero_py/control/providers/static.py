@@ -7,9 +7,13 @@ The rules
   without an answer sooner at first. A look-up that fails changes nothing: the last answer stays, that of the
   process before too. It is said once in the log, and once when it is over.
 - An address that several names of a service have is one backend, on the terms of the first.
+- Resolvers hang, for longer than a look-up may take. So they have threads of their own; names that had no
+  answer last are asked for after the others, and what is known is granted while the rest is waited for.
 - What stays as it is keeps its state, and its connections. What goes takes no new exchange; those that are
   going on finish.
-- `begin` and `configure` wait for nobody: what is not known yet follows from `run`.
+- `begin` waits for nobody, `configure` a moment for names that are new: what they take the place of serves
+  until then. What is not known yet follows from `run`.
+- What does not fit into the registry is left out, and that is said once: the others serve.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
@@ -37,18 +43,24 @@ FIRST_PAUSE: Final = 1.0
 PATIENCE: Final = 10.0
 #: Look-ups at a time.
 MOST_AT_ONCE: Final = 16
+#: Seconds after which answers are granted while other names are still looked up.
+GRANT_SECONDS: Final = 1.0
+#: Seconds for which another configuration waits for the addresses of new names.
+NEW_NAMES_SECONDS: Final = 2.0
 
 #: The addresses of a name. Raises OSError.
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 Sleep = Callable[[asyncio.Event, float], Awaitable[None]]
 
+_threads: Final = ThreadPoolExecutor(MOST_AT_ONCE, "portero-names")
 _log = logging.getLogger(__name__)
 
 
 async def resolve(name: str) -> list[str]:
     """What the system's resolver knows: /etc/hosts, DNS, whatever nsswitch.conf names. Raises OSError."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(name, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    ask = partial(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    found = await loop.run_in_executor(_threads, ask)
     return [str(place[0]) for *_, place in found]
 
 
@@ -73,6 +85,8 @@ class StaticBackends(Provider):
         self._sleep = sleep
         self._answers: dict[str, tuple[str, ...]] = {}  # name -> addresses
         self._failing: set[str] = set()
+        self._is_news = False  # an answer has not been granted yet
+        self._is_full = False
         self._sooner = asyncio.Event()
         # configuration
         self._services: tuple[FixedService, ...] = tuple(services)
@@ -98,25 +112,39 @@ class StaticBackends(Provider):
         default_service: str = "",
     ) -> None:
         """From now on these: their policies and backends are in force together when this returns."""
+        new = [name for name in _names_of(services) if name not in self._answers]
+        if new:
+            try:
+                async with asyncio.timeout(NEW_NAMES_SECONDS):
+                    await self._look_up(new)
+            except TimeoutError:
+                pass  # `run` goes on asking
         self._services = tuple(services)
         names = self._names()
         self._answers = {name: found for name, found in self._answers.items() if name in names}
         self._failing &= names.keys()
-        try:
-            await leases.configure(
-                policies_of(services), routes, default_service, self.source, self._requests()
-            )
-        except RegistryFull as error:
-            _log.error("some backends of the configuration are left out: %s", error)
+        policies = policies_of(services)
+        await self._fitting(
+            leases.configure(policies, routes, default_service, self.source, self._requests())
+        )
         self._sooner.set()
 
+    async def grant(self, leases: Leases) -> None:
+        """Grant what is known of them, and nothing else."""
+        self._is_news = False
+        await self._fitting(leases.replace(self.source, self._requests()))
+
     async def run(self, leases: Leases) -> None:
-        """Grant them all, and look names up. Raises RegistryFull when not all fit."""
+        """Grant them all, and look names up."""
         pause = FIRST_PAUSE
         while True:
             self._sooner.clear()
-            await self._look_up()
-            await leases.replace(self.source, self._requests())
+            async with asyncio.TaskGroup() as tasks:
+                looking = tasks.create_task(self._look_up(self._names()))
+                while not looking.done():
+                    await asyncio.wait([looking], timeout=GRANT_SECONDS)
+                    if self._is_news or looking.done():
+                        await self.grant(leases)
             if self._names().keys() - self._answers.keys():
                 await self._sleep(self._sooner, pause)
                 pause = min(2 * pause, RESOLVE_SECONDS)
@@ -128,14 +156,20 @@ class StaticBackends(Provider):
 
     def _names(self) -> dict[str, list[str]]:
         """Each name that has to be looked up."""
-        return {
-            backend.address.host: []
-            for service in self._services
-            for backend in service.backends
-            if not is_address(backend.address.host)
-        }
+        return _names_of(self._services)
 
-    async def _look_up(self) -> None:
+    async def _fitting(self, granting: Awaitable[None]) -> None:
+        """Say once what did not fit."""
+        try:
+            await granting
+        except RegistryFull as error:
+            if not self._is_full:
+                _log.error("some backends of the configuration are left out: %s", error)
+            self._is_full = True
+        else:
+            self._is_full = False
+
+    async def _look_up(self, names: Iterable[str]) -> None:
         turn = asyncio.Semaphore(MOST_AT_ONCE)
 
         async def one(name: str) -> None:
@@ -143,7 +177,7 @@ class StaticBackends(Provider):
                 await self._look_up_one(name)
 
         async with asyncio.TaskGroup() as tasks:
-            for name in self._names():
+            for name in sorted(names, key=self._failing.__contains__):
                 tasks.create_task(one(name))
 
     async def _look_up_one(self, name: str) -> None:
@@ -159,6 +193,7 @@ class StaticBackends(Provider):
             if name in self._failing:
                 self._failing.discard(name)
                 _log.info("backend %s: found again", name)
+            self._is_news = self._is_news or self._answers.get(name) != found
             self._answers[name] = found
         elif name not in self._failing and name in self._names():
             self._failing.add(name)
@@ -176,7 +211,7 @@ class StaticBackends(Provider):
                 for host in (name,) if is_address(name) else self._answers.get(name, ()):
                     if (host, port) not in taken and len(taken) < MAX_LEASES_PER_SERVICE:
                         taken.add((host, port))
-                        instance_id = "" if is_address(name) else f"{fixed.address}/{host}"
+                        instance_id = str(fixed.address) if is_address(name) else f"{fixed.address}/{host}"
                         found.append(_request(service.name, fixed, host, instance_id))
         return found
 
@@ -193,6 +228,15 @@ def is_address(host: str) -> bool:
 
 
 # Private
+
+
+def _names_of(services: Iterable[FixedService]) -> dict[str, list[str]]:
+    return {
+        backend.address.host: []
+        for service in services
+        for backend in service.backends
+        if not is_address(backend.address.host)
+    }
 
 
 def _request(service: str, fixed: FixedBackend, host: str, instance_id: str) -> LeaseRequest:

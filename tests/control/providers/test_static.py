@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,10 +184,15 @@ class Resolver:
         self.asked: list[str] = []
         self.at_once = self.most_at_once = 0
         self.pauses: list[float] = []
+        self.tell: Callable[[], object] = lambda: None  # called at each question
+        self.hanging: set[str] = set()
         self._turn = asyncio.Semaphore(0)
 
     async def resolve(self, name: str) -> Sequence[str]:
         self.asked.append(name)
+        self.tell()
+        if name in self.hanging:
+            await asyncio.Event().wait()
         self.at_once += 1
         self.most_at_once = max(self.at_once, self.most_at_once)
         await asyncio.sleep(0)
@@ -314,13 +319,80 @@ async def test_look_ups_at_a_time_are_bounded() -> None:
         assert resolver.most_at_once <= 16
 
 
-async def test_another_configuration_is_in_force_at_once_and_new_names_follow() -> None:
+async def test_another_configuration_is_in_force_with_its_new_names() -> None:
     resolver = Resolver(app=["10.0.0.1"], new=["10.0.0.5"])
     async with provided(resolver, fixed("app.internal:80", "10.0.0.9:80")) as (worker, provider, leases):
         await provider.configure((fixed("app.internal:80", "new.internal:80", "10.0.0.8:80"),), leases)
-        assert sorted(worker.addresses("app.example")) == ["10.0.0.1:80", "10.0.0.8:80"]
-        await resolver.turn()
         assert sorted(worker.addresses("app.example")) == ["10.0.0.1:80", "10.0.0.5:80", "10.0.0.8:80"]
+
+
+async def test_no_service_is_without_backends_while_a_name_takes_an_address_place() -> None:
+    resolver = Resolver(app=["10.0.0.5"])
+    async with provided(resolver, fixed("10.0.0.9:80")) as (worker, provider, leases):
+        seen = []
+        resolver.tell = lambda: seen.append(worker.addresses("app.example"))
+        await provider.configure((fixed("app.internal:80"),), leases)
+        assert seen == [["10.0.0.9:80"]]
+        assert worker.addresses("app.example") == ["10.0.0.5:80"]
+
+
+async def test_a_new_name_without_an_answer_keeps_no_configuration_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(static, "NEW_NAMES_SECONDS", 0.01)
+    resolver = Resolver(app=["10.0.0.5"])
+    async with provided(resolver, fixed("10.0.0.9:80")) as (worker, provider, leases):
+        resolver.hanging = {"app.internal"}
+        await provider.configure((fixed("app.internal:80", "10.0.0.8:80"),), leases)
+        assert worker.addresses("app.example") == ["10.0.0.8:80"]
+
+
+async def test_what_is_known_is_granted_while_another_name_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "GRANT_SECONDS", 0.01)
+    resolver = Resolver(good=["10.0.0.1"], slow=["10.0.0.2"])
+    resolver.hanging = {"slow.internal"}
+    feed, worker = Feed(), Worker()
+    feed.subscribe(worker)
+    leases = Leases(Registry(), feed, clock=time.monotonic, count_fault=pytest.fail)
+    provider = StaticBackends(
+        [fixed("slow.internal:80", "good.internal:80")], resolver.resolve, resolver.sleep
+    )
+    await leases.start()
+    running = asyncio.create_task(provider.run(leases))
+    try:
+        await until(lambda: "app.example" in worker.table.services)
+        assert worker.addresses("app.example") == ["10.0.0.1:80"]
+        assert resolver.pauses == []
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await leases.close()
+
+
+async def test_backends_that_do_not_fit_are_left_out_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    resolver = Resolver(app=["10.0.0.1"])
+    async with provided(resolver, fixed("app.internal:80")) as (worker, _, leases):
+        for number in range(999):
+            backend = Backend("10.1.0.1", 1 + number)
+            leases._registry.register(LeaseRequest("app.example", backend, 60), time.monotonic())
+        resolver.answers["app"] = ["10.0.0.1", "10.0.0.2"]
+        for _ in range(3):
+            await resolver.turn()
+        assert worker.addresses("app.example") == ["10.0.0.1:80"]
+        assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == [
+            "some backends of the configuration are left out: app.example is full: 1000 leases"
+        ]
+
+
+async def test_an_address_that_was_a_name_is_called_as_it_is_written_now() -> None:
+    resolver = Resolver(app=["10.0.0.1"])
+    async with provided(resolver, fixed("app.internal:80")) as (worker, provider, leases):
+        await provider.configure((fixed("10.0.0.1:80"),), leases)
+        assert [lease.instance_id for lease in worker.table.services["app.example"].leases] == [
+            "10.0.0.1:80 (static)"
+        ]
 
 
 async def test_the_system_knows_localhost() -> None:
