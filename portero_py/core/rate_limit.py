@@ -52,6 +52,7 @@ class Table:
         self._sets = self._row // _GROUP
         self._own = own * self._row
         self._rows = [worker * self._row for worker in range(workers)]
+        self._others = [row for row in self._rows if row != self._own]
 
     def full_at(self, key: int) -> int:
         """When the bucket of `key` is full again, or 0 when that is not known: it is full."""
@@ -65,6 +66,35 @@ class Table:
                 if full_at > latest:
                     latest = full_at
         return latest
+
+    def take(self, key: int, now: int, lead: int, gap: int) -> int:
+        """`full_at` and `put` in one look, for who has one limit only: charge it `gap`, if it is full again
+        within `lead` from `now`. Returns for how long it has to wait otherwise, else 0.
+        """
+        cells = self._cells
+        group = key % self._sets * _GROUP
+        at = self._own + group
+        keys = _KEYS.unpack_from(self._bytes, at * _WORD)
+        place = -1
+        latest = now
+        if key in keys:
+            place = at + WAYS + keys.index(key)
+            if cells[place] > latest:
+                latest = cells[place]
+        for row in self._others:
+            there = row + group
+            theirs = _KEYS.unpack_from(self._bytes, there * _WORD)
+            if key in theirs:
+                full_at = cells[there + WAYS + theirs.index(key)]
+                if full_at > latest:
+                    latest = full_at
+        if latest - now > lead:
+            return latest - now - lead
+        if place < 0:
+            self.put(key, latest + gap)
+        else:
+            cells[place] = latest + gap
+        return 0
 
     def put(self, key: int, full_at: int) -> None:
         """Say when it is full again."""
@@ -121,6 +151,11 @@ class Limiter:
         hashed = hash((self._salt, key)) or 1  # 0 is nobody's
         return hashed, self._table.full_at(hashed)
 
+    def take(self, key: str | bytes, now: int) -> int:
+        """Charge a request with this key; for how long it has to wait instead, or 0."""
+        hashed = hash((self._salt, key)) or 1  # 0 is nobody's
+        return self._table.take(hashed, now, self._lead, self._gap)
+
     def wait(self, bucket: tuple[int, int], now: int) -> int:
         """For how long a request has to wait for a token; 0 or less: there is one."""
         return bucket[1] - now - self._lead
@@ -137,13 +172,7 @@ def take(limiters: Sequence[Limiter], keys: Sequence[str | bytes], now: int) -> 
     Returns for how many nanoseconds it has to wait, 0: it goes on.
     """
     if len(limiters) == 1:  # as most services have it
-        limiter = limiters[0]
-        bucket = limiter.find(keys[0])
-        wait = limiter.wait(bucket, now)
-        if wait > 0:
-            return wait
-        limiter.charge(bucket, now)
-        return 0
+        return limiters[0].take(keys[0], now)
     buckets = [limiter.find(key) for limiter, key in zip(limiters, keys, strict=True)]
     wait = max([limiter.wait(bucket, now) for limiter, bucket in zip(limiters, buckets, strict=True)])
     if wait > 0:

@@ -73,10 +73,10 @@ class Rules:
         #: Whether the client's address says which backend.
         self.by_client = policy.balance in BY_CLIENT
         self.sticky: Stickiness | None = None
+        self._number = 0  # what is remembered of heads is under it
         self.renew_key()
         self._request_changes = _changes(policy.request_headers, REQUEST_KINDS)
         self._response_changes = _changes(policy.response_headers, RESPONSE_KINDS)
-        self._number = every.next_number()
 
     def close(self, taken_over: Sequence[Gate] = ()) -> None:
         """Exchanges that are under way may still use it, new ones do not; `taken_over` go on elsewhere."""
@@ -93,56 +93,63 @@ class Rules:
     def renew_key(self) -> None:
         """Sign cookies with the key that there is now."""
         sticky = self.policy.sticky
+        self._number = self._every.next_number()
         self.sticky = None if sticky is None else Stickiness(sticky, self._every.sticky_key)
 
     def request_head(self, exchange: Gated, head: RequestHead) -> RequestHead:
         """What the backend is to get: `head` itself, which stays as it is, or another one."""
-        changes = self._request_changes
-        if changes is not None:
-            head = self._changed_request(head, changes)
-        return head if self.sticky is None else self.sticky.request_head(head)
+        lines = head.lines
+        if self._request_changes is None and self.sticky is None:
+            return head
+        if lines is None:
+            return self._changed(head)
+        # It says all that a backend is told beside the request line and Host: so does what follows from it.
+        memory = self._every.request_heads
+        known = memory.get((self._number, lines))
+        if known is None:
+            other = self._changed(head)
+            known = other.fields, lines if other is head else request_lines(other)
+            if len(memory) >= MEMO_SIZE:
+                memory.clear()
+            memory[self._number, lines] = known
+        if known[1] is lines or known[1] == lines:
+            return head
+        other = RequestHead(
+            head.method, head.target, head.authority, head.version, known[0], head.body_length
+        )
+        other.lines = known[1]
+        return other
 
     def response_head(self, exchange: Gated, head: ResponseHead) -> ResponseHead:
         """What the client is to get instead of a backend's `head`, as `request_head`."""
         changes, sticky, lease = self._response_changes, self.sticky, exchange.lease
-        if changes is not None:
-            head = self._changed(head, changes)
-        if sticky is None or lease is None:
+        home, is_secure = "", False
+        if sticky is not None and lease is not None:
+            # Some proxies name what a WebSocket's client asked for.
+            is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) in (b"https", b"wss")
+            home = lease.instance_id
+        elif changes is None:
             return head
-        # Some proxies name what a WebSocket's client asked for.
-        is_secure = exchange.peer.forwarding.scheme(exchange.head.forwarded) in (b"https", b"wss")
-        return sticky.response_head(head, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
-
-    # Private
-
-    def _changed_request(self, head: RequestHead, changes: Changes) -> RequestHead:
-        lines = head.lines
-        if lines is None:
-            return request_with(head, changes.of(head.fields))
-        memory = self._every.request_heads
-        known = memory.get((self._number, lines))
-        if known is not None:
-            other = request_with(head, known[0])
-            other.lines = known[1]
-            return other
-        other = request_with(head, changes.of(head.fields))
-        other.lines = request_lines(other)
-        if len(memory) >= MEMO_SIZE:
-            memory.clear()
-        memory[self._number, lines] = other.fields, other.lines
-        return other
-
-    def _changed(self, head: ResponseHead, changes: Changes) -> ResponseHead:
         memory = self._every.response_heads
-        known = memory.get((self._number, id(head)))
+        key = (self._number, id(head), home, exchange.is_at_home, is_secure)
+        known = memory.get(key)
         if known is not None:
             return known[1]
-        other = response_with(head, changes.of(head.fields))
+        other = head if changes is None else response_with(head, changes.of(head.fields))
+        if sticky is not None and lease is not None:
+            other = sticky.response_head(other, lease, is_at_home=exchange.is_at_home, is_secure=is_secure)
         if head.body_length >= 0 and _size(head.fields) <= MEMO_BLOCK:  # else no parser shares it
             if len(memory) >= MEMO_SIZE:
                 memory.clear()
-            memory[self._number, id(head)] = head, other
+            memory[key] = head, other
         return other
+
+    # Private
+
+    def _changed(self, head: RequestHead) -> RequestHead:
+        if self._request_changes is not None:
+            head = request_with(head, self._request_changes.of(head.fields))
+        return head if self.sticky is None else self.sticky.request_head(head)
 
 
 def _kept(former: Rules | None, part: object) -> Gate | None:
@@ -203,8 +210,8 @@ class AllRules:
         # follow from them. One memory for all services, so that 10,000 of them take no more than one.
         #: By rules and the lines of a head.
         self.request_heads: dict[tuple[int, bytes], tuple[Fields, bytes]] = {}
-        #: By rules and the identity of a head, which is kept alive here.
-        self.response_heads: dict[tuple[int, int], tuple[ResponseHead, ResponseHead]] = {}
+        #: By rules and the identity of a head, which is kept alive here, and what a cookie depends on.
+        self.response_heads: dict[tuple[int, int, str, bool, bool], tuple[ResponseHead, ResponseHead]] = {}
         self._made = 0
         self.comparisons = Comparisons(pools.loop.create_task)
         self._rules: dict[str, Rules] = {}
