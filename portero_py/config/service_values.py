@@ -40,7 +40,7 @@ MAX_NETWORKS: Final = 10_000
 MAX_RATE_LIMITS: Final = 16
 MAX_USERS: Final = 1_000
 MAX_PAGE: Final = 64 << 10
-#: bcrypt's cost: each step doubles the time that a worker's helper spends on one password.
+#: bcrypt's cost: each step doubles the time that a worker's thread spends on one password.
 MAX_COST: Final = 16
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")  # RFC 9110, 5.6.2
