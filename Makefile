@@ -16,7 +16,8 @@ COMPILED_STAMP := $(COMPILED)/.installed
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
 PYTHON ?=
-PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
+# One more than cores: half of the time the tests wait for something.
+PYTEST_WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 2 ? 3 : n > 4 ? 5 : n + 1)))
 PYTEST_ARGS ?=
 CHECKED := portero_py tests benchmarks $(wildcard examples) .ci
 
@@ -45,7 +46,7 @@ test-compiled: $(STAMP) $(COMPILED_STAMP) packages  ## the conformance, smugglin
 # One after the other: each wants the machine for itself. `make test` does not collect tests/slow.
 test-slow: $(STAMP)  ## what takes minutes: a soak, faults under load (PORTERO_CHAOS_SEED, _SECONDS)
 	@SLOW=1 .ci/packages
-	$(BIN)/pytest -n 2 -m minutes tests/e2e $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist worksteal -m minutes tests/e2e $(PYTEST_ARGS)
 	$(BIN)/pytest -n 0 tests/slow $(PYTEST_ARGS)
 
 check: $(STAMP)  ## formatting, lint and types

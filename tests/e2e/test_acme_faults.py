@@ -80,7 +80,17 @@ class Killer:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("step", ["sign-me-up", "order-plz", "authZ", "chalZ", "finalize-order", "certZ"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "order-plz",
+        "finalize-order",
+        *(
+            pytest.param(step, marks=pytest.mark.minutes)
+            for step in ("sign-me-up", "authZ", "chalZ", "certZ")
+        ),
+    ],
+)
 def test_a_crash_at_any_step_goes_on_with_the_same_order(
     site: AcmeSite, front: AcmeFront, step: str, before: bool
 ) -> None:

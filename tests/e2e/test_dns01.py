@@ -213,7 +213,16 @@ def test_the_ca_is_not_told_before_all_servers_have_the_record(
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("step", ["order-plz", "authZ", "chalZ", "finalize-order", "certZ"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "chalZ",
+        *(
+            pytest.param(step, marks=pytest.mark.minutes)
+            for step in ("order-plz", "authZ", "finalize-order", "certZ")
+        ),
+    ],
+)
 def test_a_crash_at_any_step_goes_on_with_the_same_order_and_removes_the_record(
     site: AcmeSite, start_ca: StartCa, bind: NameServer, tmp_path: Path, step: str, before: bool
 ) -> None:

@@ -18,6 +18,8 @@ from tests.e2e.proxy_process import ProxyProcess
 from tests.e2e.waiting import PATIENCE, eventually
 
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
+#: Each takes 20 seconds: two workers have their turn in `make test-slow`.
+ONE_NOW_BOTH_LATER = pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.minutes)])
 DRAIN = "[timeouts]\ndrain = 20\nshutdown = 2\n"
 
 
@@ -59,7 +61,7 @@ def says(proxy: ProxyProcess, line: str) -> Callable[[], bool]:
     return lambda: line in proxy.operator_log()
 
 
-@WORKERS
+@ONE_NOW_BOTH_LATER
 def test_a_stop_ends_a_new_version_that_hangs(workers: str, start_proxy: StartProxy) -> None:
     proxy = start_proxy(flags=("--workers", workers))
     old = proxy.generation
@@ -143,7 +145,7 @@ def test_what_an_old_worker_has_in_flight_counts_after_two_upgrades(
 
 
 @pytest.mark.slow
-@WORKERS
+@ONE_NOW_BOTH_LATER
 def test_a_drain_that_was_made_longer_while_it_ran_is_as_long_after_an_upgrade(
     workers: str, start_proxy: StartProxy, gate: Gate, service: str
 ) -> None:
