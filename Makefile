@@ -24,7 +24,8 @@ CHECKED := portero_py tests benchmarks $(wildcard examples) .ci
 # What reads bytes of the outside world, and so must hold in the compiled build too.
 COMPILED_TESTS := tests/test_compiled.py $(patsubst %,tests/e2e/test_%.py,http1_malformed http1_hostile_backends \
 	http2_malformed http2_floods faults peers replies forwarding websockets prior_knowledge slow_peers lifecycle \
-	churn certificate_reload workers access_log shared_state tickets descriptors abuse ejection frozen queue)
+	churn certificate_reload workers access_log shared_state tickets descriptors abuse ejection frozen queue \
+	balancing gates routes service_bounds)
 
 .PHONY: help demo test test-compiled test-slow compiled check format coverage packages bench bench-quick faults clean
 
