@@ -412,6 +412,30 @@ class UnderMaintenance(NoBackend):
         self.retry_after = retry_after
 
 
+class GoingDown(NoBackend):
+    """This process ends before there was room."""
+
+    reason = "going_down"
+
+
+class AddressRefused(ExchangeError):
+    """The service is not for the client's address."""
+
+    status = 403
+    reason = "address_refused"
+
+
+class TooManyRequests(ExchangeError):
+    """The client, or all of them together, are over a rate limit of the service."""
+
+    status = 429
+    reason = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class Unauthorized(ExchangeError):
     """A name and a password are needed, of `realm` (RFC 9110, 15.5.2)."""
 
@@ -441,35 +465,11 @@ class AuthTimeout(ExchangeError):
     reason = "auth_timeout"
 
 
-class GoingDown(NoBackend):
-    """This process ends before there was room."""
-
-    reason = "going_down"
-
-
 class Misdirected(ExchangeError):
     """The Host is not covered by the certificate that this connection presented (RFC 9110, 15.5.20)."""
 
     status = 421
     reason = "misdirected"
-
-
-class AddressRefused(ExchangeError):
-    """The service is not for the client's address."""
-
-    status = 403
-    reason = "address_refused"
-
-
-class TooManyRequests(ExchangeError):
-    """The client, or all of them together, are over a rate limit of the service."""
-
-    status = 429
-    reason = "rate_limited"
-
-    def __init__(self, message: str, retry_after: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class MethodRefused(ExchangeError):

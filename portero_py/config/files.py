@@ -77,7 +77,7 @@ class Seen:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Seen) and (self._files, self._patterns) == (other._files, other._patterns)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # it changes; typeshed has no word for that
 
     @property
     def paths(self) -> list[str]:
@@ -108,9 +108,9 @@ class Seen:
         """
         paths = set()
         for path in self._files:
-            paths.add(os.path.dirname(path))  # noqa: PTH120
-            if os.path.islink(path):  # noqa: PTH114
-                paths.add(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120
+            paths.add(os.path.dirname(path))  # noqa: PTH120 - text, as it was written
+            if os.path.islink(path):  # noqa: PTH114 - as above
+                paths.add(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120 - as above
         for pattern in self._patterns:
             paths |= set(_folders(pattern))
         found = {}
@@ -126,7 +126,7 @@ class Seen:
 
 def _state(path: str) -> tuple[int, ...] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116
+        found = os.stat(path)  # noqa: PTH116 - text, as it was written
     except (OSError, ValueError):
         return None
     return found.st_mode, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
@@ -134,7 +134,7 @@ def _state(path: str) -> tuple[int, ...] | None:
 
 def _matches(pattern: str) -> tuple[str, ...]:
     try:
-        return tuple(sorted(glob.glob(pattern)))  # noqa: PTH207
+        return tuple(sorted(glob.glob(pattern)))  # noqa: PTH207 - Path.glob takes no absolute pattern
     except (OSError, ValueError):  # ValueError: a NUL in it
         return ()
 
@@ -149,7 +149,7 @@ def _listed(pattern: str) -> list[str]:
 
 def _folders(pattern: str) -> list[str]:
     """The folders in which a match of the pattern may come and go."""
-    above = os.path.dirname(pattern)  # noqa: PTH120
+    above = os.path.dirname(pattern)  # noqa: PTH120 - a pattern is no path
     if glob.has_magic(above):
         return [*_folders(above), *_matches(above)]
     return [above]

@@ -109,7 +109,7 @@ def _included(main: TomlFile, seen: Seen) -> list[TomlFile]:
             raise ConfigError(f"{main.where(place)}: include: {error}") from None
         if not text:
             raise ConfigError(f'{main.where(place)}: include: must be a path such as "services.d/*.toml"')
-        whole = os.path.join(folder, text)  # noqa: PTH118
+        whole = os.path.join(folder, text)  # noqa: PTH118 - likewise
         is_pattern = glob.has_magic(text)
         found_now = seen.matches(whole) if is_pattern else (whole,)
         if is_pattern:
@@ -198,7 +198,7 @@ def _spelt(key: str) -> str:
 
 def _service_readers(sheet: TomlFile, seen: Seen) -> Callable[[object], dict[str, Any]]:
     def text_of(path: str) -> str:
-        whole = os.path.join(os.path.dirname(sheet.path), path)  # noqa: PTH118, PTH120
+        whole = os.path.join(os.path.dirname(sheet.path), path)  # noqa: PTH118, PTH120 - likewise
         seen.file(whole)
         try:
             return read_text(Path(whole), "")

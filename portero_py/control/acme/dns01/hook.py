@@ -151,7 +151,7 @@ def unfit(program: str) -> str:
     """Why a program cannot be called, in words; "" when it can."""
     if shutil.which(program, path=environment(os.environ)["PATH"]):
         return ""
-    return f"{program} {'cannot be run' if os.path.exists(program) else 'is not there'}"  # noqa: PTH110
+    return f"{program} {'cannot be run' if os.path.exists(program) else 'is not there'}"  # noqa: PTH110 - a NUL in it is a no
 
 
 def environment(ours: Mapping[str, str]) -> dict[str, str]:

@@ -127,7 +127,9 @@ class DnsRecords:
                     self.left_behind(certificate, BUSY_SECONDS)  # an order is at it, and removes them itself
                 except AcmeError as error:
                     self._postponed(certificate, error)
-                except Exception:  # a bug: nobody else removes records
+                except (
+                    Exception
+                ):  # a bug, which ends in the log and another attempt: nobody else removes records
                     _log.exception("%s: its DNS records stay for now", certificate)
                     self.left_behind(certificate, MAX_PAUSE)
             waits = [when - self._clock() for when, _ in self._left.values()]
